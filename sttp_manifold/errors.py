@@ -1,0 +1,61 @@
+"""Named errors. Each carries its culprit, so that a caller can act on it without parsing text."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "ConversionError",
+    "OptimizerError",
+    "RankError",
+    "ShapeError",
+    "SpectrumError",
+    "SttpError",
+]
+
+
+class SttpError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ShapeError(SttpError, ValueError):
+    """Modes, cores or tensors whose sizes do not fit together."""
+
+
+class RankError(ShapeError):
+    """A TT rank that its bond cannot carry.
+
+    Attributes:
+        bond: index ``k`` of the bond, ``0 <= k <= D + E``.
+        rank: the rank that was asked for.
+        bound: the largest rank that the bond can carry.
+    """
+
+    def __init__(self, message: str, *, bond: int, rank: int, bound: int) -> None:
+        super().__init__(message)
+        self.bond = bond
+        self.rank = rank
+        self.bound = bound
+
+
+class SpectrumError(SttpError, ValueError):
+    """A spectrum that the chosen spectrum map cannot hold, or an unknown map."""
+
+
+class OptimizerError(SttpError, TypeError):
+    """An optimizer that would take manifold parameters off their manifold, or a flag it cannot honour."""
+
+
+class ConversionError(SttpError, ValueError):
+    """A layer or network that cannot be converted as asked.
+
+    Attributes:
+        layer: qualified name of the layer, empty for the root module.
+    """
+
+    def __init__(self, message: str, *, layer: str = "") -> None:
+        super().__init__(message)
+        self.layer = layer
+
+
+class ConfigError(SttpError, ValueError):
+    """An experiment setting that does not exist or contradicts another one."""
