@@ -1,0 +1,64 @@
+# Every target does its own set-up. A stamp is written only after an install has succeeded, so an
+# interrupted one is taken up again, and a finished one costs nothing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
+RUNS   ?= runs/demo
+
+# Small matrices: more threads than cores to share only add waiting.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs notebooks clean constraints
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The package itself is editable: only a change of its requirements calls for a new install.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "sttp-manifold needs Python 3.10 or later; try make PYTHON=python3.11")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet -c constraints.txt hatchling editables
+	$(PIP) install --quiet --no-build-isolation -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet --no-build-isolation -c constraints.txt -e '.[dev,docs,notebooks,test]'
+	@touch $@
+
+demo: $(VENV)/.installed ## STTP and SVDP, both ways of training, side by side: table, figures, report
+	$(BIN)/sttp compare --out $(RUNS)
+	@echo "The report is $(RUNS)/report.html"
+
+test: $(VENV)/.installed-dev ## every test, the slow ones too
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev ## style, types, and the one-way import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev ## speed against the alternatives, as ratios in one process
+	$(BIN)/python tests/benchmarks/steps.py
+
+docs: $(VENV)/.installed-dev ## the documentation, warnings as errors, into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+notebooks: $(VENV)/.installed-dev ## execute every notebook
+	$(BIN)/python -m pytest -p no:doctest --nbmake --nbmake-timeout=600 notebooks
+
+constraints: ## resolve every requirement anew and pin what came out
+	rm -rf build/pins
+	$(PYTHON) -m venv build/pins
+	build/pins/bin/python -m pip install --quiet hatchling editables
+	build/pins/bin/python -m pip install --quiet -e '.[dev,docs,hf,notebooks,pymanopt,test]' $(PINS)
+	build/pins/bin/python tools/pin.py > build/pins/constraints.txt
+	cp build/pins/constraints.txt constraints.txt
+
+clean: ## remove everything that make made, results under runs/ excepted
+	rm -rf $(VENV) build dist docs/_build htmlcov .coverage .coverage.* \
+	    .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
