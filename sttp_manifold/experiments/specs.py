@@ -1,0 +1,100 @@
+"""What a run is: everything that decides its numbers, and a hash of it.
+
+Two runs with one hash give the same numbers on one machine and one set of versions; the hash is
+what a stopped comparison goes by when it is started again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import ConfigError
+
+__all__ = ["RunSpec", "derived_seed"]
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed in ``[0, 2^63)`` from names and numbers, the same on every machine.
+
+    >>> derived_seed("order", "digits", 0) == derived_seed("order", "digits", 0)
+    True
+    >>> derived_seed("order", "digits", 0) == derived_seed("order", "digits", 1)
+    False
+    """
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Full specification of one run.
+
+    Attributes:
+        task: name of the task.
+        data: version of the task's data, splits and model; raised when they change.
+        method: name of the method.
+        kind: ``dense``, ``svdp`` or ``sttp``: the set of weights.
+        parameterization: ``dense``, ``householder`` or ``riemannian``: how a weight is held.
+        optimizer: ``adam`` or ``sgd``.
+        momentum: of SGD; None for Adam.
+        spectrum: how the singular values are held; None for a dense weight.
+        rank: rank of the initial weight, and of every weight the method can reach unless dense.
+        seed: draws the initial weight and the order of the data.
+        epochs: passes as the task counts them.
+        batch_size: examples in one step; None takes the whole training split.
+        repeats: passes over the training split in one epoch.
+        lr: learning rate at the first step.
+        schedule: ``cosine`` (down to zero over the run) or ``constant``.
+        dtype: ``float32`` or ``float64``.
+        device: ``cpu`` or ``cuda``.
+        purpose: ``compare``, or ``tune``, which never sees the test split.
+    """
+
+    task: str
+    data: int
+    method: str
+    kind: str
+    parameterization: str
+    optimizer: str
+    momentum: float | None
+    spectrum: str | None
+    rank: int
+    seed: int
+    epochs: int
+    batch_size: int | None
+    repeats: int
+    lr: float
+    schedule: str
+    dtype: str
+    device: str
+    purpose: str = "compare"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunSpec:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: a field is missing or unknown.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            odd = sorted(names.symmetric_difference(values))
+            raise ConfigError(f"a specification with missing or unknown fields: {', '.join(odd)}")
+        return cls(**values)
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that stand for the specification."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def label(self) -> str:
+        """A short name for people."""
+        return f"{self.method} rank {self.rank} seed {self.seed}"

@@ -1,0 +1,156 @@
+"""The tasks, and the one place where a new one is registered.
+
+A task is data with fixed splits, a model, a loss and a metric. To add one::
+
+    TASKS.add(Task(
+        name="my-task", summary="…", data=1, load=my_splits, model=my_model,
+        loss=nn.functional.cross_entropy, metric=ACCURACY, score=accuracy,
+        ranks=(4, 8), epochs=20, batch_size=64,
+    ))
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from . import data, models
+from .registry import Registry
+
+__all__ = ["TASKS", "Metric", "Task", "accuracy", "relative_error"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a task is judged by.
+
+    Attributes:
+        name: for tables and axes.
+        unit: for axes, empty for a plain number.
+        higher: whether more is better.
+        log: whether it belongs on a logarithmic axis.
+        spec: how one value is printed.
+    """
+
+    name: str
+    unit: str
+    higher: bool
+    log: bool
+    spec: str
+
+    def show(self, value: float) -> str:
+        """A value as text, without its unit."""
+        return format(value, self.spec)
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether ``a`` beats ``b``."""
+        return a > b if self.higher else a < b
+
+
+ACCURACY = Metric("accuracy", "%", higher=True, log=False, spec=".2f")
+RELATIVE_ERROR = Metric("relative error", "", higher=False, log=True, spec=".2e")
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Percentage of rows whose largest output is at the target."""
+    return 100.0 * (outputs.argmax(dim=-1) == targets).double().mean().item()
+
+
+def relative_error(outputs: Tensor, targets: Tensor) -> float:
+    """Euclidean norm of the error over that of the targets."""
+    return ((outputs - targets).double().norm() / targets.double().norm()).item()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, model, loss and metric, with the defaults of a comparison.
+
+    Attributes:
+        name: what a user types.
+        summary: one line for people.
+        data: version of data, splits and model; raise it when they change, and old records and
+            learning rates no longer pass for new ones.
+        load: gives the splits, from a folder where the task reads one.
+        model: makes the stock model, with torch's own initialization.
+        loss: mean loss of outputs and targets.
+        metric: what the task is judged by.
+        score: the metric of outputs and targets.
+        ranks: ranks to compare by default.
+        epochs: epochs to train by default.
+        batch_size: examples in one step; None takes the whole training split.
+        repeats: passes over the training split in one epoch.
+        dtype: ``float32`` or ``float64``, by default.
+        lrs: the one grid from which every method's learning rate is chosen.
+    """
+
+    name: str
+    summary: str
+    data: int
+    load: Callable[[Path | None], data.Splits]
+    model: Callable[[], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    metric: Metric
+    score: Callable[[Tensor, Tensor], float]
+    ranks: tuple[int, ...]
+    epochs: int
+    batch_size: int | None
+    repeats: int = 1
+    dtype: str = "float32"
+    lrs: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+
+
+TASKS: Registry[Task] = Registry("task")
+
+TASKS.add(
+    Task(
+        name="digits",
+        summary="1,797 images of digits, 8 x 8 (scikit-learn); a 64-128-64-10 network",
+        data=1,
+        load=data.digits,
+        model=models.digits_mlp,
+        loss=nn.functional.cross_entropy,
+        metric=ACCURACY,
+        score=accuracy,
+        ranks=(4, 8),
+        epochs=20,
+        batch_size=64,
+    )
+)
+
+TASKS.add(
+    Task(
+        name="fashion-mnist",
+        summary="70,000 images of clothes, 28 x 28 (IDX files); two convolutions, two linear",
+        data=1,
+        load=data.fashion_mnist,
+        model=models.fashion_convnet,
+        loss=nn.functional.cross_entropy,
+        metric=ACCURACY,
+        score=accuracy,
+        ranks=(4, 8),
+        epochs=3,
+        batch_size=128,
+    )
+)
+
+TASKS.add(
+    Task(
+        name="completion",
+        summary="a 64 x 60 matrix of TT rank 4, recovered from a quarter of its entries",
+        data=1,
+        load=data.completion,
+        model=functools.partial(models.EntryModel, 64, 60),
+        loss=nn.functional.mse_loss,
+        metric=RELATIVE_ERROR,
+        score=relative_error,
+        ranks=(4, 6),
+        epochs=25,
+        batch_size=None,
+        repeats=20,
+        dtype="float64",
+    )
+)
