@@ -1,0 +1,15 @@
+"""Tensor-train algebra: the plan `TTShape`, the value `SpectralTT`, and how a matrix becomes one."""
+
+from sttp_manifold.tt.decompose import orthogonalize, truncate, tt_svd
+from sttp_manifold.tt.shape import SPECTRA, TTShape, prime_factors
+from sttp_manifold.tt.spectral import SpectralTT
+
+__all__ = [
+    "SPECTRA",
+    "SpectralTT",
+    "TTShape",
+    "orthogonalize",
+    "prime_factors",
+    "truncate",
+    "tt_svd",
+]

@@ -1,0 +1,144 @@
+"""Contractions of spectral tensor trains, and the plan of a linear map by its cost.
+
+Every function takes raw cores with any leading batch dimensions: left cores ``(*b, R, n, R')``
+from the outermost inwards, right cores ``(*b, R, m, R')`` from the centre outwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sttp_manifold.tt.shape import TTShape
+
+__all__ = [
+    "left_matrix",
+    "linear_plan",
+    "mirror",
+    "right_matrix",
+    "rows_times_u",
+    "rows_times_ut",
+    "rows_times_v",
+    "rows_times_vt",
+    "times_bond",
+]
+
+Plan = Literal["dense", "lowrank", "cores"]
+
+# Cost of a contraction on a CPU in units of one floating-point operation: a kernel call, an
+# element that a matrix product touches, and an element that is permuted. FLOPs alone choose badly.
+_CALL, _TOUCH, _PERMUTE = 4e5, 8.0, 60.0
+
+
+def left_matrix(cores: Sequence[Tensor]) -> Tensor:
+    """Product of left cores as a matrix, ``(*b, n_1 ... n_D, R_D)``."""
+    product = cores[0].flatten(-3, -2)
+    for core in cores[1:]:
+        rows, rank = product.shape[-2] * core.shape[-2], core.shape[-1]
+        product = (product @ core.flatten(-2)).reshape(*product.shape[:-2], rows, rank)
+    return product
+
+
+def right_matrix(cores: Sequence[Tensor]) -> Tensor:
+    """Product of right cores as a matrix, ``(*b, R_D, m_1 ... m_E)``."""
+    product = cores[-1].flatten(-2)
+    for core in reversed(cores[:-1]):
+        rank, columns = core.shape[-3], core.shape[-2] * product.shape[-1]
+        product = (core.flatten(-3, -2) @ product).reshape(*product.shape[:-2], rank, columns)
+    return product
+
+
+def mirror(cores: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Right cores written like left ones, outermost first, each read from its outer end."""
+    return tuple(core.transpose(-1, -3) for core in reversed(cores))
+
+
+def times_bond(matrix: Tensor, bond: Tensor, batch_dims: int) -> Tensor:
+    """``matrix @ diag(bond)`` or ``matrix @ bond``, for a spectrum or a full bond."""
+    if bond.ndim - batch_dims == 1:
+        return matrix * bond.unsqueeze(-2)
+    return matrix @ bond
+
+
+def rows_times_v(cores: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Core-by-core ``x @ V`` for ``x`` of shape ``(*b, X, d_in)``: ``(*b, X, R_D)``."""
+    lead, count = x.shape[:-2], x.shape[-2]
+    for core in reversed(cores):
+        unfolding = core.flatten(-2).mT
+        x = x.reshape(*lead, -1, unfolding.shape[-2]) @ unfolding
+    return x.reshape(*lead, count, -1)
+
+
+def rows_times_vt(cores: Sequence[Tensor], z: Tensor) -> Tensor:
+    """Core-by-core ``z @ V^T`` for ``z`` of shape ``(*b, X, R_D)``: ``(*b, X, d_in)``."""
+    lead, count = z.shape[:-2], z.shape[-2]
+    for core in cores:
+        z = z.reshape(*lead, -1, core.shape[-3]) @ core.flatten(-2)
+    return z.reshape(*lead, count, -1)
+
+
+def rows_times_u(cores: Sequence[Tensor], y: Tensor) -> Tensor:
+    """Core-by-core ``y @ U`` for ``y`` of shape ``(*b, X, d_out)``: ``(*b, X, R_D)``."""
+    y = y.unsqueeze(-2)
+    for core in cores:
+        unfolding = core.flatten(-3, -2).mT
+        y = y.reshape(*y.shape[:-2], unfolding.shape[-1], -1)
+        y = unfolding.unsqueeze(-3) @ y
+    return y.squeeze(-1)
+
+
+def rows_times_ut(cores: Sequence[Tensor], z: Tensor) -> Tensor:
+    """Core-by-core ``z @ U^T`` for ``z`` of shape ``(*b, X, R_D)``: ``(*b, X, d_out)``."""
+    lead = z.shape[:-1]
+    z = z.unsqueeze(-1)
+    for core in reversed(cores):
+        z = core.flatten(-3, -2).unsqueeze(-3) @ z
+        z = z.reshape(*lead, core.shape[-3], -1)
+    return z.flatten(-2)
+
+
+def _gemm(rows: int, inner: int, columns: int) -> float:
+    touched = rows * inner + inner * columns + rows * columns
+    return 2.0 * rows * inner * columns + _CALL + _TOUCH * touched
+
+
+@lru_cache(maxsize=4096)
+def linear_plan(shape: TTShape, count: int) -> Plan:
+    """Cheapest way to apply ``W`` to ``count`` vectors, by a cost model.
+
+    Args:
+        shape: the plan of the weight; its merged chain is what is contracted.
+        count: how many vectors are multiplied at once.
+
+    Returns:
+        ``"dense"`` (form ``W``), ``"lowrank"`` (form ``U`` and ``V``), or ``"cores"`` (form
+        nothing). The result of the map is the same up to rounding.
+    """
+    merged = shape.merged
+    r = merged.rank
+    form = core_by_core = 0.0
+    size = 1
+    for k, (a, n, b) in enumerate(merged.left_core_shapes):
+        form += _gemm(size, a, n * b) if k else 0.0
+        size *= n
+        core_by_core += _gemm(a * n, b, count * (merged.d_out // size)) + _PERMUTE * count * (
+            a * merged.d_out // (size // n)
+        )
+    size = 1
+    for k, (a, m, b) in enumerate(reversed(merged.right_core_shapes)):
+        form += _gemm(a * m, b, size) if k else 0.0
+        size *= m
+        core_by_core += _gemm(count * merged.d_in // size, m * b, a)
+    low_rank = _gemm(count, merged.d_in, r) + _gemm(count, r, merged.d_out)
+    costs: dict[Plan, float] = {
+        "dense": form + _gemm(merged.d_out, r, merged.d_in) + _gemm(count, merged.d_in, merged.d_out),
+        "lowrank": form + low_rank,
+        "cores": core_by_core,
+    }
+    return min(costs, key=lambda plan: costs[plan])
+
+

@@ -1,0 +1,383 @@
+"""`TTShape`, the static plan: modes, ranks, merged chain, and every count that follows from them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from sttp_manifold.errors import RankError, ShapeError, SpectrumError
+
+__all__ = ["SPECTRA", "TTShape", "check_spectrum", "clip_ranks", "prime_factors"]
+
+SPECTRA = ("identity", "free", "normalized", "bounded", "full")
+"""Names of the spectrum maps; :mod:`sttp_manifold.spectrum` implements them."""
+
+
+def check_spectrum(spectrum: str) -> str:
+    """Return ``spectrum`` if it is one of :data:`SPECTRA`.
+
+    Raises:
+        SpectrumError: for any other name; the message lists the names there are.
+    """
+    if spectrum not in SPECTRA:
+        raise SpectrumError(
+            f"unknown spectrum {spectrum!r}; expected one of {', '.join(SPECTRA)}, "
+            "as in shape.dim(spectrum='free')"
+        )
+    return spectrum
+
+
+def prime_factors(n: int) -> tuple[int, ...]:
+    """Prime factors of ``n`` in ascending order; ``(1,)`` for ``n = 1``.
+
+    Raises:
+        ShapeError: if ``n`` is not a positive integer.
+
+    Example:
+        >>> prime_factors(72)
+        (2, 2, 2, 3, 3)
+    """
+    rest = _size(n, "a size to be factored")
+    factors = []
+    divisor = 2
+    while divisor * divisor <= rest:
+        while rest % divisor == 0:
+            factors.append(divisor)
+            rest //= divisor
+        divisor += 1
+    if rest > 1 or not factors:
+        factors.append(rest)
+    return tuple(factors)
+
+
+def _size(value: object, what: str) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        size = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ShapeError(f"{what} must be a positive integer, got {value!r}") from None
+    if size < 1:
+        raise ShapeError(f"{what} must be a positive integer, got {size}")
+    return size
+
+
+def _modes(values: Iterable[int], what: str) -> tuple[int, ...]:
+    try:
+        modes = tuple(_size(v, f"every mode in {what}") for v in values)
+    except TypeError as error:
+        if isinstance(error, ShapeError):
+            raise
+        raise ShapeError(f"{what} must be a sequence of integers, got {values!r}") from None
+    if not modes:
+        raise ShapeError(f"{what} must hold at least one mode, as in {what}=(3, 4, 2); got none")
+    return modes
+
+
+def clip_ranks(modes: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
+    """Largest admissible ranks that are at most ``wanted``."""
+    ranks = list(wanted)
+    for k, mode in enumerate(modes):
+        ranks[k + 1] = min(ranks[k + 1], ranks[k] * mode)
+    for k in range(len(modes) - 1, -1, -1):
+        ranks[k] = min(ranks[k], ranks[k + 1] * modes[k])
+    return tuple(ranks)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class TTShape:
+    r"""Plan of a spectral tensor train :math:`W = U \operatorname{diag}(s) V^\top`.
+
+    A matrix ``W`` of shape ``(d_out, d_in)`` is read as a tensor of shape
+    ``(n_1, ..., n_D, m_1, ..., m_E)`` (row-major multi-indices). Bond ``k`` between neighbouring
+    modes carries the TT rank ``R_k``; the bond between ``n_D`` and ``m_1`` is the *centre* and
+    carries the spectrum, of length ``r = R_D``. Core ``k`` has shape ``(R_{k-1}, mode_k, R_k)``.
+
+    Everything on a ``TTShape`` speaks of the chain that it names. The chain that is *stored* by
+    weights and manifolds is :attr:`merged`, in which every core whose unfolding is square has been
+    absorbed by its neighbour (such a core carries no information of its own). ``dim`` and
+    ``num_parameters`` are the same for both; ``total_dim`` and ``gauge_dim`` are not, only their
+    difference is.
+
+    Args:
+        out_modes: ``(n_1, ..., n_D)``, positive integers whose product is ``d_out``.
+        in_modes: ``(m_1, ..., m_E)``, positive integers whose product is ``d_in``.
+        rank: one rank for every bond, lowered where a bond cannot carry it.
+        ranks: all ranks ``(1, R_1, ..., R_{D+E-1}, 1)``, taken literally. Give either this or
+            ``rank``.
+
+    Raises:
+        ShapeError: modes or sizes that are empty or not positive integers, or a wrong number of
+            ranks.
+        RankError: an explicit rank that is over what its bond can carry: ``R_k`` is at most
+            ``R_{k-1} * mode_k`` and at most ``mode_{k+1} * R_{k+1}``.
+
+    References:
+        Obukhov et al., *Spectral Tensor Train Parameterization of Deep Learning Layers*, 2021,
+        Sec. 3; Holtz, Rohwedder & Schneider, *On manifolds of tensors of fixed TT-rank*, 2012
+        (dimension and gauge).
+
+    Example:
+        >>> shape = TTShape(out_modes=(3, 4, 2), in_modes=(2, 5, 3), rank=4)
+        >>> shape.ranks
+        (1, 3, 4, 4, 4, 3, 1)
+        >>> shape.merged.out_modes, shape.merged.in_modes
+        ((12, 2), (2, 15))
+        >>> shape.dim("free")
+        108
+    """
+
+    out_modes: tuple[int, ...]
+    in_modes: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+    def __init__(
+        self,
+        out_modes: Iterable[int],
+        in_modes: Iterable[int],
+        rank: int | None = None,
+        *,
+        ranks: Iterable[int] | None = None,
+    ) -> None:
+        out_modes, in_modes = _modes(out_modes, "out_modes"), _modes(in_modes, "in_modes")
+        modes = out_modes + in_modes
+        if (rank is None) == (ranks is None):
+            raise ShapeError(
+                "give either rank=4 (one rank, lowered where a bond cannot carry it) or "
+                f"ranks=(1, ..., 1); got rank={rank!r} and ranks={ranks!r}"
+            )
+        if ranks is None:
+            inner = _size(rank, "rank")
+            chosen = clip_ranks(modes, (1, *[inner] * (len(modes) - 1), 1))
+        else:
+            chosen = tuple(_size(r, "every rank in ranks") for r in ranks)
+            self._check_ranks(modes, chosen)
+        object.__setattr__(self, "out_modes", out_modes)
+        object.__setattr__(self, "in_modes", in_modes)
+        object.__setattr__(self, "ranks", chosen)
+
+    @staticmethod
+    def _check_ranks(modes: tuple[int, ...], ranks: tuple[int, ...]) -> None:
+        if len(ranks) != len(modes) + 1:
+            raise ShapeError(
+                f"{len(modes)} modes {modes} have {len(modes) + 1} ranks, the outer two being 1; "
+                f"got {len(ranks)} ranks {ranks}"
+            )
+        for bond in (0, len(modes)):
+            if ranks[bond] != 1:
+                raise RankError(
+                    f"the outer ranks are 1, got {ranks[bond]} at bond {bond} of ranks {ranks}",
+                    bond=bond,
+                    rank=ranks[bond],
+                    bound=1,
+                )
+        for bond in range(1, len(modes)):
+            left = ranks[bond - 1] * modes[bond - 1]
+            right = ranks[bond + 1] * modes[bond]
+            if ranks[bond] > min(left, right):
+                raise RankError(
+                    f"rank {ranks[bond]} at bond {bond} is over {min(left, right)}, the most that "
+                    f"modes {modes[bond - 1]} and {modes[bond]} with neighbouring ranks "
+                    f"{ranks[bond - 1]} and {ranks[bond + 1]} can carry; rank={max(ranks)} instead "
+                    "of ranks=... lowers ranks where needed",
+                    bond=bond,
+                    rank=ranks[bond],
+                    bound=min(left, right),
+                )
+
+    # -- constructors ---------------------------------------------------------------------------
+
+    @classmethod
+    def for_matrix(cls, d_out: int, d_in: int, rank: int) -> TTShape:
+        """Plan of a ``(d_out, d_in)`` matrix with the prime factors of each side as modes.
+
+        Example:
+            >>> TTShape.for_matrix(64, 64, rank=16).num_parameters("free")
+            1280
+        """
+        return cls(prime_factors(d_out), prime_factors(d_in), rank)
+
+    @classmethod
+    def svd(cls, d_out: int, d_in: int, rank: int) -> TTShape:
+        """Plan of SVDP: one mode on each side, an SVD with orthonormal factors.
+
+        Example:
+            >>> TTShape.svd(64, 64, rank=16).num_parameters("identity")
+            1656
+        """
+        return cls((d_out,), (d_in,), rank)
+
+    @classmethod
+    def for_conv(
+        cls,
+        kernel_shape: Sequence[int],
+        rank: int,
+        kernel: str = "flat",
+        kind: str = "sttp",
+    ) -> TTShape:
+        """Plan of a convolution kernel ``(c_out, c_in, k_1, ...)`` read as ``c_out x (c_in k)``.
+
+        Args:
+            kernel_shape: shape of the kernel tensor, at least ``(c_out, c_in)``.
+            rank: one rank for all bonds, lowered where needed.
+            kernel: ``"flat"`` keeps the product of the kernel sizes as the last mode, as in the
+                published tables; ``"factored"`` uses the prime factors of each kernel size, as in
+                the paper's text.
+            kind: ``"sttp"``, or ``"svdp"`` (also ``"svd"``) for one mode a side.
+
+        Raises:
+            ShapeError: a kernel shape of fewer than two sizes, or an unknown ``kernel`` or
+                ``kind``.
+
+        Example:
+            >>> TTShape.for_conv((16, 8, 3, 3), rank=4).num_parameters("free")
+            116
+        """
+        sizes = tuple(_size(v, "every size in kernel_shape") for v in kernel_shape)
+        if len(sizes) < 2:
+            raise ShapeError(
+                "kernel_shape must be (c_out, c_in, k_1, ...), as in "
+                f"TTShape.for_conv((16, 8, 3, 3), rank=4); got {sizes}"
+            )
+        if kind not in ("sttp", "svdp", "svd"):
+            raise ShapeError(f"kind must be 'sttp' or 'svdp', got {kind!r}")
+        if kernel not in ("flat", "factored"):
+            raise ShapeError(f"kernel must be 'flat' or 'factored', got {kernel!r}")
+        c_out, c_in, *window = sizes
+        if kind != "sttp":
+            return cls.svd(c_out, c_in * math.prod(window), rank)
+        if kernel == "flat":
+            modes = (math.prod(window),)
+        else:
+            modes = tuple(p for size in window for p in prime_factors(size))
+        return cls(prime_factors(c_out), prime_factors(c_in) + tuple(m for m in modes if m > 1), rank)
+
+    # -- sizes ----------------------------------------------------------------------------------
+
+    @property
+    def d_out(self) -> int:
+        """Rows of ``W``, the product of ``out_modes``."""
+        return math.prod(self.out_modes)
+
+    @property
+    def d_in(self) -> int:
+        """Columns of ``W``, the product of ``in_modes``."""
+        return math.prod(self.in_modes)
+
+    @property
+    def rank(self) -> int:
+        """Centre rank ``r``, the length of the spectrum."""
+        return self.ranks[len(self.out_modes)]
+
+    @property
+    def numel(self) -> int:
+        """Elements of the dense weight, ``d_out * d_in``."""
+        return self.d_out * self.d_in
+
+    @property
+    def left_core_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Shapes ``(R_{k-1}, n_k, R_k)`` of the cores of ``U``."""
+        return self.core_shapes[: len(self.out_modes)]
+
+    @property
+    def right_core_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Shapes ``(R_{k-1}, m_k, R_k)`` of the cores of ``V^T``."""
+        return self.core_shapes[len(self.out_modes) :]
+
+    @property
+    def core_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Shapes of all cores of this chain, in its order."""
+        modes = self.out_modes + self.in_modes
+        return tuple(zip(self.ranks[:-1], modes, self.ranks[1:], strict=True))
+
+    @property
+    def frame_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Shapes ``(d, r)`` of the orthonormal frames behind the cores, in the chain's order.
+
+        A left core gives its left unfolding ``(R_{k-1} n_k, R_k)``, a right core the transpose of
+        its right unfolding, ``(m_k R_k, R_{k-1})``.
+        """
+        left = tuple((a * n, b) for a, n, b in self.left_core_shapes)
+        return left + tuple((m * b, a) for a, m, b in self.right_core_shapes)
+
+    @cached_property
+    def merged(self) -> TTShape:
+        """The stored chain: square cores absorbed by their inner neighbour.
+
+        The core next to the centre stays, for its neighbour is the spectrum.
+        """
+        out_modes, out_ranks = _merge(self.out_modes, self.ranks[: len(self.out_modes) + 1])
+        in_modes, in_ranks = _merge(self.in_modes[::-1], self.ranks[len(self.out_modes) :][::-1])
+        return TTShape(out_modes, in_modes[::-1], ranks=out_ranks + in_ranks[:-1][::-1])
+
+    # -- counts ---------------------------------------------------------------------------------
+
+    def spectrum_size(self, spectrum: str = "free") -> int:
+        """Stored coordinates of the spectrum: 0, ``r``, or ``r * r`` for ``"full"``."""
+        check_spectrum(spectrum)
+        return {"identity": 0, "full": self.rank**2}.get(spectrum, self.rank)
+
+    def dim(self, spectrum: str = "free") -> int:
+        r"""Dimension of the set of weights that this plan can hold.
+
+        The manifold of fixed TT rank has
+        :math:`\sum R_{k-1} n_k R_k - \sum_{k=1}^{D+E-1} R_k^2` dimensions (Holtz, Rohwedder &
+        Schneider 2012, Theorem 4.2 and its corollary). A spectrum of ones takes away
+        :math:`r(r+1)/2`, the normalized one its scale.
+        """
+        check_spectrum(spectrum)
+        full = sum(a * n * b for a, n, b in self.core_shapes) - sum(r * r for r in self.ranks[1:-1])
+        lost = {"identity": self.rank * (self.rank + 1) // 2, "normalized": 1}
+        return full - lost.get(spectrum, 0)
+
+    def num_parameters(self, spectrum: str = "free") -> int:
+        """Numbers stored by the Householder chart: ``dim``, and one more for ``"normalized"``.
+
+        The normalized spectrum of [STTP] Sec. 3.4 is redundant by its scale.
+        """
+        return self.dim(spectrum) + (spectrum == "normalized")
+
+    def total_dim(self, spectrum: str = "free") -> int:
+        r"""Dimension of the total space of this chain: Stiefel factors times spectrum.
+
+        :math:`\sum (d_k r_k - r_k(r_k+1)/2)` over the frames, plus :meth:`spectrum_size`.
+        """
+        frames = sum(d * r - r * (r + 1) // 2 for d, r in self.frame_shapes)
+        return frames + self.spectrum_size(spectrum)
+
+    def gauge_dim(self, spectrum: str = "free") -> int:
+        r"""Dimension of the gauge of this chain: ``total_dim - dim``.
+
+        :math:`O(R_k)` acts at every bond but the centre. At the centre it acts once with an
+        identity spectrum, on both sides of a full bond, and the normalized spectrum adds its
+        scale.
+        """
+        check_spectrum(spectrum)
+        orthogonal = [r * (r - 1) // 2 for r in self.ranks]
+        centre = orthogonal.pop(len(self.out_modes))
+        extra = {"identity": centre, "full": 2 * centre, "normalized": 1}
+        return sum(orthogonal) + extra.get(spectrum, 0)
+
+    def __repr__(self) -> str:
+        return f"TTShape(out_modes={self.out_modes}, in_modes={self.in_modes}, ranks={self.ranks})"
+
+    def __str__(self) -> str:
+        out_modes, in_modes = ("·".join(map(str, m)) for m in (self.out_modes, self.in_modes))
+        return f"{out_modes} | {in_modes}, ranks {'-'.join(map(str, self.ranks))}"
+
+
+def _merge(modes: Sequence[int], ranks: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Merge square cores of a half chain, outermost first; ``ranks`` has one more entry."""
+    merged_modes, merged_ranks, mode = [], [ranks[0]], 1
+    for k, size in enumerate(modes):
+        mode *= size
+        is_square = merged_ranks[-1] * mode == ranks[k + 1]
+        if is_square and k < len(modes) - 1:
+            continue
+        merged_modes.append(mode)
+        merged_ranks.append(ranks[k + 1])
+        mode = 1
+    return tuple(merged_modes), tuple(merged_ranks)

@@ -1,0 +1,395 @@
+"""`SpectralTT`, the value: left cores, spectrum, right cores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sttp_manifold.errors import ShapeError
+from sttp_manifold.tt.contract import (
+    left_matrix,
+    linear_plan,
+    mirror,
+    right_matrix,
+    rows_times_u,
+    rows_times_ut,
+    rows_times_v,
+    rows_times_vt,
+    times_bond,
+)
+from sttp_manifold.tt.shape import TTShape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sttp_manifold.tt.contract import Plan
+
+__all__ = ["SpectralTT"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectralTT:
+    r"""A weight :math:`W = U \operatorname{diag}(s) V^\top` held as two orthonormal tensor trains.
+
+    ``U`` is the product of ``left`` cores whose left unfoldings ``(R_{k-1} n_k, R_k)`` have
+    orthonormal columns, ``V^T`` that of ``right`` cores whose right unfoldings
+    ``(R_{k-1}, m_k R_k)`` have orthonormal rows; then ``U`` and ``V`` are orthonormal frames and
+    the singular values of ``W`` are ``|s|`` ([STTP] Prop. 1). The spectrum may also be a *full
+    bond* ``S``, an ``r x r`` matrix: then ``W = U S V^T``.
+
+    The value is frozen and keeps dtype, device and batch dimensions of its tensors; nothing is
+    copied. The orthonormality of the cores is the caller's word: :func:`~sttp_manifold.tt_svd` and
+    :func:`~sttp_manifold.orthogonalize` make values that have it, and
+    :meth:`orthonormality_error` measures it.
+
+    Args:
+        left: cores of ``U``, outermost first.
+        spectrum: ``s`` or the full bond ``S``.
+        right: cores of ``V^T``, from the centre outwards.
+        shape: the user's plan, whose merged chain the cores follow; derived from the cores if
+            absent.
+
+    Shape:
+        - left: ``(*b, R_{k-1}, n_k, R_k)``
+        - spectrum: ``(*b, r)`` or ``(*b, r, r)``
+        - right: ``(*b, R_{k-1}, m_k, R_k)``
+
+    Raises:
+        ShapeError: cores that do not chain, or do not follow ``shape``; mixed dtypes or devices.
+
+    Example:
+        >>> W = torch.arange(12.0, dtype=torch.float64).reshape(4, 3)
+        >>> from sttp_manifold import tt_svd
+        >>> tt = tt_svd(W, TTShape.for_matrix(4, 3, rank=2))
+        >>> bool(torch.allclose(tt.to_matrix(), W))
+        True
+    """
+
+    left: tuple[Tensor, ...]
+    spectrum: Tensor
+    right: tuple[Tensor, ...]
+    shape: TTShape = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "left", tuple(self.left))
+        object.__setattr__(self, "right", tuple(self.right))
+        own = self._shape_of_cores()
+        if self.shape is None:
+            object.__setattr__(self, "shape", own)
+        elif own.merged != self.shape.merged:
+            raise ShapeError(
+                f"cores of shapes {own.core_shapes} do not follow {self.shape!r}, whose stored "
+                f"cores have shapes {self.shape.merged.core_shapes}"
+            )
+
+    def _shape_of_cores(self) -> TTShape:
+        tensors = (*self.left, self.spectrum, *self.right)
+        if not self.left or not self.right:
+            raise ShapeError("a SpectralTT needs at least one core on each side of its spectrum")
+        batch = self.left[0].shape[:-3]
+        for name, cores in (("left", self.left), ("right", self.right)):
+            for k, core in enumerate(cores):
+                if core.ndim < 3 or core.shape[:-3] != batch:
+                    raise ShapeError(
+                        f"{name} core {k} has shape {tuple(core.shape)}; expected "
+                        f"({', '.join(map(str, (*batch, 'R', 'mode')))}, R')"
+                    )
+        kinds = {(t.dtype, t.device) for t in tensors}
+        if len(kinds) > 1:
+            raise ShapeError(f"cores and spectrum must share dtype and device, got {kinds}")
+        r = self.left[-1].shape[-1]
+        if tuple(self.spectrum.shape) not in ((*batch, r), (*batch, r, r)):
+            raise ShapeError(
+                f"spectrum of shape {tuple(self.spectrum.shape)} does not fit a centre rank {r} "
+                f"and batch shape {tuple(batch)}: expected {(*batch, r)} or {(*batch, r, r)}"
+            )
+        cores = (*self.left, *self.right)
+        for k, (a, b) in enumerate(zip(cores[:-1], cores[1:], strict=True), start=1):
+            if a.shape[-1] != b.shape[-3]:
+                raise ShapeError(
+                    f"cores {k} and {k + 1} disagree at bond {k}: {a.shape[-1]} and {b.shape[-3]}"
+                )
+        ranks = (cores[0].shape[-3], *(core.shape[-1] for core in cores))
+        return TTShape(
+            (core.shape[-2] for core in self.left),
+            (core.shape[-2] for core in self.right),
+            ranks=ranks,
+        )
+
+    # -- what it is -----------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Common dtype of cores and spectrum."""
+        return self.spectrum.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Common device of cores and spectrum."""
+        return self.spectrum.device
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Leading batch dimensions ``b``, shared by cores and spectrum."""
+        return self.left[0].shape[:-3]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the spectrum is a full ``r x r`` bond."""
+        return self.spectrum.ndim - len(self.batch_shape) == 2
+
+    @property
+    def bond(self) -> Tensor:
+        """The centre as a matrix ``(*b, r, r)``, diagonal unless the bond is full."""
+        return self.spectrum if self.is_full else torch.diag_embed(self.spectrum)
+
+    def singular_values(self) -> Tensor:
+        """Singular values of ``W``, descending, ``(*b, r)``; the rest of its spectrum is zero."""
+        if self.is_full:
+            return torch.linalg.svdvals(self.spectrum)
+        return self.spectrum.abs().sort(dim=-1, descending=True).values
+
+    def norm(self) -> Tensor:
+        """Frobenius norm of ``W``, ``(*b,)``."""
+        return torch.linalg.vector_norm(self.spectrum, dim=(-2, -1) if self.is_full else -1)
+
+    def frames(self) -> tuple[Tensor, Tensor]:
+        """Orthonormal frames ``U`` of shape ``(*b, d_out, r)`` and ``V``, ``(*b, d_in, r)``."""
+        return left_matrix(self.left), right_matrix(self.right).mT
+
+    def core_frames(self) -> tuple[Tensor, ...]:
+        """Frames ``(*b, d, r)`` behind the cores: left unfoldings, then right ones transposed."""
+        left = tuple(core.flatten(-3, -2) for core in self.left)
+        return left + tuple(core.flatten(-2).mT for core in self.right)
+
+    def orthonormality_error(self) -> Tensor:
+        """Largest entry of ``|Q^T Q - I|`` over all core frames and batches, a scalar."""
+        errors = []
+        for frame in self.core_frames():
+            eye = torch.eye(frame.shape[-1], dtype=self.dtype, device=self.device)
+            errors.append((frame.mT @ frame - eye).abs().amax())
+        return torch.stack(errors).amax()
+
+    # -- what it does ---------------------------------------------------------------------------
+
+    def to_matrix(self) -> Tensor:
+        """The dense weight ``W``, ``(*b, d_out, d_in)``."""
+        scaled = self._times_bond(left_matrix(self.left), self.spectrum)
+        return scaled @ right_matrix(self.right)
+
+    def matvec(self, x: Tensor) -> Tensor:
+        """``W x`` without forming ``W`` unless that is the cheapest way.
+
+        Shape:
+            - x: ``(*b, *n, d_in)`` with any ``n``
+            - output: ``(*b, *n, d_out)``
+
+        Raises:
+            ShapeError: if ``x`` does not end in ``d_in`` or does not start with ``b``.
+        """
+        return self._multiply(x, "matvec", self.shape.d_in)
+
+    def rmatvec(self, y: Tensor) -> Tensor:
+        """``W^T y``, with the roles of the two sides exchanged.
+
+        Shape:
+            - y: ``(*b, *n, d_out)``
+            - output: ``(*b, *n, d_in)``
+
+        Raises:
+            ShapeError: if ``y`` does not end in ``d_out`` or does not start with ``b``.
+        """
+        return self._multiply(y, "rmatvec", self.shape.d_out)
+
+    def _multiply(self, x: Tensor, name: str, size: int) -> Tensor:
+        batch = self.batch_shape
+        if x.ndim < len(batch) + 1 or x.shape[-1] != size or x.shape[: len(batch)] != batch:
+            raise ShapeError(
+                f"{name} of a {self.shape.d_out} x {self.shape.d_in} weight with batch shape "
+                f"{tuple(batch)} takes ({', '.join(map(str, (*batch, '*', size)))}), got "
+                f"{tuple(x.shape)}"
+            )
+        rows = x.reshape(*batch, -1, size)
+        plan = linear_plan(self.shape, rows.shape[-2])
+        multiply = self._rows_times_wt if name == "matvec" else self._rows_times_w
+        product = multiply(rows, plan)
+        return product.reshape(*x.shape[:-1], product.shape[-1])
+
+    def _rows_times_wt(self, rows: Tensor, plan: Plan) -> Tensor:
+        bond = self.spectrum.mT if self.is_full else self.spectrum
+        if plan == "dense":
+            return rows @ self.to_matrix().mT
+        if plan == "lowrank":
+            inner = self._times_bond(rows @ right_matrix(self.right).mT, bond)
+            return inner @ left_matrix(self.left).mT
+        inner = self._times_bond(rows_times_v(self.right, rows), bond)
+        return rows_times_ut(self.left, inner)
+
+    def _rows_times_w(self, rows: Tensor, plan: Plan) -> Tensor:
+        if plan == "dense":
+            return rows @ self.to_matrix()
+        if plan == "lowrank":
+            inner = self._times_bond(rows @ left_matrix(self.left), self.spectrum)
+            return inner @ right_matrix(self.right)
+        inner = self._times_bond(rows_times_u(self.left, rows), self.spectrum)
+        return rows_times_vt(self.right, inner)
+
+    def _times_bond(self, matrix: Tensor, bond: Tensor) -> Tensor:
+        return times_bond(matrix, bond, len(self.batch_shape))
+
+    def entries(self, i: Tensor, j: Tensor) -> Tensor:
+        """``W[i, j]`` for index vectors, without forming ``W``.
+
+        Shape:
+            - i, j: ``(P,)`` integers, ``0 <= i < d_out`` and ``0 <= j < d_in``
+            - output: ``(*b, P)``
+
+        Raises:
+            ShapeError: index vectors of different lengths or out of range.
+        """
+        i, j = torch.as_tensor(i, device=self.device), torch.as_tensor(j, device=self.device)
+        if i.ndim != 1 or i.shape != j.shape or i.is_floating_point() or j.is_floating_point():
+            raise ShapeError(
+                "entries takes two integer vectors of one length, as in tt.entries(i, j); got "
+                f"{i.dtype} {tuple(i.shape)} and {j.dtype} {tuple(j.shape)}"
+            )
+        for name, index, size in (("i", i, self.shape.d_out), ("j", j, self.shape.d_in)):
+            if index.numel() and not (0 <= int(index.min()) and int(index.max()) < size):
+                raise ShapeError(
+                    f"{name} runs from {int(index.min())} to {int(index.max())}, outside "
+                    f"0 <= {name} < {size}"
+                )
+        rows = self._times_bond(_rows(self.left, i), self.spectrum)
+        return (rows * _rows(mirror(self.right), j, reverse=True)).sum(-1)
+
+    # -- other representatives ------------------------------------------------------------------
+
+    def merged(self) -> SpectralTT:
+        """The same weight on the merged chain: square cores absorbed by their inner neighbour."""
+        plan = self.shape.merged
+        if tuple(c.shape[-3:] for c in (*self.left, *self.right)) == plan.core_shapes:
+            return self
+        left = _group(self.left, plan.left_core_shapes)
+        right = _group(self.right, plan.right_core_shapes)
+        return SpectralTT(left, self.spectrum, right, self.shape)
+
+    def distance(self, other: SpectralTT) -> Tensor:
+        r"""Frobenius distance :math:`\|W - W'\|_F` of two weights, ``(*b,)``, never forming them.
+
+        Two values are the same weight when they differ by a gauge; this distance cannot tell them
+        apart. The difference is a chain of ranks ``R + R'``; its triangular factors are swept to
+        the centre by QR, so that small distances are accurate to rounding of the norms.
+
+        Raises:
+            ShapeError: weights of different sizes or modes.
+        """
+        a, b = self.merged(), other.merged()
+        if (a.shape.d_out, a.shape.d_in) != (b.shape.d_out, b.shape.d_in):
+            raise ShapeError(
+                f"distance between a {a.shape.d_out} x {a.shape.d_in} and a "
+                f"{b.shape.d_out} x {b.shape.d_in} weight is not defined"
+            )
+        if (a.shape.out_modes, a.shape.in_modes) == (b.shape.out_modes, b.shape.in_modes):
+            sides = ((a.left, b.left), (mirror(a.right), mirror(b.right)))
+            left, right = (_triangle_of_sum(p, q) for p, q in sides)
+        else:
+            (ua, va), (ub, vb) = a.frames(), b.frames()
+            left, right = (
+                torch.linalg.qr(torch.cat(pair, -1), mode="r").R for pair in ((ua, ub), (va, vb))
+            )
+        ra = a.shape.rank
+        bond = left[..., :ra] @ a.bond @ right[..., :ra].mT
+        bond = bond - left[..., ra:] @ b.bond @ right[..., ra:].mT
+        return torch.linalg.matrix_norm(bond)
+
+    def allclose(self, other: SpectralTT, rtol: float | None = None, atol: float = 0.0) -> bool:
+        """Equality up to gauge: ``distance <= atol + rtol * max(norms)`` in every batch.
+
+        ``rtol`` defaults to ``1e-10`` in float64 and ``1e-5`` in float32.
+        """
+        if rtol is None:
+            rtol = 1e-10 if self.dtype == torch.float64 else 1e-5
+        scale = torch.maximum(self.norm(), other.norm())
+        return bool((self.distance(other) <= atol + rtol * scale).all())
+
+    def to(self, *args: Any, **kwargs: Any) -> SpectralTT:
+        """As :meth:`torch.Tensor.to`, applied to every core and the spectrum."""
+        return self._map(lambda t: t.to(*args, **kwargs))
+
+    def detach(self) -> SpectralTT:
+        """The same value outside of the autograd graph."""
+        return self._map(torch.Tensor.detach)
+
+    def clone(self) -> SpectralTT:
+        """A copy that shares no memory."""
+        return self._map(torch.Tensor.clone)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> SpectralTT:
+        return replace(
+            self,
+            left=tuple(map(function, self.left)),
+            spectrum=function(self.spectrum),
+            right=tuple(map(function, self.right)),
+        )
+
+    def __repr__(self) -> str:
+        batch = f", batch {tuple(self.batch_shape)}" if self.batch_shape else ""
+        bond = ", full bond" if self.is_full else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"SpectralTT({self.shape}{bond}{batch}, {dtype}, {self.device})"
+
+
+def _rows(cores: Sequence[Tensor], index: Tensor, *, reverse: bool = False) -> Tensor:
+    """Rows ``index`` of the product of left cores, ``(*b, P, R)``.
+
+    With ``reverse`` the cores come from the last mode to the first, and the index is still
+    row-major over the modes in their original order.
+    """
+    sizes = [core.shape[-2] for core in cores]
+    digits = torch.unravel_index(index, sizes[::-1] if reverse else sizes)
+    if reverse:
+        digits = digits[::-1]
+    rows = cores[0][..., 0, :, :].index_select(-2, digits[0])
+    for core, digit in zip(cores[1:], digits[1:], strict=True):
+        rows = torch.einsum("...pr,...rps->...ps", rows, core.index_select(-2, digit))
+    return rows
+
+
+def _group(
+    cores: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]]
+) -> tuple[Tensor, ...]:
+    """Contract neighbouring cores until they have ``shapes``."""
+    grouped, rest = [], list(cores)
+    for shape in shapes:
+        core = rest.pop(0)
+        while tuple(core.shape[-3:]) != shape:
+            following = rest.pop(0)
+            size = core.shape[-2] * following.shape[-2]
+            product = core.flatten(-3, -2) @ following.flatten(-2)
+            core = product.reshape(
+                *core.shape[:-2], size, following.shape[-1]
+            )
+        grouped.append(core)
+    return tuple(grouped)
+
+
+def _triangle_of_sum(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Triangular factor of ``[A, B]`` for two products ``A`` and ``B`` of left cores."""
+    triangle = torch.cat((first[0], second[0]), -1).flatten(-3, -2)
+    triangle = torch.linalg.qr(triangle, mode="r").R
+    for a, b in zip(first[1:], second[1:], strict=True):
+        split = a.shape[-3]
+        blocks = (
+            triangle[..., :split] @ a.flatten(-2),
+            triangle[..., split:] @ b.flatten(-2),
+        )
+        parts = [
+            block.unflatten(-1, core.shape[-2:]).flatten(-3, -2)
+            for block, core in zip(blocks, (a, b), strict=True)
+        ]
+        triangle = torch.linalg.qr(torch.cat(parts, -1), mode="r").R
+    return triangle
