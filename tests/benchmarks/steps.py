@@ -1,0 +1,145 @@
+"""Frame maps and optimizer steps against the alternatives: ``make bench``.
+
+Competitors take turns in one process, so that what slows the machine slows all of them; the table
+shows medians, and the median of the ratios within a turn. Ratios carry over to other machines,
+milliseconds do not. This is not a test: it asserts that competitors compute the same, no speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from sttp_manifold import SpectralTTManifold, TTShape
+from sttp_manifold._geoopt import EuclideanStiefel, ManifoldParameter, geoopt
+from sttp_manifold.frames import full_frame, full_size
+from sttp_manifold.optim import RiemannianAdam
+
+Work = Callable[[], object]
+
+FRAMES = [(1, 64, 16), (16, 128, 32), (64, 128, 64), (16, 512, 64), (256, 32, 16)]
+# The convolutions of a small residual network: (kernel, how often).
+LAYERS = [((16, 16, 3, 3), 12), ((32, 32, 3, 3), 12), ((64, 64, 3, 3), 12)]
+
+
+def compare(competitors: dict[str, Work], turns: int) -> list[list[str]]:
+    """Time each competitor once a turn; the first one is what the others are held against."""
+    seconds: dict[str, list[float]] = {name: [] for name in competitors}
+    for turn in range(turns + 2):
+        for name, work in competitors.items():
+            start = time.perf_counter()
+            work()
+            if turn >= 2:  # the first turns fill caches
+                seconds[name].append(time.perf_counter() - start)
+    ours = next(iter(seconds.values()))
+    return [
+        [
+            name,
+            f"{statistics.median(taken) * 1e3:.3f}",
+            f"{statistics.median(t / o for t, o in zip(taken, ours, strict=True)):.2f}x",
+        ]
+        for name, taken in seconds.items()
+    ]
+
+
+def householder_product(parameters: Tensor, d: int, r: int) -> Tensor:
+    """The same frame by `torch.linalg.householder_product`."""
+    split = r * (r - 1) // 2
+    rows, columns = torch.tril_indices(r, r, -1)
+    top = parameters.new_zeros(*parameters.shape[:-1], r, r)
+    top[..., rows, columns] = parameters[..., :split]
+    Y = torch.cat((top, parameters[..., split:].unflatten(-1, (d - r, r))), -2)
+    return torch.linalg.householder_product(Y, 2 / (1 + Y.square().sum(-2)))
+
+
+def frame_work(chart: Callable[..., Tensor], x: Tensor, g: Tensor, backward: bool) -> Work:
+    d, r = g.shape[-2:]
+
+    def work() -> None:
+        if backward:
+            torch.autograd.grad(chart(x, d, r), x, g)
+        else:
+            with torch.no_grad():
+                chart(x, d, r)
+
+    return work
+
+
+def bench_frames(turns: int) -> list[list[str]]:
+    """The full Householder chart, with and without gradient."""
+    rows = []
+    for batch, d, r in FRAMES:
+        x = (torch.randn(batch, full_size(d, r)) / d**0.5).requires_grad_()
+        g = torch.randn(batch, d, r)
+        torch.testing.assert_close(
+            full_frame(x, d, r), householder_product(x, d, r), atol=1e-4, rtol=0
+        )
+        for backward in (False, True):
+            label = f"{batch} x {d} x {r}, forward" + (" + backward" if backward else "")
+            competitors = {
+                "full_frame": frame_work(full_frame, x, g, backward),
+                "torch.linalg.householder_product": frame_work(householder_product, x, g, backward),
+            }
+            rows += [[label, *row] for row in compare(competitors, turns)]
+    return rows
+
+
+def with_gradients(parameters: list[Tensor]) -> list[Tensor]:
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    return parameters
+
+
+def bench_adam(turns: int) -> list[list[str]]:
+    """One step for all weights of a network; geoopt is given the same frames one by one."""
+    manifolds = [
+        SpectralTTManifold(TTShape.for_conv(kernel, rank=16))
+        for kernel, count in LAYERS
+        for _ in range(count)
+    ]
+    points = [manifold.random_parameter() for manifold in manifolds]
+    values = [
+        frame.detach().clone()
+        for manifold, point in zip(manifolds, points, strict=True)
+        for frame in manifold.unpack(point).core_frames()
+    ]
+    one_by_one = [ManifoldParameter(v.clone(), manifold=EuclideanStiefel()) for v in values]
+    canonical = [ManifoldParameter(v.clone(), manifold=geoopt.Stiefel()) for v in values]
+    plain = [torch.nn.Parameter(point.detach().clone()) for point in points]
+    competitors: dict[str, Work] = {
+        "RiemannianAdam": RiemannianAdam(with_gradients(points), lr=1e-3).step,
+        "geoopt RiemannianAdam, EuclideanStiefel": geoopt.optim.RiemannianAdam(
+            with_gradients(one_by_one), lr=1e-3
+        ).step,
+        "geoopt RiemannianAdam, Stiefel()": geoopt.optim.RiemannianAdam(
+            with_gradients(canonical), lr=1e-3
+        ).step,
+        "torch Adam(foreach=True), no constraint": torch.optim.Adam(
+            with_gradients(plain), lr=1e-3, foreach=True
+        ).step,
+    }
+    label = f"step, {len(points)} weights, {len(values)} frames"
+    return [[label, *row] for row in compare(competitors, turns)]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=20, help="times that each competitor runs")
+    parser.add_argument("--threads", type=int, default=1, help="threads that torch may use")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    rows = bench_adam(arguments.turns) + bench_frames(arguments.turns)
+    print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.turns} turns\n")
+    print(tabulate(rows, headers=["what", "who", "median ms", "against ours"], tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()
