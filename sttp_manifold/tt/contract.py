@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from sttp_manifold.tt.shape import TTShape
 
 __all__ = [
+    "left_frame",
     "left_matrix",
     "linear_plan",
     "mirror",
+    "mirrored_frame",
+    "right_frame",
     "right_matrix",
     "rows_times_u",
     "rows_times_ut",
@@ -55,6 +58,21 @@ def right_matrix(cores: Sequence[Tensor]) -> Tensor:
 def mirror(cores: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Right cores written like left ones, outermost first, each read from its outer end."""
     return tuple(core.transpose(-1, -3) for core in reversed(cores))
+
+
+def left_frame(core: Tensor) -> Tensor:
+    """Left unfolding ``(*b, R n, R')`` of a left core."""
+    return core.flatten(-3, -2)
+
+
+def right_frame(core: Tensor) -> Tensor:
+    """Right unfolding of a right core, transposed: ``(*b, m R', R)``."""
+    return core.flatten(-2).mT
+
+
+def mirrored_frame(core: Tensor) -> Tensor:
+    """As :func:`right_frame`, of a right core that :func:`mirror` has turned."""
+    return core.transpose(-3, -2).flatten(-3, -2)
 
 
 def times_bond(matrix: Tensor, bond: Tensor, batch_dims: int) -> Tensor:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.tt.contract import (
+    left_frame,
     left_matrix,
     linear_plan,
     mirror,
+    right_frame,
     right_matrix,
     rows_times_u,
     rows_times_ut,
@@ -163,8 +165,7 @@ class SpectralTT:
 
     def core_frames(self) -> tuple[Tensor, ...]:
         """Frames ``(*b, d, r)`` behind the cores: left unfoldings, then right ones transposed."""
-        left = tuple(core.flatten(-3, -2) for core in self.left)
-        return left + tuple(core.flatten(-2).mT for core in self.right)
+        return (*map(left_frame, self.left), *map(right_frame, self.right))
 
     def orthonormality_error(self) -> Tensor:
         """Largest entry of ``|Q^T Q - I|`` over all core frames and batches, a scalar."""

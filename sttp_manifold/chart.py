@@ -1,0 +1,202 @@
+r"""The non-redundant Householder chart of a whole spectral tensor train.
+
+Reduced frames for every core except the two beside the spectrum, full frames for those two; with
+an identity spectrum the left one of the two is reduced as well ([STTP] Sec. 3.3); with a full
+bond all cores are. The number of parameters is then the dimension of the set of weights, and the
+Jacobian has full rank at generic points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sttp_manifold.errors import ShapeError, SpectrumError
+from sttp_manifold.frames.gauge import push_rotation
+from sttp_manifold.frames.householder import (
+    full_frame,
+    full_reflectors,
+    full_size,
+    reduced_frame,
+    reduced_reflectors,
+    reduced_size,
+)
+from sttp_manifold.spectrum import SpectrumMap
+from sttp_manifold.tt.contract import left_frame, mirror, mirrored_frame
+from sttp_manifold.tt.shape import TTShape
+from sttp_manifold.tt.spectral import SpectralTT
+
+__all__ = ["ChartPoint", "HouseholderChart"]
+
+
+class ChartPoint(NamedTuple):
+    """Coordinates of a weight.
+
+    Attributes:
+        frames: one vector ``(*b, size)`` for each core, in the order of the merged chain.
+        spectrum: coordinates of the spectrum map, ``(*b, *coordinate_shape)``.
+        signs: constant signs ``(*b, r)`` of an identity spectrum (ones for the others), which
+            carry no information but keep the inverse chart well conditioned.
+    """
+
+    frames: tuple[Tensor, ...]
+    spectrum: Tensor
+    signs: Tensor
+
+
+@dataclass(frozen=True)
+class HouseholderChart:
+    """The chart of a plan: coordinates to :class:`~sttp_manifold.SpectralTT` and back.
+
+    Args:
+        shape: the plan; its merged chain is what the chart covers.
+        spectrum: name of the spectrum map.
+        bound: bound of the spectrum map ``"bounded"``.
+
+    References:
+        [STTP] Sec. 3.2-3.3.
+
+    Example:
+        >>> chart = HouseholderChart(TTShape.for_matrix(8, 6, rank=3), "free")
+        >>> sum(chart.frame_sizes) + 3 == chart.shape.num_parameters("free")
+        True
+    """
+
+    shape: TTShape
+    spectrum: str = "free"
+    bound: float = 1.0
+
+    @cached_property
+    def map(self) -> SpectrumMap:
+        """The spectrum map."""
+        return SpectrumMap(self.spectrum, self.shape.rank, self.bound)
+
+    @cached_property
+    def is_full(self) -> tuple[bool, ...]:
+        """For each core of the merged chain, whether its frame is full rather than reduced."""
+        plan = self.shape.merged
+        flags = [False] * len(plan.core_shapes)
+        centre = len(plan.out_modes)
+        if self.spectrum != "full":
+            flags[centre - 1] = self.spectrum != "identity"
+            flags[centre] = True
+        return tuple(flags)
+
+    @cached_property
+    def frame_sizes(self) -> tuple[int, ...]:
+        """Parameters of each core; zero for a constant one."""
+        return tuple(
+            full_size(d, r) if full else reduced_size(d, r)
+            for (d, r), full in zip(self.shape.merged.frame_shapes, self.is_full, strict=True)
+        )
+
+    def decode(self, point: ChartPoint) -> SpectralTT:
+        """Weight of coordinates.
+
+        Args:
+            point: a vector for each core, spectrum coordinates, and signs.
+        """
+        plan = self.shape.merged
+        left: list[Tensor] = []
+        right: list[Tensor] = []
+        for k, (vector, (d, r)) in enumerate(zip(point.frames, plan.frame_shapes, strict=True)):
+            frame = (full_frame if self.is_full[k] else reduced_frame)(vector, d, r)
+            a, mode, b = plan.core_shapes[k]
+            if k < len(plan.out_modes):
+                left.append(frame.unflatten(-2, (a, mode)))
+            else:
+                right.append(frame.mT.unflatten(-1, (mode, b)))
+        s = self.map(point.spectrum)
+        if self.spectrum == "identity":
+            s = point.signs
+        return SpectralTT(tuple(left), s, tuple(right), self.shape)
+
+    def encode(self, tt: SpectralTT, *, project: bool = False) -> ChartPoint:
+        """Coordinates of a weight, exact to rounding and well conditioned.
+
+        Rotations that the reduced charts ask for are pushed towards the centre, signs that the
+        full ones ask for are taken up by the spectrum; ``W`` does not change.
+
+        Args:
+            tt: a weight on the same plan.
+            project: take the nearest weight that the spectrum map can hold.
+
+        Raises:
+            ShapeError: a weight on another plan.
+            SpectrumError: a weight that the spectrum map cannot hold, unless ``project``.
+        """
+        if tt.shape.merged != self.shape.merged:
+            raise ShapeError(
+                f"a weight on {tt.shape!r} cannot be encoded on {self.shape!r}; "
+                "tt_svd(tt.to_matrix(), shape) makes one that can"
+            )
+        tt = self.hold(tt, project=project)
+        left, right = list(tt.left), list(mirror(tt.right))
+        outer_left = [self._reduce(left, k, left_frame) for k in range(len(left) - 1)]
+        outer_right = [self._reduce(right, k, mirrored_frame) for k in range(len(right) - 1)]
+        inner_left, inner_right = left_frame(left[-1]), mirrored_frame(right[-1])
+        s = tt.spectrum
+        signs = torch.ones_like(s) if s.ndim == len(tt.batch_shape) + 1 else s.new_ones(s.shape[:-1])
+        if self.spectrum == "full":
+            left_vector, left_turn = reduced_reflectors(inner_left)
+            right_vector, right_turn = reduced_reflectors(inner_right)
+            s = left_turn.mT @ s @ right_turn
+        elif self.spectrum == "identity":
+            left_vector, turn = reduced_reflectors(inner_left)
+            # W = U' O^T diag(s) V^T: the right frame takes up both.
+            inner_right = (inner_right * s.unsqueeze(-2)) @ turn
+            right_vector, signs = full_reflectors(inner_right)
+        else:
+            left_vector, left_signs = full_reflectors(inner_left)
+            right_vector, right_signs = full_reflectors(inner_right)
+            s = left_signs * s * right_signs
+        return ChartPoint(
+            (*outer_left, left_vector, right_vector, *reversed(outer_right)),
+            # Held already: what remains between s and the map's range is rounding.
+            self.map.inverse(s, project=self.spectrum != "bounded"),
+            signs,
+        )
+
+    @staticmethod
+    def _reduce(cores: list[Tensor], k: int, frame: Callable[[Tensor], Tensor]) -> Tensor:
+        """Reduced parameters of core ``k``, whose rotation goes into core ``k + 1``, in place."""
+        vector, rotation = reduced_reflectors(frame(cores[k]))
+        push_rotation(cores, k, rotation)
+        return vector
+
+    def hold(self, tt: SpectralTT, *, project: bool = False) -> SpectralTT:
+        """The weight on the merged chain with a spectrum in the range of the map.
+
+        Raises:
+            SpectrumError: a weight that the spectrum map cannot hold, unless ``project``.
+        """
+        return hold_spectrum(tt, self.map, project=project)
+
+
+def hold_spectrum(tt: SpectralTT, spectrum: SpectrumMap, *, project: bool = False) -> SpectralTT:
+    """Bring the centre of a weight to the form and range of a spectrum map.
+
+    A full bond becomes a vector by an SVD, or a vector a full bond, as the map asks for.
+
+    Raises:
+        SpectrumError: a weight that the map cannot hold, unless ``project``.
+    """
+    tt = tt.merged()
+    if not bool(torch.isfinite(tt.spectrum).all()):
+        raise SpectrumError("the spectrum has entries that are not finite")
+    if spectrum.name == "full":
+        return SpectralTT(tt.left, tt.bond, tt.right, tt.shape)
+    if tt.is_full:
+        a, s, bt = torch.linalg.svd(tt.spectrum)
+        inner = (bt @ tt.right[0].flatten(-2)).unflatten(-1, tt.right[0].shape[-2:])
+        tt = SpectralTT(
+            (*tt.left[:-1], tt.left[-1] @ a.unsqueeze(-3)), s, (inner, *tt.right[1:]), tt.shape
+        )
+    spectrum.inverse(tt.spectrum, project=project)
+    held = spectrum.nearest(tt.spectrum) if project or spectrum.name == "identity" else tt.spectrum
+    return SpectralTT(tt.left, held, tt.right, tt.shape)

@@ -1,0 +1,208 @@
+r"""Spectrum maps, from stored coordinates to the spectrum ``s``, and spectral penalties.
+
+========== ================== ============================== =====================================
+name       coordinates        spectrum                       notes
+========== ================== ============================== =====================================
+identity   none               ones (up to constant signs)    every singular value is 1
+free       ``r`` numbers      the coordinates                singular values ``|s|``
+normalized ``r`` numbers      ``theta / max |theta|``        Lipschitz 1 ([STTP] Sec. 3.4);
+                                                             redundant by one, its scale
+bounded    ``r`` numbers      ``L theta / sqrt(1+theta^2)``  smooth, ``|s| < L``, not redundant
+full       ``r x r`` numbers  a full bond ``S``              regular where singular values meet
+========== ================== ============================== =====================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sttp_manifold.errors import SpectrumError
+from sttp_manifold.tt.shape import check_spectrum
+
+__all__ = ["PENALTIES", "SpectrumMap", "d_optimal", "divergence", "spectrum_map"]
+
+# Where a spectrum is projected onto the open interval of "bounded", it stays this far inside,
+# relative to the bound: closer to it the map is so flat that training could not leave.
+_MARGIN = 1e-3
+
+
+@dataclass(frozen=True)
+class SpectrumMap:
+    r"""A map from stored coordinates to a spectrum, and its inverse.
+
+    Args:
+        name: one of :data:`sttp_manifold.tt.SPECTRA`.
+        rank: length ``r`` of the spectrum.
+        bound: ``L``, the open bound on ``|s|`` of ``"bounded"``; the other maps have none.
+
+    Raises:
+        SpectrumError: an unknown name, or a bound that is not positive and finite.
+
+    Example:
+        >>> chart = SpectrumMap("bounded", rank=3, bound=2.0)
+        >>> bool(chart(torch.tensor([0.0, 1.0, -50.0])).abs().max() < 2)
+        True
+    """
+
+    name: str
+    rank: int
+    bound: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_spectrum(self.name)
+        if not 0 < self.bound < float("inf"):
+            raise SpectrumError(f"bound must be positive and finite, got {self.bound}")
+
+    @property
+    def coordinate_shape(self) -> tuple[int, ...]:
+        """Shape of the coordinates: ``(0,)``, ``(r,)`` or ``(r, r)``."""
+        if self.name == "full":
+            return (self.rank, self.rank)
+        return (0,) if self.name == "identity" else (self.rank,)
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Spectrum of coordinates.
+
+        Shape:
+            - theta: ``(*b, *coordinate_shape)``
+            - output: ``(*b, r)``, for ``"full"`` ``(*b, r, r)``
+        """
+        if self.name == "identity":
+            return theta.new_ones(*theta.shape[:-1], self.rank)
+        if self.name == "normalized":
+            return theta / theta.abs().amax(-1, keepdim=True).clamp_min(1e-12)
+        if self.name == "bounded":
+            return self.bound * theta * torch.rsqrt(1 + theta.square())
+        return theta
+
+    def inverse(self, spectrum: Tensor, *, project: bool = False) -> Tensor:
+        """Coordinates of a spectrum.
+
+        Args:
+            spectrum: the spectrum; for ``"identity"`` signs are accepted and left to the caller.
+            project: take the nearest spectrum that the map can hold, instead of raising.
+
+        Shape:
+            - spectrum: ``(*b, r)``, for ``"full"`` ``(*b, r, r)``
+            - output: ``(*b, *coordinate_shape)``
+
+        Raises:
+            SpectrumError: a spectrum that the map cannot hold, unless ``project``.
+        """
+        held = self.nearest(spectrum)
+        if not project:
+            self._check(spectrum, held)
+            held = spectrum
+        if self.name == "identity":
+            return spectrum.new_zeros(*spectrum.shape[:-1], 0)
+        if self.name == "bounded":
+            ratio = held / self.bound
+            return ratio * torch.rsqrt((1 - ratio) * (1 + ratio))
+        return held.clone()
+
+    def nearest(self, spectrum: Tensor) -> Tensor:
+        """Nearest spectrum that the map can hold, in the Euclidean norm, signs kept.
+
+        For ``"bounded"``, which is open, the nearest one that stays a thousandth inside.
+        """
+        sign = torch.where(spectrum < 0, -1.0, 1.0).to(spectrum.dtype)
+        if self.name == "identity":
+            return sign
+        if self.name == "normalized":
+            largest = spectrum.abs().argmax(-1, keepdim=True)
+            clipped = spectrum.clamp(-1, 1)
+            return clipped.scatter(-1, largest, sign.gather(-1, largest))
+        if self.name == "bounded":
+            edge = self.bound * (1 - _MARGIN)
+            return spectrum.clamp(-edge, edge)
+        return spectrum
+
+    def initial(
+        self, *batch: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        """Coordinates to start from: a spectrum of ones, or ``L / sqrt 2`` for ``"bounded"``."""
+        if self.name == "full":
+            eye = torch.eye(self.rank, dtype=dtype, device=device)
+            return eye.expand(*batch, self.rank, self.rank).clone()
+        return torch.ones(*batch, *self.coordinate_shape, dtype=dtype, device=device)
+
+    def _check(self, spectrum: Tensor, held: Tensor) -> None:
+        tolerance = 1e-9 if spectrum.dtype == torch.float64 else 1e-4
+        if self.name == "bounded":
+            fits = bool((spectrum.abs() < self.bound).all())
+        else:
+            fits = bool(((spectrum - held).abs() <= tolerance).all())
+        if not fits or not bool(torch.isfinite(spectrum).all()):
+            wanted = {
+                "identity": "singular values of 1",
+                "normalized": "a largest singular value of 1",
+                "bounded": f"singular values below {self.bound}",
+            }.get(self.name, "finite singular values")
+            sizes = spectrum.detach().abs()
+            raise SpectrumError(
+                f"spectrum={self.name!r} holds {wanted}, but this weight has singular values from "
+                f"{float(sizes.min()):.3g} to {float(sizes.max()):.3g}; pass project=True for the "
+                "nearest weight that it can hold, or use spectrum='free'"
+            )
+
+
+def spectrum_map(name: str, rank: int, bound: float = 1.0) -> SpectrumMap:
+    """The map called ``name``; see :class:`SpectrumMap`."""
+    return SpectrumMap(name, rank, bound)
+
+
+def _relative(s: Tensor) -> Tensor:
+    """Singular values over the largest one; a zero spectrum stays zero."""
+    sizes = s.abs()
+    return sizes / sizes.amax(-1, keepdim=True).clamp_min(1e-12)
+
+
+def d_optimal(s: Tensor, eps: float = 1e-6) -> Tensor:
+    r"""D-optimal penalty, :math:`-\tfrac1r \sum_i \log(\sigma_i / \sigma_{max})`.
+
+    The regularizer :math:`-\tfrac12 \log\det(W^\top W)` of Jiang et al., *On Computation and
+    Generalization of GANs under Spectrum Control* (ICLR 2019), of the weight at unit spectral
+    norm, and per singular value: invariant to scale, and zero exactly when all singular values
+    are equal. ``log x`` is taken as :math:`\tfrac12 \log(x^2 + \epsilon^2)`, so that value and
+    gradient are finite at zero.
+
+    Shape:
+        - s: ``(*b, r)``, singular values in any order, with signs or without
+        - output: ``(*b,)``
+    """
+    return -0.5 * torch.log(_relative(s).square() + eps**2).mean(-1)
+
+
+def divergence(s: Tensor, eps: float = 1e-6) -> Tensor:
+    r"""Divergence penalty: how far the spectrum is from a uniform one, as a relative entropy.
+
+    Let :math:`1 = \sigma_1 \ge \dots \ge \sigma_r` be the singular values over the largest one,
+    and ``p`` the density that puts mass :math:`1/(r-1)` on every gap
+    :math:`\Delta_i = \sigma_i - \sigma_{i+1}`. The penalty is the Kullback-Leibler divergence of
+    ``p`` from the uniform density on ``[0, 1]``,
+    :math:`-\tfrac{1}{r-1} \sum_i \log((r-1)\,\Delta_i)`: smallest for evenly spread singular
+    values, large where they crowd. The family (a divergence of the empirical spectrum from a
+    reference) is that of Jiang et al. (ICLR 2019); the reference used here is the uniform one.
+    ``log x`` is taken as :math:`\tfrac12 \log(x^2 + \epsilon^2)`, so that value and gradient are
+    finite where singular values meet. Zero for ``r = 1``.
+
+    Shape:
+        - s: ``(*b, r)``, singular values in any order, with signs or without
+        - output: ``(*b,)``
+    """
+    count = s.shape[-1] - 1
+    if count == 0:
+        return (s * 0).sum(-1)
+    gaps = -_relative(s).sort(dim=-1, descending=True).values.diff(dim=-1)
+    return -0.5 * torch.log((count * gaps).square() + eps**2).mean(-1)
+
+
+PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "d_optimal": d_optimal,
+    "divergence": divergence,
+}
+"""Penalties by name, as :func:`sttp_manifold.nn.spectral_penalty` takes them."""
