@@ -258,7 +258,10 @@ def completion(root: Path | None = None) -> Splits:
     order = torch.randperm(matrix.numel(), generator=generator)
     places = torch.stack((order // matrix.shape[1], order % matrix.shape[1]), dim=1)
     whole = Examples(places, matrix.flatten()[order])
-    train, val, test = (Examples(*parts) for parts in zip(
-        whole.inputs.split((960, 240, 2640)), whole.targets.split((960, 240, 2640)), strict=True
-    ))
+    train, val, test = (
+        Examples(*parts)
+        for parts in zip(
+            whole.inputs.split((960, 240, 2640)), whole.targets.split((960, 240, 2640)), strict=True
+        )
+    )
     return Splits(train, val, test)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from . import data, models
+from . import models
+from .data import Splits, completion, digits, fashion_mnist
 from .registry import Registry
 
 __all__ = ["TASKS", "Metric", "Task", "accuracy", "relative_error"]
@@ -90,7 +91,7 @@ class Task:
     name: str
     summary: str
     data: int
-    load: Callable[[Path | None], data.Splits]
+    load: Callable[[Path | None], Splits]
     model: Callable[[], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
     metric: Metric
@@ -110,7 +111,7 @@ TASKS.add(
         name="digits",
         summary="1,797 images of digits, 8 x 8 (scikit-learn); a 64-128-64-10 network",
         data=1,
-        load=data.digits,
+        load=digits,
         model=models.digits_mlp,
         loss=nn.functional.cross_entropy,
         metric=ACCURACY,
@@ -126,7 +127,7 @@ TASKS.add(
         name="fashion-mnist",
         summary="70,000 images of clothes, 28 x 28 (IDX files); two convolutions, two linear",
         data=1,
-        load=data.fashion_mnist,
+        load=fashion_mnist,
         model=models.fashion_convnet,
         loss=nn.functional.cross_entropy,
         metric=ACCURACY,
@@ -142,7 +143,7 @@ TASKS.add(
         name="completion",
         summary="a 64 x 60 matrix of TT rank 4, recovered from a quarter of its entries",
         data=1,
-        load=data.completion,
+        load=completion,
         model=functools.partial(models.EntryModel, 64, 60),
         loss=nn.functional.mse_loss,
         metric=RELATIVE_ERROR,

@@ -1,0 +1,208 @@
+"""What a comparison says, in sentences made from its records, and no more than they allow."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .records import Record
+from .summary import Row, metric_of, rows, show_spread
+from .tasks import Metric
+
+__all__ = ["conclude"]
+
+_NAMES = {"svdp": "SVDP", "sttp": "STTP", "adam": "Adam", "sgd": "SGD"}
+
+
+def conclude(records: Sequence[Record], note: Mapping[str, Any]) -> list[str]:
+    """Sentences, the reservations first.
+
+    Two methods count as told apart when their means differ by more than the sum of their
+    standard deviations over seeds: a modest test, which the sentences say is all there is.
+    """
+    metric = metric_of(records)
+    table = rows(records)
+    said = _reservations(records, table, note, metric)
+    for rank in dict.fromkeys(row.rank for row in table):
+        here = [row for row in table if row.rank == rank and row.test]
+        if here:
+            said += _best(here, metric)
+            said += _held_two_ways(here, metric)
+            said += _sets(here, metric)
+    said += _times(table)
+    return said
+
+
+def _told_apart(a: Row, b: Row) -> bool:
+    if a.spread is None or b.spread is None:
+        return False
+    return abs(a.mean - b.mean) > a.spread + b.spread
+
+
+def _show(row: Row, metric: Metric) -> str:
+    unit = f" {metric.unit}" if metric.unit else ""
+    return show_spread(metric, list(row.test.values())) + unit
+
+
+def _gap(a: Row, b: Row, metric: Metric) -> str:
+    """How far apart two means are: a difference of percentages, a ratio of errors."""
+    if metric.log:
+        low, high = sorted((a.mean, b.mean))
+        return f"{high / low:.2g} times" if low > 0 else "a value against zero"
+    return f"{metric.show(abs(a.mean - b.mean))} points"
+
+
+def _reservations(
+    records: Sequence[Record], table: Sequence[Row], note: Mapping[str, Any], metric: Metric
+) -> list[str]:
+    said = []
+    missing = len(note["hashes"]) - len(records)
+    if missing:
+        said.append(f"{missing} of the {len(note['hashes'])} runs of this comparison are not done.")
+    for word in ("diverged", "failed"):
+        rows_hit = [row for row in table if getattr(row, word)]
+        if rows_hit:
+            names = ", ".join(
+                f"{row.method} at rank {row.rank} ({getattr(row, word)} of {row.runs})"
+                for row in rows_hit
+            )
+            said.append(f"Some runs {word}: {names}. The numbers of those methods leave them out.")
+    untuned = sorted({row.method for row in table if row.lr_source == "untuned"})
+    if untuned:
+        said.append(
+            f"Learning rates were not tuned for {', '.join(untuned)}: no conclusion about these is "
+            "fair until `sttp compare --tune`."
+        )
+    given = sorted({row.method for row in table if row.lr_source == "given"})
+    if given:
+        said.append(f"Learning rates were given by hand, not tuned, for {', '.join(given)}.")
+    tuned = note["tuned"]
+    edge = [name for name, found in tuned.items() if found["at_edge"]]
+    if edge:
+        said.append(
+            f"The tuned learning rate lies at the edge of the grid for {', '.join(edge)}: a better "
+            "one may lie beyond."
+        )
+    epochs = table[0].epochs
+    other = sorted({found["epochs"] for found in tuned.values()} - {epochs})
+    if other:
+        said.append(
+            f"Learning rates were tuned for {', '.join(map(str, other))} epochs and used for "
+            f"{epochs}."
+        )
+    seeds = {record["spec"]["seed"] for record in records}
+    if len(seeds) < 2:
+        said.append("One seed shows no spread: no two methods are told apart here.")
+    else:
+        said.append(
+            f"The spread is over {len(seeds)} seeds, which draw initial weights and the order of "
+            "data. The data and its splits are one and the same throughout."
+        )
+    values = [row.mean for row in table if row.test]
+    if metric.unit == "%" and values:
+        size = records[0]["examples"]["test"]
+        p = min(max(statistics.fmean(values) / 100, 0.0), 1.0)
+        error = 100 * math.sqrt(p * (1 - p) / size)
+        said.append(
+            f"The test split has {size:,} examples: one is worth {100 / size:.2f} points, and the "
+            f"sampling error of an accuracy near {100 * p:.0f} % is about {error:.1f} points, the "
+            "same for all methods, since they share the split."
+        )
+    return said
+
+
+def _best(here: Sequence[Row], metric: Metric) -> list[str]:
+    ordered = sorted(here, key=lambda row: row.mean, reverse=metric.higher)
+    best, rest = ordered[0], ordered[1:]
+    adjective = "highest" if metric.higher else "lowest"
+    said = (
+        f"Rank {best.rank}: {best.method} has the {adjective} mean test {metric.name}, "
+        f"{_show(best, metric)}"
+    )
+    close = [row.method for row in rest if not _told_apart(best, row)]
+    if not rest:
+        return [said + "; it is the only method that finished."]
+    if close:
+        return [said + f". These seeds do not tell it apart from {', '.join(close)}."]
+    return [said + ", apart from all others by more than the spread over seeds."]
+
+
+def _held_two_ways(here: Sequence[Row], metric: Metric) -> list[str]:
+    """Chart against manifold: the same set of weights and optimizer, held in two ways."""
+    found = {(row.kind, row.optimizer, row.parameterization): row for row in here}
+    said = []
+    for kind, optimizer in dict.fromkeys((row.kind, row.optimizer) for row in here):
+        chart = found.get((kind, optimizer, "householder"))
+        point = found.get((kind, optimizer, "riemannian"))
+        if chart is None or point is None:
+            continue
+        text = (
+            f"Rank {chart.rank}, {_NAMES.get(kind, kind)} by {_NAMES.get(optimizer, optimizer)}: "
+            f"Householder chart {_show(chart, metric)}, Riemannian {_show(point, metric)}; "
+        )
+        if _told_apart(chart, point):
+            ahead = chart if metric.better(chart.mean, point.mean) else point
+            seeds = sorted(set(chart.test) & set(point.test))
+            behind = point if ahead is chart else chart
+            wins = sum(metric.better(ahead.test[s], behind.test[s]) for s in seeds)
+            text += (
+                f"{'the chart' if ahead is chart else 'the Riemannian one'} is ahead by "
+                f"{_gap(chart, point, metric)}, on {wins} of {len(seeds)} seeds."
+            )
+        else:
+            text += "these seeds do not tell them apart."
+        said.append(text)
+    return said
+
+
+def _sets(here: Sequence[Row], metric: Metric) -> list[str]:
+    """Best of each set of weights, since sets differ in size."""
+    best: dict[str, Row] = {}
+    for row in here:
+        if row.kind not in best or metric.better(row.mean, best[row.kind].mean):
+            best[row.kind] = row
+    said = []
+    for small, large in (("svdp", "dense"), ("sttp", "dense"), ("sttp", "svdp")):
+        if small not in best or large not in best:
+            continue
+        a, b = best[small], best[large]
+        if not a.dimension or not b.dimension:
+            continue
+        name, other = _NAMES.get(small, small), _NAMES.get(large, large)
+        text = (
+            f"Rank {a.rank}: {name} has {100 * a.dimension / b.dimension:.0f} % of the degrees of "
+            f"freedom of {other}; "
+        )
+        if not _told_apart(a, b):
+            text += f"the best method of each ({a.method}, {b.method}) are not told apart."
+        else:
+            word = "better" if metric.better(a.mean, b.mean) else "worse"
+            text += f"its best method ({a.method}) is {word} than {b.method} by "
+            text += _gap(a, b, metric) + "."
+        said.append(text)
+    return said
+
+
+def _times(table: Sequence[Row]) -> list[str]:
+    """Training time of an epoch against dense, at the largest rank."""
+    rank = max(row.rank for row in table)
+    here = [row for row in table if row.rank == rank and row.seconds]
+    dense = [row.epoch_seconds for row in here if row.kind == "dense"]
+    others: dict[tuple[str, str], list[float]] = {}
+    for row in here:
+        if row.kind != "dense":
+            others.setdefault((row.kind, row.parameterization), []).append(row.epoch_seconds)
+    if not dense or not others:
+        return []
+    base = statistics.median(dense)
+    words = {"householder": "chart", "riemannian": "Riemannian"}
+    parts = [
+        f"{_NAMES.get(kind, kind)} {words.get(held, held)} {statistics.median(times) / base:.1f}"
+        for (kind, held), times in others.items()
+    ]
+    return [
+        f"Training time of an epoch at rank {rank}, in multiples of dense: {', '.join(parts)}. "
+        "Weights this small are no measure of speed; runs shared the machine."
+    ]

@@ -1,0 +1,267 @@
+"""Tables of a comparison, and what they say in plain words. Both read records only."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .records import Record
+from .tasks import Metric
+
+__all__ = ["Row", "metric_of", "rows", "show_spread", "to_csv", "to_markdown"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one rank, over its seeds.
+
+    Attributes:
+        method: name of the method.
+        kind: ``dense``, ``svdp`` or ``sttp``.
+        parameterization: how the weights were held.
+        optimizer: ``adam`` or ``sgd``.
+        rank: rank of the common initial weights.
+        lr: learning rate.
+        lr_source: ``tuned``, ``given`` or ``untuned``.
+        test: test metric by seed.
+        val: validation metric by seed, in the same order.
+        seconds: training time by seed, evaluation left out.
+        epochs: epochs of each run.
+        stored: numbers trained in the compressed weights.
+        dimension: dimension of the set of weights.
+        dense: elements of the same weights when dense.
+        diverged: runs that diverged.
+        failed: runs that failed.
+    """
+
+    method: str
+    kind: str
+    parameterization: str
+    optimizer: str
+    rank: int
+    lr: float
+    lr_source: str
+    test: dict[int, float]
+    val: dict[int, float]
+    seconds: dict[int, float]
+    epochs: int
+    stored: int | None
+    dimension: int | None
+    dense: int | None
+    diverged: int
+    failed: int
+
+    @property
+    def runs(self) -> int:
+        """Number of runs, finished or not."""
+        return len(self.test) + self.diverged + self.failed
+
+    @property
+    def mean(self) -> float:
+        """Mean test metric; not a number when no run finished."""
+        return statistics.fmean(self.test.values()) if self.test else math.nan
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the test metric over seeds; None for fewer than two."""
+        return statistics.stdev(self.test.values()) if len(self.test) > 1 else None
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Median time of an epoch."""
+        if not self.seconds:
+            return math.nan
+        return statistics.median(self.seconds.values()) / self.epochs
+
+
+def metric_of(records: Sequence[Record]) -> Metric:
+    """The metric that the records were judged by."""
+    values = records[0]["metric"]
+    return Metric(values["name"], values["unit"], values["higher"], values["log"], values["spec"])
+
+
+def rows(records: Sequence[Record]) -> list[Row]:
+    """Rows in the order of rank, then of the records."""
+    groups: dict[tuple[int, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["spec"]["rank"], record["spec"]["method"]), []).append(record)
+    table = []
+    for rank, method in sorted(groups, key=lambda key: key[0]):
+        group = groups[rank, method]
+        spec = group[0]["spec"]
+        ok = [record for record in group if record["status"] == "ok"]
+
+        def first(name: str, group: list[Record] = group) -> Any:
+            return next((r[name] for r in group if r[name] is not None), None)
+
+        table.append(
+            Row(
+                method=method,
+                kind=spec["kind"],
+                parameterization=spec["parameterization"],
+                optimizer=spec["optimizer"],
+                rank=rank,
+                lr=spec["lr"],
+                lr_source=group[0]["lr_source"],
+                test={r["spec"]["seed"]: r["test_metric"] for r in ok},
+                val={r["spec"]["seed"]: r["val_metric"] for r in ok},
+                seconds={r["spec"]["seed"]: r["curves"]["seconds"][-1] for r in ok},
+                epochs=spec["epochs"],
+                stored=first("stored_parameters"),
+                dimension=first("dimension"),
+                dense=first("dense_elements"),
+                diverged=sum(r["status"] == "diverged" for r in group),
+                failed=sum(r["status"] == "failed" for r in group),
+            )
+        )
+    return table
+
+
+def show_spread(metric: Metric, values: Sequence[float]) -> str:
+    """Mean and standard deviation as text; one value alone has no spread."""
+    if not values:
+        return "-"
+    text = metric.show(statistics.fmean(values))
+    if len(values) > 1:
+        text += f" ± {metric.show(statistics.stdev(values))}"
+    return text
+
+
+def header(metric: Metric) -> list[str]:
+    """Titles of :func:`cells`."""
+    unit = f" ({metric.unit})" if metric.unit else ""
+    return [
+        "rank",
+        "method",
+        f"test {metric.name}{unit}",
+        f"val {metric.name}{unit}",
+        "stored",
+        "dimension",
+        "of dense",
+        "lr",
+        "train s",
+        "seeds",
+        "notes",
+    ]
+
+
+def cells(row: Row, metric: Metric) -> list[str]:
+    """A row as text."""
+    notes = []
+    if row.diverged:
+        notes.append(f"{row.diverged} diverged")
+    if row.failed:
+        notes.append(f"{row.failed} failed")
+    if row.lr_source != "tuned":
+        notes.append(f"lr {row.lr_source}")
+    share = "-"
+    if row.stored is not None and row.dense:
+        share = f"{100 * row.stored / row.dense:.1f} %"
+    return [
+        str(row.rank),
+        row.method,
+        show_spread(metric, list(row.test.values())),
+        show_spread(metric, list(row.val.values())),
+        "-" if row.stored is None else f"{row.stored:,}",
+        "-" if row.dimension is None else f"{row.dimension:,}",
+        share,
+        f"{row.lr:g}",
+        "-" if not row.seconds else f"{statistics.fmean(row.seconds.values()):.2f}",
+        str(len(row.test)),
+        ", ".join(notes),
+    ]
+
+
+def to_markdown(table: Sequence[Row], metric: Metric) -> str:
+    """The table for people, in GitHub's Markdown."""
+    titles = header(metric)
+    body = [cells(row, metric) for row in table]
+    widths = [
+        max(len(titles[k]), *(len(line[k]) for line in body)) if body else len(titles[k])
+        for k in range(len(titles))
+    ]
+    left = {1, len(titles) - 1}
+
+    def line(texts: Sequence[str]) -> str:
+        padded = (
+            text.ljust(width) if k in left else text.rjust(width)
+            for k, (text, width) in enumerate(zip(texts, widths, strict=True))
+        )
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ("-" * width if k in left else "-" * (width - 1) + ":" for k, width in enumerate(widths))
+    lines = [line(titles), "| " + " | ".join(rule) + " |", *(line(texts) for texts in body)]
+    note = (
+        f"Mean ± standard deviation over seeds; {metric.name}: "
+        f"{'higher' if metric.higher else 'lower'} is better. Stored, dimension and dense count "
+        "the weight matrices, not the biases. Dense methods start at the rank given and are free "
+        "to leave it. Train s leaves evaluation out."
+    )
+    return "\n".join(lines) + f"\n\n{note}\n"
+
+
+def to_csv(table: Sequence[Row]) -> str:
+    """The table for programs: plain numbers, empty where there is none."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [
+            "rank",
+            "method",
+            "kind",
+            "parameterization",
+            "optimizer",
+            "lr",
+            "lr_source",
+            "test_mean",
+            "test_std",
+            "test_min",
+            "test_max",
+            "val_mean",
+            "val_std",
+            "stored_parameters",
+            "dimension",
+            "dense_elements",
+            "train_seconds_mean",
+            "epochs",
+            "runs",
+            "ok",
+            "diverged",
+            "failed",
+        ]
+    )
+    for row in table:
+        test, val = list(row.test.values()), list(row.val.values())
+        seconds = list(row.seconds.values())
+        writer.writerow(
+            [
+                row.rank,
+                row.method,
+                row.kind,
+                row.parameterization,
+                row.optimizer,
+                row.lr,
+                row.lr_source,
+                statistics.fmean(test) if test else "",
+                statistics.stdev(test) if len(test) > 1 else "",
+                min(test, default=""),
+                max(test, default=""),
+                statistics.fmean(val) if val else "",
+                statistics.stdev(val) if len(val) > 1 else "",
+                row.stored,
+                row.dimension,
+                row.dense,
+                statistics.fmean(seconds) if seconds else "",
+                row.epochs,
+                row.runs,
+                len(test),
+                row.diverged,
+                row.failed,
+            ]
+        )
+    return out.getvalue()

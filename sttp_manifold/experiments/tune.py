@@ -1,0 +1,131 @@
+"""Learning rates: one grid for all methods, judged on the validation split, kept with the task.
+
+Equal learning rates would be unfair: a step of one length in a chart, on a manifold and in the
+dense weight are three different steps, and Riemannian Adam scales a whole frame by one number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .files import write_text
+from .records import Record
+from .tasks import Task
+
+__all__ = ["TUNING_SEEDS", "best_rate", "load_tuned", "save_tuned", "tuned_path"]
+
+# Far from the seeds that anyone reports.
+TUNING_SEEDS = (1000, 1001)
+
+_FOLDER = Path(__file__).with_name("tuned")
+_SCHEMA = 1
+
+
+def tuned_path(task: str, given: Path | None = None) -> Path:
+    """Where a task's learning rates are kept: with the package, unless a file is given."""
+    return given or _FOLDER / f"{task}.json"
+
+
+def load_tuned(task: Task, given: Path | None = None) -> dict[str, dict[str, Any]]:
+    """What was found for each method of a task; nothing for data that has changed since.
+
+    Raises:
+        ConfigError: the file that was given is not there, or is no such file.
+    """
+    path = tuned_path(task.name, given)
+    if not path.exists():
+        if given is not None:
+            raise ConfigError(f"no tuned rates in {path}; make them with `sttp compare --tune`")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != _SCHEMA:
+            raise ValueError(f"schema {content['schema']}, expected {_SCHEMA}")
+        if content["task"] != task.name:
+            raise ValueError(f"rates of the task {content['task']!r}, expected {task.name!r}")
+        methods: dict[str, dict[str, Any]] = content["methods"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no file of tuned rates: {error}") from error
+    return methods if content["data"] == task.data else {}
+
+
+def save_tuned(task: Task, found: dict[str, dict[str, Any]], given: Path | None = None) -> Path:
+    """Keep what was found; methods that were not tuned this time keep what they had.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    path = tuned_path(task.name, given)
+    before = load_tuned(task, given) if path.exists() else {}
+    content = {
+        "schema": _SCHEMA,
+        "task": task.name,
+        "data": task.data,
+        "methods": {**before, **found},
+    }
+    try:
+        write_text(path, json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path} ({error}); name another file with --tuned-file"
+        ) from error
+    return path
+
+
+def _mean(values: Sequence[float], log: bool) -> float:
+    if log:
+        return math.exp(statistics.fmean(math.log(max(v, 1e-300)) for v in values))
+    return statistics.fmean(values)
+
+
+def best_rate(task: Task, records: Iterable[Record]) -> dict[str, Any] | None:
+    """The best learning rate in the tuning records of one method, and how it was found.
+
+    Best is the best metric on the validation split after the last epoch, averaged over ranks and
+    tuning seeds (geometrically where the metric is logarithmic); the lower validation loss breaks
+    a tie. A rate at which a run did not finish is out; None when that is all of them.
+    """
+    by_lr: dict[float, list[Record]] = {}
+    for record in records:
+        by_lr.setdefault(record["spec"]["lr"], []).append(record)
+    grid: list[dict[str, Any]] = []
+    for lr in sorted(by_lr):
+        group = by_lr[lr]
+        ok = [record for record in group if record["status"] == "ok"]
+        entry: dict[str, Any] = {"lr": lr, "runs": len(group), "unfinished": len(group) - len(ok)}
+        if ok:
+            values = [record["val_metric"] for record in ok]
+            losses = [record["curves"]["val_loss"][-1] for record in ok]
+            entry["val_metric"] = float(f"{_mean(values, task.metric.log):.7g}")
+            entry["val_loss"] = float(f"{statistics.fmean(losses):.7g}")
+        grid.append(entry)
+    whole = [entry for entry in grid if not entry["unfinished"]]
+    if not whole:
+        return None
+    first = next(iter(by_lr.values()))[0]
+    sign = -1.0 if task.metric.higher else 1.0
+    best = min(whole, key=lambda entry: (sign * entry["val_metric"], entry["val_loss"]))
+    everything = [record for group in by_lr.values() for record in group]
+    return {
+        "lr": best["lr"],
+        # The optimum may lie beyond: a reader should know.
+        "at_edge": best["lr"] in (grid[0]["lr"], grid[-1]["lr"]),
+        "chosen_by": f"{task.metric.name} on the validation split after the last epoch",
+        "grid": grid,
+        "ranks": sorted({record["spec"]["rank"] for record in everything}),
+        "seeds": sorted({record["spec"]["seed"] for record in everything}),
+        "epochs": first["spec"]["epochs"],
+        "batch_size": first["spec"]["batch_size"],
+        "schedule": first["spec"]["schedule"],
+        "dtype": first["spec"]["dtype"],
+        "device": first["device"],
+        "versions": first["versions"],
+        "when": datetime.now(timezone.utc).date().isoformat(),
+    }
