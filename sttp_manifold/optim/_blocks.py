@@ -1,0 +1,313 @@
+"""Parameters sorted by the way they move, and their frames laid together into batches.
+
+A parameter is *plain* (torch moves it), *framed* (a :class:`SpectralTTManifold` point or a
+Euclidean Stiefel frame, moved here in batches), or *generic* (any other geoopt manifold, moved by
+that manifold's own methods, one parameter at a time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ManifoldTensor
+from sttp_manifold.errors import OptimizerError
+
+__all__ = [
+    "Batch",
+    "Layout",
+    "SparseGradientError",
+    "check_dense",
+    "compress_scalars",
+    "decay_gradient",
+    "effective_gradient",
+    "frame_views",
+    "full_precision",
+    "is_framed",
+    "is_riemannian",
+    "project",
+    "project_",
+    "scalar_views",
+    "scalars_shape",
+    "spectrum_slice",
+]
+
+
+class SparseGradientError(OptimizerError, RuntimeError):
+    """A sparse gradient. Also a ``RuntimeError``, which is what torch and geoopt raise here."""
+
+
+def is_riemannian(p: Tensor) -> bool:
+    """Whether ``p`` lives on a manifold that a Euclidean step would leave."""
+    return isinstance(p, ManifoldTensor) and type(p.manifold) is not Euclidean
+
+
+def is_framed(p: Tensor) -> bool:
+    """Whether the frames of ``p`` can be batched.
+
+    The exact type for geoopt's own: a subclass may retract another way.
+    """
+    manifold = getattr(p, "manifold", None)
+    return type(manifold) is EuclideanStiefel or hasattr(manifold, "frame_groups")
+
+
+def check_dense(params: Iterable[Tensor], name: str) -> None:
+    """Refuse sparse gradients before anything has moved.
+
+    Raises:
+        SparseGradientError: on the first sparse gradient.
+    """
+    for p in params:
+        if p.grad is not None and p.grad.is_sparse:
+            raise SparseGradientError(
+                f"{name} takes dense gradients, but a parameter of shape {tuple(p.shape)} has a "
+                f"sparse one; build its embedding with sparse=False, or give that parameter to "
+                f"torch.optim.SparseAdam"
+            )
+
+
+@contextmanager
+def full_precision(params: Sequence[Tensor]) -> Iterator[None]:
+    """Lift autocast, under which the products of a step would be rounded to half precision."""
+    with ExitStack() as stack:
+        for kind in {p.device.type for p in params}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def effective_gradient(p: Tensor, *, maximize: bool, weight_decay: float) -> Tensor:
+    r"""Euclidean gradient of what is minimized: sign and L2 penalty applied, ``p.grad`` untouched.
+
+    The penalty is :math:`\frac12 |W|_F^2` where the manifold knows its ``W``
+    (``weight_decay_grad``), and half the squared norm of the coordinates elsewhere.
+
+    Args:
+        p: a parameter with a gradient.
+        maximize: whether the objective is to grow.
+        weight_decay: weight of the penalty.
+    """
+    assert p.grad is not None
+    grad = -p.grad if maximize else p.grad
+    # A frame has a constant norm: what its penalty adds, the projection takes away.
+    if weight_decay != 0 and type(p.manifold) is not EuclideanStiefel:  # type: ignore[attr-defined]
+        grad = torch.add(grad, decay_gradient(p), alpha=weight_decay)
+    return grad
+
+
+def decay_gradient(p: Tensor) -> Tensor:
+    """Euclidean gradient of the L2 penalty at a manifold parameter."""
+    x = p.detach()
+    manifold = p.manifold  # type: ignore[attr-defined]
+    if hasattr(manifold, "weight_decay_grad"):
+        decay: Tensor = manifold.weight_decay_grad(x)
+        return decay
+    return x
+
+
+# --- Views of one framed parameter, and of every array laid out as it is. ---
+
+
+def frame_views(p: Tensor, flat: Tensor) -> list[Tensor]:
+    """View an array laid out as ``p`` as its stacks of equal frames, one view a group.
+
+    Shape:
+        - flat: as ``p``
+        - Output: each ``(*b, count, d, r)`` (``(*b, d, r)`` for a Stiefel parameter)
+    """
+    manifold = p.manifold  # type: ignore[attr-defined]
+    if type(manifold) is EuclideanStiefel:
+        return [flat]
+    return [
+        flat[..., part].unflatten(-1, (count, d, r)) for part, count, d, r in manifold.frame_groups
+    ]
+
+
+def spectrum_slice(p: Tensor) -> slice | None:
+    """Slice of the coordinates of ``p`` that are no frames, if it has any."""
+    part: slice | None = getattr(p.manifold, "spectrum_slice", None)  # type: ignore[attr-defined]
+    return part if part is not None and part.stop > part.start else None
+
+
+def scalars_shape(p: Tensor) -> tuple[int, ...]:
+    """Shape of an array with one entry a frame and one a spectrum coordinate of ``p``."""
+    manifold = p.manifold  # type: ignore[attr-defined]
+    if type(manifold) is EuclideanStiefel:
+        return tuple(p.shape[:-2])
+    part = spectrum_slice(p)
+    frames = sum(count for _, count, _, _ in manifold.frame_groups)
+    return (*p.shape[:-1], frames + (part.stop - part.start if part else 0))
+
+
+def scalar_views(p: Tensor, scalars: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """View an array of shape :func:`scalars_shape` as one view a frame group, and the spectrum.
+
+    Shape:
+        - scalars: ``(*b, frames + spectrum)`` (``(*b,)`` for a Stiefel parameter)
+        - Output: each ``(*b, count)``, and ``(*b, spectrum)``
+    """
+    manifold = p.manifold  # type: ignore[attr-defined]
+    if type(manifold) is EuclideanStiefel:
+        return [scalars], None
+    views, start = [], 0
+    for _, count, _, _ in manifold.frame_groups:
+        views.append(scalars[..., start : start + count])
+        start += count
+    return views, (scalars[..., start:] if start < scalars.shape[-1] else None)
+
+
+def compress_scalars(p: Tensor, full: Tensor) -> Tensor:
+    """Second moments as geoopt keeps them, repeated over each frame, to one entry a frame.
+
+    Shape:
+        - full: as ``p``
+        - Output: :func:`scalars_shape`
+    """
+    parts = [view[..., 0, 0] for view in frame_views(p, full)]
+    part = spectrum_slice(p)
+    if isinstance(part, slice):
+        parts.append(full[..., part])
+    return parts[0].clone() if len(parts) == 1 else torch.cat(parts, -1)
+
+
+# --- Batches over parameters. ---
+
+
+@dataclass
+class Batch:
+    """Arrays of equal trailing shape from many parameters, to be moved together.
+
+    Attributes:
+        tail: number of trailing dimensions that make one item (2: a frame, 1: a vector,
+            0: a scalar) for each role.
+        views: for each role (point, gradient, momentum ...) one view a parameter.
+    """
+
+    tail: dict[str, int]
+    views: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, **views: Tensor) -> None:
+        """Add the views of one parameter, one for each role."""
+        for role, view in views.items():
+            self.views.setdefault(role, []).append(view)
+
+    def gather(self, role: str) -> Tensor:
+        """One array of all items of a role; the memory itself where that can be.
+
+        Shape:
+            - Output: ``(items, *tail)``
+        """
+        views, tail = self.views[role], self.tail[role]
+        if len(views) == 1:
+            return _flatten(views[0], tail)
+        return torch.cat([_flatten(view, tail) for view in views])
+
+    def gather_all(self) -> dict[str, Tensor]:
+        """Gather every role."""
+        return {role: self.gather(role) for role in self.views}
+
+    def scatter_all(self, items: dict[str, Tensor], *, except_for: tuple[str, ...]) -> None:
+        """Scatter every role that is written to."""
+        for role in self.views:
+            if role not in except_for:
+                self.scatter(role, items[role])
+
+    def scatter(self, role: str, items: Tensor) -> None:
+        """Write items back to where :meth:`gather` found them."""
+        views, tail = self.views[role], self.tail[role]
+        if len(views) == 1:
+            if views[0].data_ptr() != items.data_ptr() or views[0].numel() == 0:
+                views[0].copy_(items.view(views[0].shape))
+            return
+        sizes = [view.shape[: view.ndim - tail].numel() for view in views]
+        parts = [
+            part.view(view.shape) for part, view in zip(items.split(sizes), views, strict=True)
+        ]
+        torch._foreach_copy_(views, parts)
+
+
+def _flatten(view: Tensor, tail: int) -> Tensor:
+    return view.reshape(-1, *view.shape[view.ndim - tail :])
+
+
+class Layout:
+    """Frames and coordinates of many parameters, sorted into batches.
+
+    Args:
+        together: whether to batch over parameters, or keep each by itself.
+    """
+
+    def __init__(self, *, together: bool) -> None:
+        self._together = together
+        self._frames: dict[Any, Batch] = {}
+        self._coordinates: dict[Any, Batch] = {}
+        self._count = 0
+
+    def add(
+        self,
+        p: Tensor,
+        key: Any,
+        *,
+        arrays: dict[str, Tensor],
+        scalars: dict[str, Tensor] | None = None,
+        coordinates: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Add one parameter.
+
+        Args:
+            p: a framed parameter.
+            key: parameters of different keys move apart (their step counts differ).
+            arrays: by role, laid out as ``p``; ``"point"`` is one of them.
+            scalars: by role, of shape :func:`scalars_shape`.
+            coordinates: by role, laid out as ``p``, of which only the spectrum matters.
+        """
+        own = None if self._together else self._count
+        self._count += 1
+        stacks = {role: frame_views(p, array) for role, array in arrays.items()}
+        seconds = {role: scalar_views(p, array) for role, array in (scalars or {}).items()}
+        for i, X in enumerate(stacks["point"]):
+            views = {role: stack[i] for role, stack in stacks.items()}
+            views.update({role: second[0][i] for role, second in seconds.items()})
+            tail = {role: 2 if role in stacks else 0 for role in views}
+            where = (key, own, X.shape[-2:], X.dtype, X.device)
+            self._frames.setdefault(where, Batch(tail)).add(**views)
+        part = spectrum_slice(p)
+        if part is not None:
+            arrays = {**arrays, **(coordinates or {})}
+            views = {role: array[..., part] for role, array in arrays.items()}
+            views.update(
+                {role: second[1] for role, second in seconds.items() if second[1] is not None}
+            )
+            own_key = (key, own, p.dtype, p.device)
+            self._coordinates.setdefault(own_key, Batch(dict.fromkeys(views, 0))).add(**views)
+
+    def frames(self) -> Iterator[tuple[Any, Batch]]:
+        """Batches of frames of one shape, with the key of their parameters."""
+        return ((where[0], batch) for where, batch in self._frames.items())
+
+    def coordinates(self) -> Iterator[tuple[Any, Batch]]:
+        """Batches of spectrum coordinates, with the key of their parameters."""
+        return ((where[0], batch) for where, batch in self._coordinates.items())
+
+
+# --- Frames of one batch; these run in every step, and trust their arguments. ---
+
+
+def project(X: Tensor, G: Tensor) -> Tensor:
+    """Tangent projection of ``(n, d, r)`` at frames of that shape."""
+    return torch.baddbmm(G, X, _symmetric_part_twice(X, G), alpha=-0.5)
+
+
+def project_(X: Tensor, G: Tensor) -> None:
+    """Tangent projection in place."""
+    G.baddbmm_(X, _symmetric_part_twice(X, G), alpha=-0.5)
+
+
+def _symmetric_part_twice(X: Tensor, G: Tensor) -> Tensor:
+    XtG = torch.bmm(X.mT, G)
+    return XtG + XtG.mT

@@ -1,0 +1,261 @@
+"""RiemannianAdam."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import adam as torch_adam
+
+from sttp_manifold._geoopt import geoopt
+from sttp_manifold.errors import OptimizerError
+from sttp_manifold.frames.retractions import orthonormalize
+from sttp_manifold.optim._base import FrameOptimizer, detached
+from sttp_manifold.optim._blocks import (
+    Layout,
+    compress_scalars,
+    decay_gradient,
+    effective_gradient,
+    project,
+    project_,
+    scalars_shape,
+)
+
+__all__ = ["RiemannianAdam"]
+
+
+class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
+    r"""Adam for any mixture of plain and manifold parameters.
+
+    Plain parameters get exactly :class:`torch.optim.Adam`. The mathematics for manifold parameters
+    is that of Becigneul & Ganea 2019, "Riemannian Adaptive Optimization Methods", as in geoopt,
+    with second moments per frame: at equal ``lr`` the step is not that of Adam.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate, a number or a tensor of one element.
+        betas: decay of the momentum and of the second moment.
+        eps: added to the denominator.
+        weight_decay: weight of the L2 penalty: :math:`\frac12 |W|_F^2` for a spectral tensor
+            train, which decays the spectrum and leaves the frames alone; half the squared norm of
+            the coordinates, projected, on other manifolds.
+        amsgrad: use the largest second moment so far.
+        stabilize: put points back on their manifolds every that many steps. Not needed for the
+            frames of this package, which are orthonormal after every step.
+        maximize: ascend.
+        foreach: for plain parameters as in torch; for manifold parameters ``False`` keeps each
+            to itself, instead of batching equal frames over parameters.
+        capturable: plain parameters only.
+        differentiable: plain parameters only.
+        fused: plain parameters only.
+        decoupled_weight_decay: decay outside of the moments, as AdamW does.
+
+    Raises:
+        OptimizerError: for ``capturable``, ``differentiable`` or ``fused`` with manifold
+            parameters, and for sparse gradients.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(3, 2)
+        >>> opt = RiemannianAdam(layer.parameters(), lr=1e-3)
+        >>> layer(torch.ones(3)).sum().backward()
+        >>> opt.step()
+    """
+
+    _momentum_key: ClassVar[str] = "exp_avg"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        stabilize: int | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        # torch 2.6 does not know this flag, and needs not when it is off.
+        decoupled = {"decoupled_weight_decay": True} if decoupled_weight_decay else {}
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            stabilize=stabilize,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            **decoupled,
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: evaluates the loss again, with gradients enabled, and returns it.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            OptimizerError: for sparse gradients, or a flag that cannot be honoured; no parameter
+                has moved then.
+        """
+        return self._run(closure)
+
+    def _step_plain(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        lists: tuple[list[Tensor], ...] = tuple([] for _ in range(6))
+        has_complex = self._init_group({**group, "params": params}, *lists)
+        points, *others = lists
+        adam: Any = torch_adam.adam
+        decoupled = {"decoupled_weight_decay": True} if _decoupled(group) else {}
+        # The differentiable flag of torch asks for gradients through the step.
+        with torch.set_grad_enabled(group["differentiable"]):
+            adam(
+                points if group["differentiable"] else detached(points),
+                *others,
+                amsgrad=group["amsgrad"],
+                has_complex=has_complex,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=group["maximize"],
+                foreach=group["foreach"],
+                capturable=group["capturable"],
+                differentiable=group["differentiable"],
+                fused=group["fused"],
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
+                **decoupled,
+            )
+
+    def _step_framed(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        amsgrad, decay = group["amsgrad"], float(group["weight_decay"])
+        coupled = 0.0 if _decoupled(group) else decay
+        layout = Layout(together=group["foreach"] is not False)
+        for p in params:
+            state = self._state_of(p, scalars_shape(p), amsgrad)
+            state["step"] += 1
+            scalars = {"second": state["exp_avg_sq"]}
+            if amsgrad:
+                scalars["peak"] = state["max_exp_avg_sq"]
+            layout.add(
+                p,
+                float(state["step"]),
+                arrays={
+                    "point": p.detach(),
+                    "grad": effective_gradient(p, maximize=group["maximize"], weight_decay=coupled),
+                    "momentum": state["exp_avg"],
+                },
+                scalars=scalars,
+                coordinates={"decay": decay_gradient(p)} if decay and not coupled else {},
+            )
+        for step, batch in layout.frames():
+            work = batch.gather_all()
+            _adam_frames(work, group, step)
+            batch.scatter_all(work, except_for=("grad",))
+        for step, batch in layout.coordinates():
+            work = batch.gather_all()
+            _adam_coordinates(work, group, step)
+            batch.scatter_all(work, except_for=("grad", "decay"))
+
+    def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
+        manifold, x, amsgrad = p.manifold, p.detach(), group["amsgrad"]  # type: ignore[attr-defined]
+        lr, decay, (beta1, beta2) = float(group["lr"]), float(group["weight_decay"]), _betas(group)
+        coupled = 0.0 if _decoupled(group) else decay
+        state = self._state_of(p, tuple(p.shape), amsgrad)
+        state["step"] += 1
+        step = float(state["step"])
+        grad = effective_gradient(p, maximize=group["maximize"], weight_decay=coupled)
+        grad = manifold.egrad2rgrad(x, grad)
+        momentum, second = state["exp_avg"], state["exp_avg_sq"]
+        momentum.mul_(beta1).add_(grad, alpha=1 - beta1)
+        second.mul_(beta2).add_(manifold.component_inner(x, grad), alpha=1 - beta2)
+        if amsgrad:
+            second = torch.maximum(state["max_exp_avg_sq"], second, out=state["max_exp_avg_sq"])
+        denominator = second.div(1 - beta2**step).sqrt_().add_(group["eps"])
+        direction = momentum.div(1 - beta1**step) / denominator
+        if decay and not coupled:
+            direction = direction + manifold.egrad2rgrad(x, decay * decay_gradient(p))
+        point, transported = manifold.retr_transp(x, -lr * direction, momentum)
+        x.copy_(point)
+        momentum.copy_(transported)
+
+    def _state_of(self, p: Tensor, shape: tuple[int, ...], amsgrad: bool) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[p]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(p.detach())
+            state["exp_avg_sq"] = p.detach().new_zeros(shape)
+        if amsgrad and "max_exp_avg_sq" not in state:
+            state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
+        for key in ("exp_avg_sq", "max_exp_avg_sq"):
+            if key in state and state[key].shape != shape:
+                if state[key].shape != p.shape:
+                    raise OptimizerError(
+                        f"the optimizer state {key!r} has shape {tuple(state[key].shape)}, but a "
+                        f"parameter of shape {tuple(p.shape)} needs {shape}; load_state_dict() "
+                        f"takes the state of an optimizer over the same parameters in the same "
+                        f"order"
+                    )
+                state[key] = compress_scalars(p, state[key])
+        return state
+
+    def _count_step(self, group: dict[str, Any], params: list[Tensor]) -> bool:
+        every = group["stabilize"]
+        return every is not None and any(float(self.state[p]["step"]) % every == 0 for p in params)
+
+
+def _decoupled(group: dict[str, Any]) -> bool:
+    return bool(group.get("decoupled_weight_decay", False))
+
+
+def _betas(group: dict[str, Any]) -> tuple[float, float]:
+    beta1, beta2 = group["betas"]
+    return float(beta1), float(beta2)
+
+
+def _adam_frames(work: dict[str, Tensor], group: dict[str, Any], step: float) -> None:
+    X, momentum = work["point"], work["momentum"]
+    grad = project(X, work["grad"])
+    # Not from |G|^2 - |sym X^T G|^2, which loses all digits near a minimum where G is normal.
+    scale = _adam_scale(work, grad.square().sum((-2, -1)), grad, group, step)
+    X.copy_(orthonormalize(torch.addcmul(X, momentum, scale[:, None, None])))
+    project_(X, momentum)
+
+
+def _adam_coordinates(work: dict[str, Tensor], group: dict[str, Any], step: float) -> None:
+    grad = work["grad"]
+    if "decay" in work:
+        work["point"].sub_(work["decay"], alpha=float(group["lr"]) * float(group["weight_decay"]))
+    scale = _adam_scale(work, grad.square(), grad, group, step)
+    work["point"].addcmul_(work["momentum"], scale)
+
+
+def _adam_scale(
+    work: dict[str, Tensor], square: Tensor, grad: Tensor, group: dict[str, Any], step: float
+) -> Tensor:
+    """Update both moments; factors of the momentum that make it the step."""
+    beta1, beta2 = _betas(group)
+    second = work["second"].lerp_(square, 1 - beta2)
+    work["momentum"].lerp_(grad, 1 - beta1)
+    if group["amsgrad"]:
+        second = torch.maximum(work["peak"], second, out=work["peak"])
+    denominator = second.div(1 - beta2**step).sqrt_().add_(group["eps"])
+    return denominator.reciprocal_().mul_(-float(group["lr"]) / (1 - beta1**step))

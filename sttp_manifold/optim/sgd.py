@@ -1,0 +1,181 @@
+"""RiemannianSGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import sgd as torch_sgd
+
+from sttp_manifold._geoopt import geoopt
+from sttp_manifold.frames.retractions import orthonormalize
+from sttp_manifold.optim._base import FrameOptimizer, detached
+from sttp_manifold.optim._blocks import Layout, effective_gradient, project, project_
+
+__all__ = ["RiemannianSGD"]
+
+
+class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD):
+    r"""Stochastic gradient descent for any mixture of plain and manifold parameters.
+
+    Plain parameters get exactly :class:`torch.optim.SGD`. On a manifold the momentum buffer is a
+    tangent vector: it starts as the first Riemannian gradient, as torch's starts as the first
+    gradient, and is carried to each new point by projection; Nesterov's step is torch's formula in
+    the tangent space.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate, a number or a tensor of one element.
+        momentum: momentum factor.
+        dampening: dampening of the momentum.
+        weight_decay: weight of the L2 penalty, as in :class:`RiemannianAdam`.
+        nesterov: use Nesterov momentum.
+        stabilize: put points back on their manifolds every that many steps.
+        maximize: ascend.
+        foreach: as in :class:`RiemannianAdam`.
+        differentiable: plain parameters only.
+        fused: plain parameters only.
+
+    Raises:
+        OptimizerError: for ``differentiable`` or ``fused`` with manifold parameters, and for
+            sparse gradients.
+    """
+
+    _momentum_key: ClassVar[str] = "momentum_buffer"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        stabilize: int | None = None,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        # Past geoopt's own __init__, which would drop the flags that it does not know.
+        init: Any = super(geoopt.optim.RiemannianSGD, self).__init__
+        init(
+            params,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            stabilize=stabilize,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: evaluates the loss again, with gradients enabled, and returns it.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            OptimizerError: for sparse gradients, or a flag that cannot be honoured; no parameter
+                has moved then.
+        """
+        return self._run(closure)
+
+    def _step_plain(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        points: list[Tensor] = []
+        grads: list[Tensor] = []
+        buffers: list[Tensor | None] = []
+        init_group: Any = self._init_group
+        init_group({**group, "params": params}, points, grads, buffers)
+        sgd: Any = torch_sgd.sgd
+        with torch.set_grad_enabled(group["differentiable"]):
+            sgd(
+                points if group["differentiable"] else detached(points),
+                grads,
+                buffers,
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=group["dampening"],
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+                foreach=group["foreach"],
+                fused=group["fused"],
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
+            )
+        if group["momentum"] != 0:
+            for p, buffer in zip(points, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = buffer
+
+    def _step_framed(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        layout = Layout(together=group["foreach"] is not False)
+        for p in params:
+            grad = effective_gradient(
+                p, maximize=group["maximize"], weight_decay=float(group["weight_decay"])
+            )
+            arrays = {"point": p.detach(), "grad": grad}
+            state = self.state[p]
+            started = "momentum_buffer" in state
+            if group["momentum"]:
+                # Zeros, with the whole first gradient added: torch's first step.
+                arrays["momentum"] = state.setdefault("momentum_buffer", torch.zeros_like(grad))
+            layout.add(p, started, arrays=arrays)
+        lr = float(group["lr"])
+        for started, batch in layout.frames():
+            work = batch.gather_all()
+            X = work["point"]
+            direction = _sgd_direction(work, project(X, work["grad"]), group, started)
+            X.copy_(orthonormalize(torch.add(X, direction, alpha=-lr)))
+            if "momentum" in work:
+                project_(X, work["momentum"])
+            batch.scatter_all(work, except_for=("grad",))
+        for started, batch in layout.coordinates():
+            work = batch.gather_all()
+            direction = _sgd_direction(work, work["grad"], group, started)
+            work["point"].add_(direction, alpha=-lr)
+            batch.scatter_all(work, except_for=("grad",))
+
+    def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
+        manifold, x, lr = p.manifold, p.detach(), float(group["lr"])  # type: ignore[attr-defined]
+        grad = effective_gradient(
+            p, maximize=group["maximize"], weight_decay=float(group["weight_decay"])
+        )
+        grad = manifold.egrad2rgrad(x, grad)
+        if not group["momentum"]:
+            x.copy_(manifold.retr(x, -lr * grad))
+            return
+        started = "momentum_buffer" in self.state[p]
+        buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(x))
+        direction = _sgd_direction({"momentum": buffer}, grad, group, started)
+        point, transported = manifold.retr_transp(x, -lr * direction, buffer)
+        x.copy_(point)
+        buffer.copy_(transported)
+
+    def _count_step(self, group: dict[str, Any], params: list[Tensor]) -> bool:
+        group["step"] = group.get("step", 0) + 1
+        every = group["stabilize"]
+        return every is not None and bool(params) and group["step"] % every == 0
+
+
+def _sgd_direction(
+    work: dict[str, Tensor], grad: Tensor, group: dict[str, Any], started: bool
+) -> Tensor:
+    """Update the momentum buffer; the direction to go against."""
+    momentum = float(group["momentum"])
+    if not momentum:
+        return grad
+    buffer = work["momentum"].mul_(momentum)
+    buffer.add_(grad, alpha=1 - group["dampening"] if started else 1)
+    return torch.add(grad, buffer, alpha=momentum) if group["nesterov"] else buffer
