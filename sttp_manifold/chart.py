@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sttp_manifold.errors import ShapeError, SpectrumError
+from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.gauge import push_rotation
 from sttp_manifold.frames.householder import (
     full_frame,
@@ -26,7 +26,7 @@ from sttp_manifold.frames.householder import (
     reduced_reflectors,
     reduced_size,
 )
-from sttp_manifold.spectrum import SpectrumMap
+from sttp_manifold.spectrum import SpectrumMap, hold_spectrum
 from sttp_manifold.tt.contract import left_frame, mirror, mirrored_frame
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
@@ -135,7 +135,7 @@ class HouseholderChart:
                 f"a weight on {tt.shape!r} cannot be encoded on {self.shape!r}; "
                 "tt_svd(tt.to_matrix(), shape) makes one that can"
             )
-        tt = self.hold(tt, project=project)
+        tt = hold_spectrum(tt, self.map, project=project)
         left, right = list(tt.left), list(mirror(tt.right))
         outer_left = [self._reduce(left, k, left_frame) for k in range(len(left) - 1)]
         outer_right = [self._reduce(right, k, mirrored_frame) for k in range(len(right) - 1)]
@@ -168,35 +168,3 @@ class HouseholderChart:
         vector, rotation = reduced_reflectors(frame(cores[k]))
         push_rotation(cores, k, rotation)
         return vector
-
-    def hold(self, tt: SpectralTT, *, project: bool = False) -> SpectralTT:
-        """The weight on the merged chain with a spectrum in the range of the map.
-
-        Raises:
-            SpectrumError: a weight that the spectrum map cannot hold, unless ``project``.
-        """
-        return hold_spectrum(tt, self.map, project=project)
-
-
-def hold_spectrum(tt: SpectralTT, spectrum: SpectrumMap, *, project: bool = False) -> SpectralTT:
-    """Bring the centre of a weight to the form and range of a spectrum map.
-
-    A full bond becomes a vector by an SVD, or a vector a full bond, as the map asks for.
-
-    Raises:
-        SpectrumError: a weight that the map cannot hold, unless ``project``.
-    """
-    tt = tt.merged()
-    if not bool(torch.isfinite(tt.spectrum).all()):
-        raise SpectrumError("the spectrum has entries that are not finite")
-    if spectrum.name == "full":
-        return SpectralTT(tt.left, tt.bond, tt.right, tt.shape)
-    if tt.is_full:
-        a, s, bt = torch.linalg.svd(tt.spectrum)
-        inner = (bt @ tt.right[0].flatten(-2)).unflatten(-1, tt.right[0].shape[-2:])
-        tt = SpectralTT(
-            (*tt.left[:-1], tt.left[-1] @ a.unsqueeze(-3)), s, (inner, *tt.right[1:]), tt.shape
-        )
-    spectrum.inverse(tt.spectrum, project=project)
-    held = spectrum.nearest(tt.spectrum) if project or spectrum.name == "identity" else tt.spectrum
-    return SpectralTT(tt.left, held, tt.right, tt.shape)

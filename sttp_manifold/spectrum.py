@@ -22,8 +22,16 @@ from torch import Tensor
 
 from sttp_manifold.errors import SpectrumError
 from sttp_manifold.tt.shape import check_spectrum
+from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["PENALTIES", "SpectrumMap", "d_optimal", "divergence", "spectrum_map"]
+__all__ = [
+    "PENALTIES",
+    "SpectrumMap",
+    "d_optimal",
+    "divergence",
+    "hold_spectrum",
+    "spectrum_map",
+]
 
 # Where a spectrum is projected onto the open interval of "bounded", it stays this far inside,
 # relative to the bound: closer to it the map is so flat that training could not leave.
@@ -153,6 +161,30 @@ class SpectrumMap:
 def spectrum_map(name: str, rank: int, bound: float = 1.0) -> SpectrumMap:
     """The map called ``name``; see :class:`SpectrumMap`."""
     return SpectrumMap(name, rank, bound)
+
+
+def hold_spectrum(tt: SpectralTT, spectrum: SpectrumMap, *, project: bool = False) -> SpectralTT:
+    """Bring the centre of a weight to the form and range of a spectrum map.
+
+    A full bond becomes a vector by an SVD, or a vector a full bond, as the map asks for.
+
+    Raises:
+        SpectrumError: a weight that the map cannot hold, unless ``project``.
+    """
+    tt = tt.merged()
+    if not bool(torch.isfinite(tt.spectrum).all()):
+        raise SpectrumError("the spectrum has entries that are not finite")
+    if spectrum.name == "full":
+        return SpectralTT(tt.left, tt.bond, tt.right, tt.shape)
+    if tt.is_full:
+        a, s, bt = torch.linalg.svd(tt.spectrum)
+        inner = (bt @ tt.right[0].flatten(-2)).unflatten(-1, tt.right[0].shape[-2:])
+        tt = SpectralTT(
+            (*tt.left[:-1], tt.left[-1] @ a.unsqueeze(-3)), s, (inner, *tt.right[1:]), tt.shape
+        )
+    spectrum.inverse(tt.spectrum, project=project)
+    held = spectrum.nearest(tt.spectrum) if project or spectrum.name == "identity" else tt.spectrum
+    return SpectralTT(tt.left, held, tt.right, tt.shape)
 
 
 def _relative(s: Tensor) -> Tensor:

@@ -1,0 +1,5 @@
+"""Manifolds of spectral tensor-train weights, on geoopt's contract."""
+
+from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
+
+__all__ = ["SpectralTTManifold"]
