@@ -1,0 +1,8 @@
+"""``python -m sttp_manifold`` is ``sttp``."""
+
+from __future__ import annotations
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

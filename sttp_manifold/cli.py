@@ -1,0 +1,353 @@
+"""The command line, ``sttp``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .experiments.compare import Settings
+    from .experiments.records import Record
+
+__all__ = ["app", "main"]
+
+_TEACH = """Compare ways of training W = U diag(s) V^T.
+
+A weight matrix W is written as U diag(s) V^T: two matrices with orthonormal columns, and the
+singular values between them. Keeping r of them is what rank r means.
+
+[bold]dense[/bold] is the ordinary weight. [bold]svdp[/bold] keeps U and V as two tall matrices.
+[bold]sttp[/bold] writes each as a tensor train, a chain of small cores: fewer numbers, fewer
+matrices within reach.
+
+[bold]chart[/bold] methods make orthonormal matrices from free numbers by Householder reflections,
+and use Adam or SGD as they are. [bold]riemannian[/bold] methods keep the orthonormal matrices
+themselves and step along their manifold.
+
+Start with [bold]sttp compare[/bold]: two minutes on two cores, no download.
+"""
+
+_COMPARE = """Run methods x ranks x seeds of one task; write records, tables, figures and a report.
+
+All methods of one rank and seed start from one weight and see the data in one order. Each method's
+learning rate comes from one grid, judged on a validation split (--tune) and kept with the task. The
+test split is looked at once a run, at its end.
+
+Stopped half-way and started again with the same options, it goes on where it was.
+
+[bold]Examples[/bold]
+
+  sttp compare                                        # digits, every method, ranks 4 and 8
+  sttp compare --methods 'sttp-*,dense-adam' --ranks 2,4,8 --seeds 0-4
+  sttp compare --task completion --out runs/completion
+  sttp compare --task fashion-mnist --epochs 5 --device cuda
+  sttp compare --lr 0.01 --lr dense-sgd=0.1           # your own learning rates
+  sttp compare --tune                                 # choose learning rates first
+
+[bold]What is written to --out[/bold]
+
+  records.jsonl      one line a run: specification, curves, spectra, result
+  summary.csv, .md   the table
+  figures/*.png      curves, spectra, orthonormality, size against score
+  report.html        all of it on one page that needs no other file
+
+[bold]Exit codes[/bold]
+
+  0    every run is on record; runs that diverged count as results, and are said
+  1    a run failed with an error (on record, tried again next time), or none finished
+  2    a wrong name, option or value, or data that is not there
+  130  interrupted; the same command goes on from here
+"""
+
+app = typer.Typer(
+    name="sttp",
+    help=_TEACH,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_out = Console(soft_wrap=False)
+_err = Console(stderr=True)
+
+
+def _say_version(value: bool) -> None:
+    if value:
+        from . import __version__
+
+        typer.echo(f"sttp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Settings that make no sense end with their message and exit code 2, without a traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        _err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+def _words(values: Sequence[str]) -> list[str]:
+    """Options that may be repeated, or hold several values parted by commas or spaces."""
+    return [word for value in values for word in re.split(r"[,\s]+", value.strip()) if word]
+
+
+def _numbers(values: Sequence[str] | None, option: str) -> list[int] | None:
+    """Whole numbers and ranges of them: ``0,1,2`` and ``0-2`` are the same."""
+    if values is None:
+        return None
+    numbers: list[int] = []
+    for word in _words(values):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        if match is None:
+            raise ConfigError(f"{option} {word!r}: expected whole numbers, as in 4,8 or 0-2")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ConfigError(f"{option} {word!r}: the range ends before it starts")
+        numbers += range(first, last + 1)
+    if not numbers:
+        raise ConfigError(f"{option} is empty: expected whole numbers, as in 4,8 or 0-2")
+    return list(dict.fromkeys(numbers))
+
+
+def _rates(values: Sequence[str] | None) -> dict[str, float]:
+    """Learning rates: ``0.01`` for all methods, ``dense-adam=0.01`` for one."""
+    rates: dict[str, float] = {}
+    for word in _words(values or ()):
+        name, _, text = word.rpartition("=")
+        try:
+            rates[name or "all"] = float(text)
+        except ValueError:
+            raise ConfigError(
+                f"--lr {word!r}: expected a number, or a method and a number as in dense-adam=0.01"
+            ) from None
+    return rates
+
+
+@app.command(help=_COMPARE)
+def compare(
+    task: Annotated[
+        str, typer.Option(help="digits, fashion-mnist or completion; see `sttp tasks`.")
+    ] = "digits",
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="Names or wildcards, parted by commas; see `sttp methods`. [all]"),
+    ] = None,
+    ranks: Annotated[
+        list[str] | None, typer.Option(help="Ranks, as in 4,8 or 2-4. [the task's]")
+    ] = None,
+    seeds: Annotated[
+        list[str] | None, typer.Option(help="Seeds, as in 0,1,2 or 0-2. [0,1,2]")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs to train. [the task's]", show_default=False)
+    ] = None,
+    lr: Annotated[
+        list[str] | None,
+        typer.Option(help="Learning rate of all methods, or METHOD=RATE. [the tuned ones]"),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto (a CUDA GPU if there is one), cpu or cuda.")
+    ] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or float64. [the task's]", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to. [runs/TASK]", show_default=False)
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs at a time, one thread each; numbers do not depend on it. "
+            "[one a core; one on a GPU]",
+            show_default=False,
+        ),
+    ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="First choose each method's learning rate from the task's grid, on the "
+            "validation split and seeds of its own, and keep it with the task.",
+        ),
+    ] = False,
+    tuned_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read (with --tune: write) learning rates here instead of with the task.",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the task's data files.", show_default=False),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+) -> None:
+    """Run a comparison."""
+    from .experiments.compare import Settings
+
+    with _usage_errors():
+        settings = Settings(
+            task=task,
+            methods=_words(methods or ["all"]),
+            ranks=_numbers(ranks, "--ranks"),
+            seeds=_numbers(seeds, "--seeds") or (0, 1, 2),
+            epochs=epochs,
+            lrs=_rates(lr),
+            device=device,
+            dtype=dtype,
+            jobs=jobs,
+            out=out or Path("runs") / task,
+            data_dir=data_dir,
+            tuned_file=tuned_file,
+        )
+        try:
+            records = _compare(settings, tune=tune, quiet=quiet)
+        except KeyboardInterrupt:
+            _err.print("\nStopped. What is done is kept; the same command goes on from here.")
+            raise typer.Exit(130) from None
+    statuses = [record["status"] for record in records]
+    if "failed" in statuses or "ok" not in statuses:
+        raise typer.Exit(1)
+
+
+def _compare(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
+    from .experiments import compare as comparing
+    from .experiments.progress import RunProgress
+    from .experiments.report import write_outputs
+    from .experiments.tasks import TASKS
+
+    metric = TASKS[settings.task].metric
+    if not tune:
+        # Names and numbers first: an error must not leave a folder behind.
+        comparing.plan(settings)
+    if tune:
+        with RunProgress(_err, metric, "tuning", quiet=quiet) as progress:
+            path, found = comparing.tune(
+                settings, on_start=progress.start, on_record=progress.record
+            )
+        if not quiet:
+            _show_rates(path, found)
+    runs = comparing.plan(settings)
+    with RunProgress(_err, metric, settings.task, quiet=quiet) as progress:
+
+        def begin(total: int, skipped: int, torn_bytes: int) -> None:
+            comparing.save_comparison(settings, runs)
+            progress.start(total, skipped, torn_bytes)
+
+        records = comparing.run_plan(runs, settings, on_start=begin, on_record=progress.record)
+    written = write_outputs(settings.out)
+    if not quiet:
+        _show_outcome(settings.out, written)
+    return records
+
+
+def _show_rates(path: Path, found: dict[str, dict[str, object]]) -> None:
+    table = Table("method", "learning rate", "", title="Tuned", title_justify="left")
+    for name, entry in found.items():
+        table.add_row(name, f"{entry['lr']:g}", "at the edge of the grid" * bool(entry["at_edge"]))
+    _out.print(table)
+    _out.print(f"Kept in {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_outcome(out: Path, written: Sequence[Path]) -> None:
+    from .experiments.compare import load_comparison
+    from .experiments.summary import cells, header, metric_of, rows
+
+    _, records = load_comparison(out)
+    metric = metric_of(records)
+    titles = header(metric)
+    table = Table(title=f"{records[0]['spec']['task']}", title_justify="left")
+    for title in titles:
+        table.add_column(title, justify="left" if title in ("method", "notes") else "right")
+    table_rows = rows(records)
+    for k, row in enumerate(table_rows):
+        last = k + 1 == len(table_rows) or table_rows[k + 1].rank != row.rank
+        table.add_row(*cells(row, metric), end_section=last)
+    if _out.is_terminal:
+        _out.print(table)
+    else:
+        # A narrow pipe would fold the columns beyond recognition.
+        Console(width=140).print(table)
+    _out.print(f"Report: {written[-1]}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that `sttp compare` wrote.")],
+) -> None:
+    """Make tables, figures and report again from the records of a folder.
+
+    Works on a comparison that was stopped half-way, and says how much of it is missing.
+    """
+    from .experiments.report import write_outputs
+
+    with _usage_errors():
+        written = write_outputs(folder)
+    if not written:
+        _err.print(f"No run of the comparison in {folder} is on record yet.")
+        raise typer.Exit(1)
+    for path in written:
+        typer.echo(path)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, and what each one does."""
+    from .experiments.methods import METHODS
+
+    table = Table("method", "what it does", box=None)
+    for method in METHODS:
+        table.add_row(method.name, method.summary)
+    _out.print(table)
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks, with their defaults."""
+    from .experiments.tasks import TASKS
+    from .experiments.tune import load_tuned
+
+    table = Table("task", "what it is", "judged by", "ranks", "epochs", "tuned methods", box=None)
+    for task in TASKS:
+        unit = f" ({task.metric.unit})" if task.metric.unit else ""
+        with _usage_errors():
+            tuned = len(load_tuned(task))
+        table.add_row(
+            task.name,
+            task.summary,
+            f"test {task.metric.name}{unit}",
+            ", ".join(map(str, task.ranks)),
+            str(task.epochs),
+            str(tuned),
+        )
+    _out.print(table)
+
+
+def main() -> None:
+    """Entry point of ``sttp``."""
+    app(prog_name="sttp")

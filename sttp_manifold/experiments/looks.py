@@ -1,0 +1,106 @@
+"""How the figures look: one colour, line and marker for each method, in every figure.
+
+Colour says what is held and how, line style and marker say the optimizer: no two methods differ by
+colour alone. The colours are those of Okabe and Ito, which people with any kind of colour
+vision tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .records import Record
+
+__all__ = ["STYLE", "Look", "legend", "looks_of"]
+
+STYLE: Any = {
+    "figure.dpi": 130,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+}
+
+# Okabe & Ito (2008), without the yellow that vanishes on white.
+_COLOURS = {
+    ("dense", "dense"): "#000000",
+    ("svdp", "householder"): "#0072B2",
+    ("svdp", "riemannian"): "#56B4E9",
+    ("sttp", "householder"): "#D55E00",
+    ("sttp", "riemannian"): "#E69F00",
+}
+_SPARE = ("#009E73", "#CC79A7", "#999999")
+_OPTIMIZERS: dict[str, tuple[Any, str]] = {"adam": ("-", "o"), "sgd": ((0, (4, 1.6)), "s")}
+
+_HELD = {
+    ("dense", "dense"): "dense",
+    ("svdp", "householder"): "SVDP chart",
+    ("svdp", "riemannian"): "SVDP Riemannian",
+    ("sttp", "householder"): "STTP chart",
+    ("sttp", "riemannian"): "STTP Riemannian",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn.
+
+    Attributes:
+        colour: of lines and markers.
+        line: matplotlib's line style.
+        marker: matplotlib's marker.
+        label: for the legend.
+    """
+
+    colour: str
+    line: Any
+    marker: str
+    label: str
+
+
+def looks_of(records: Sequence[Record]) -> dict[str, Look]:
+    """The look of each method in the records, in their order."""
+    looks: dict[str, Look] = {}
+    spare: dict[tuple[str, str], str] = {}
+    for record in records:
+        spec = record["spec"]
+        key = (spec["kind"], spec["parameterization"])
+        if key not in _COLOURS and key not in spare:
+            spare[key] = _SPARE[len(spare) % len(_SPARE)]
+        line, marker = _OPTIMIZERS.get(spec["optimizer"], (":", "^"))
+        optimizer = {"adam": "Adam", "sgd": "SGD"}.get(spec["optimizer"], spec["optimizer"])
+        label = f"{_HELD.get(key, ' '.join(key))}, {optimizer}"
+        if any(look.label == label for name, look in looks.items() if name != spec["method"]):
+            label = spec["method"]
+        looks.setdefault(spec["method"], Look(_COLOURS.get(key) or spare[key], line, marker, label))
+    return looks
+
+
+def legend(figure: Figure, looks: Sequence[Look]) -> None:
+    """One legend under all panels, where it covers no data."""
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=look.colour,
+            linestyle=look.line,
+            marker=look.marker,
+            label=look.label,
+        )
+        for look in looks
+    ]
+    # Columns fill downwards: two rows put the two optimizers of a method above each other.
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, -(-len(handles) // 2)))

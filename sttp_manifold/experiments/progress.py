@@ -1,0 +1,106 @@
+"""One bar for all runs, with the best score so far; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeElapsedColumn as Elapsed
+
+from .records import Record
+from .tasks import Metric
+
+__all__ = ["RunProgress"]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class RunProgress:
+    """Follows runs as they end.
+
+    The score shown is on the validation split: the test split is for the table.
+
+    Args:
+        console: where to write.
+        metric: what is best.
+        title: what the runs are for.
+        quiet: say nothing.
+    """
+
+    def __init__(
+        self, console: Console, metric: Metric, title: str, *, quiet: bool = False
+    ) -> None:
+        self._console = console
+        self._metric = metric
+        self._title = title
+        self._quiet = quiet
+        self._best: tuple[float, str] | None = None
+        self._total = 0
+        self._done = 0
+        self._skipped = 0
+        self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            Elapsed(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[best]}"),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=None, best="")
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def start(self, total: int, skipped: int, torn_bytes: int) -> None:
+        """Told before the first run."""
+        self._total, self._skipped = total, skipped
+        self._bar.reset(self._task, total=total, best="")
+        if torn_bytes:
+            self._say(
+                f"The last record was torn ({torn_bytes} bytes, the mark of a process killed while "
+                "writing): dropped, and its run is done again."
+            )
+        if skipped:
+            self._say(f"{skipped} of {total} runs are on record already; going on with the rest.")
+
+    def record(self, record: Record) -> None:
+        """Told each record."""
+        self._done += 1
+        spec = record["spec"]
+        label = f"{spec['method']} rank {spec['rank']} seed {spec['seed']}"
+        value = record["val_metric"]
+        if record["status"] != "ok":
+            self._say(f"{label} lr {spec['lr']:g} {record['status']}: {record['reason']}")
+        elif self._best is None or self._metric.better(value, self._best[0]):
+            self._best = (value, label)
+        best = ""
+        if self._best is not None:
+            unit = f" {self._metric.unit}" if self._metric.unit else ""
+            shown = f"{self._metric.show(self._best[0])}{unit}"
+            best = f"best val {self._metric.name} {shown} ({self._best[1]})"
+        self._bar.update(self._task, completed=self._done, best=best)
+        if self._console.is_terminal or self._done <= self._skipped:
+            return
+        now = time.monotonic()
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES or self._done == self._total:
+            self._last_line = now
+            self._say(f"{self._title}: {self._done}/{self._total} runs, {best or 'none finished'}")
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)

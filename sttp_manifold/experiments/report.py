@@ -1,0 +1,123 @@
+"""Everything that is made from records: tables, figures and one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from .compare import load_comparison
+from .conclusions import conclude
+from .files import write_bytes, write_text
+from .plots import Picture, draw
+from .records import Record
+from .summary import cells, header, metric_of, rows, to_csv, to_markdown
+
+__all__ = ["write_outputs"]
+
+_TEMPLATES = Path(__file__).with_name("templates")
+
+_CONSTANTS = ("task", "data", "epochs", "batch_size", "repeats", "schedule", "dtype", "device")
+
+
+def write_outputs(out: Path) -> list[Path]:
+    """Make tables, figures and ``report.html`` from the records of a folder.
+
+    Each file is replaced only by a whole one.
+
+    Args:
+        out: a folder that ``sttp compare`` wrote.
+
+    Returns:
+        The files, the report last.
+
+    Raises:
+        ConfigError: the folder holds no comparison.
+    """
+    note, records = load_comparison(out)
+    if not records:
+        return []
+    metric = metric_of(records)
+    table = rows(records)
+    pictures = draw(records)
+    written = [out / "summary.csv", out / "summary.md"]
+    write_text(written[0], to_csv(table))
+    said = conclude(records, note)
+    bullets = "\n".join(f"- {sentence}" for sentence in said)
+    write_text(
+        written[1],
+        f"# {note['task']}\n\n{note['summary']}\n\n{to_markdown(table, metric)}\n"
+        f"## What this says\n\n{bullets}\n\n## To repeat it\n\n```\n{note['command']}\n```\n",
+    )
+    for picture in pictures:
+        path = out / "figures" / f"{picture.name}.png"
+        write_bytes(path, picture.png)
+        written.append(path)
+    written.append(out / "report.html")
+    write_text(written[-1], _page(note, records, pictures, said))
+    return written
+
+
+def _page(
+    note: Mapping[str, Any],
+    records: Sequence[Record],
+    pictures: Sequence[Picture],
+    said: Sequence[str],
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    metric = metric_of(records)
+    table = rows(records)
+    first = records[0]
+    return environment.get_template("report.html.j2").render(
+        note=note,
+        header=header(metric),
+        table=[cells(row, metric) for row in table],
+        said=said,
+        pictures=[
+            {
+                "name": picture.name,
+                "caption": picture.caption,
+                "data": base64.b64encode(picture.png).decode("ascii"),
+            }
+            for picture in pictures
+        ],
+        constants={name: first["spec"][name] for name in _CONSTANTS},
+        examples=first["examples"],
+        seeds=sorted({record["spec"]["seed"] for record in records}),
+        versions=_distinct(records, "versions"),
+        devices=sorted({record["device"] for record in records}),
+        seconds=sum(record["seconds"] for record in records),
+        gap=max(
+            (record["w0_gap"] for record in records if record["w0_gap"] is not None), default=0
+        ),
+        starts_agree=_starts_agree(records),
+        bad=[record for record in records if record["status"] != "ok"],
+        count=len(records),
+    )
+
+
+def _distinct(records: Sequence[Record], name: str) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = []
+    for record in records:
+        if record[name] not in found:
+            found.append(record[name])
+    return found
+
+
+def _starts_agree(records: Sequence[Record]) -> bool:
+    """Whether all methods of one rank and seed had one initial weight, by its digest."""
+    digests: dict[tuple[int, int], set[str]] = {}
+    for record in records:
+        if record["w0_digest"] is not None:
+            key = (record["spec"]["rank"], record["spec"]["seed"])
+            digests.setdefault(key, set()).add(record["w0_digest"])
+    return all(len(found) == 1 for found in digests.values())
