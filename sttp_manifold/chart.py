@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
@@ -141,7 +140,7 @@ class HouseholderChart:
         outer_right = [self._reduce(right, k, mirrored_frame) for k in range(len(right) - 1)]
         inner_left, inner_right = left_frame(left[-1]), mirrored_frame(right[-1])
         s = tt.spectrum
-        signs = torch.ones_like(s) if s.ndim == len(tt.batch_shape) + 1 else s.new_ones(s.shape[:-1])
+        signs = s.new_ones(*tt.batch_shape, self.shape.rank)
         if self.spectrum == "full":
             left_vector, left_turn = reduced_reflectors(inner_left)
             right_vector, right_turn = reduced_reflectors(inner_right)

@@ -42,7 +42,7 @@ class SpectrumError(SttpError, ValueError):
 
 
 class OptimizerError(SttpError, TypeError):
-    """An optimizer that would take manifold parameters off their manifold, or a flag it cannot honour."""
+    """An optimizer that would leave the manifold, or a flag that it cannot honour."""
 
 
 class ConversionError(SttpError, ValueError):

@@ -130,7 +130,10 @@ class SpectrumMap:
         return spectrum
 
     def initial(
-        self, *batch: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+        self,
+        *batch: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> Tensor:
         """Coordinates to start from: a spectrum of ones, or ``L / sqrt 2`` for ``"bounded"``."""
         if self.name == "full":

@@ -49,9 +49,7 @@ def haar_frame(
     return q * signs.unsqueeze(-2)
 
 
-def rotate(
-    tt: SpectralTT, left: Sequence[Tensor] = (), right: Sequence[Tensor] = ()
-) -> SpectralTT:
+def rotate(tt: SpectralTT, left: Sequence[Tensor] = (), right: Sequence[Tensor] = ()) -> SpectralTT:
     """Act with the gauge group: the same weight with other cores.
 
     Args:

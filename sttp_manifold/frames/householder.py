@@ -57,9 +57,7 @@ def _half_gram(Y: Tensor) -> Tensor:
     return gram.triu(1) + torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1) / 2)
 
 
-def full_frame(
-    parameters: Float[Tensor, "*b size"], d: int, r: int
-) -> Float[Tensor, "*b {d} {r}"]:
+def full_frame(parameters: Float[Tensor, "*b size"], d: int, r: int) -> Float[Tensor, "*b {d} {r}"]:
     r"""Frame of the full chart: a product of ``r`` reflectors, ``Q = E - Y T Y_top^T``.
 
     Args:
@@ -140,9 +138,7 @@ def full_reflectors(
         rest = rest[..., 1:, 1:] - reflector @ rest[..., :1, 1:]
         columns.append(reflector)
         signs.append(sign[..., 0])
-    Y = torch.cat(
-        [torch.nn.functional.pad(c, (0, 0, d - c.shape[-2], 0)) for c in columns], dim=-1
-    )
+    Y = torch.cat([torch.nn.functional.pad(c, (0, 0, d - c.shape[-2], 0)) for c in columns], dim=-1)
     top = Y[..., :r, :].flatten(-2).index_select(-1, _strictly_lower(r, Q.device))
     return torch.cat((top, Y[..., r:, :].flatten(-2)), -1), torch.cat(signs, -1)
 

@@ -3,8 +3,9 @@ r"""`SpectralTTManifold`: the total space of spectral tensor trains, as a geoopt
 Set: :math:`St(d_1, r_1) \times \dots \times St(d_n, r_n) \times \mathbb{R}^m`, one Stiefel factor
 for each core of the merged chain and a Euclidean factor for the coordinates of the spectrum.
 
-Representation: geoopt's flat vector. Frames of equal shape lie next to each other, so that every
-operation treats them as one batch, without a copy; the spectrum comes last.
+Representation: geoopt's flat vector, laid out by
+:class:`~sttp_manifold.manifolds.grouped.GroupedProduct`: frames of equal shape lie next to each
+other and are handled as one batch; the spectrum comes last.
 
 Tangent space and metric: those of the factors; the Euclidean metric everywhere, for which the
 tangent projection of a frame is :math:`u - x \operatorname{sym}(x^\top u)`. (geoopt's default
@@ -17,23 +18,15 @@ by itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sttp_manifold._geoopt import (
-    Euclidean,
-    EuclideanStiefel,
-    ManifoldParameter,
-    ManifoldTensor,
-    ProductManifold,
-)
+from sttp_manifold._geoopt import ManifoldParameter, ManifoldTensor
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.gauge import haar_frame
-from sttp_manifold.frames.retractions import cholesky_qr, polar, project_tangent
+from sttp_manifold.manifolds.grouped import GroupedProduct
 from sttp_manifold.manifolds.horizontal import vertical_part
 from sttp_manifold.spectrum import SpectrumMap, hold_spectrum
 from sttp_manifold.tt.contract import left_frame, right_frame
@@ -41,28 +34,10 @@ from sttp_manifold.tt.decompose import tt_svd
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["FrameGroup", "SpectralTTManifold"]
-
-BatchMap = Callable[..., Tensor]
+__all__ = ["SpectralTTManifold"]
 
 
-class FrameGroup(NamedTuple):
-    """Frames of equal shape, adjacent in the flat vector.
-
-    Attributes:
-        span: where they lie: ``x[..., span].unflatten(-1, (count, d, r))`` is their batch.
-        count: how many frames.
-        d: rows of each.
-        r: columns of each.
-    """
-
-    span: slice
-    count: int
-    d: int
-    r: int
-
-
-class SpectralTTManifold(ProductManifold):
+class SpectralTTManifold(GroupedProduct):
     r"""Product of the Stiefel manifolds of all cores and a Euclidean spectrum.
 
     Args:
@@ -94,32 +69,12 @@ class SpectralTTManifold(ProductManifold):
 
     def __init__(self, shape: TTShape, spectrum: str = "free", bound: float = 1.0) -> None:
         plan = shape.merged
-        frames = plan.frame_shapes
         spectrum_map = SpectrumMap(spectrum, plan.rank, bound)
-        kinds = list(dict.fromkeys(frames))
-        order = sorted(range(len(frames)), key=lambda k: kinds.index(frames[k]))
-        stiefel = EuclideanStiefel()
-        factors = [(stiefel, frames[k]) for k in order]
-        size = math.prod(spectrum_map.coordinate_shape)
-        if size:
-            coordinates = spectrum_map.coordinate_shape
-            factors.append((Euclidean(ndim=len(coordinates)), coordinates))
-        super().__init__(*factors)
+        super().__init__(plan.frame_shapes, spectrum_map.coordinate_shape)
         self.shape = shape
         self.spectrum = spectrum
         self.bound = bound
         self.map = spectrum_map
-        self.frame_groups: list[FrameGroup] = []
-        self._start = [0] * len(frames)
-        position = 0
-        for d, r in kinds:
-            members = [k for k in order if frames[k] == (d, r)]
-            for offset, k in enumerate(members):
-                self._start[k] = position + offset * d * r
-            span = slice(position, position + len(members) * d * r)
-            self.frame_groups.append(FrameGroup(span, len(members), d, r))
-            position = span.stop
-        self.spectrum_slice = slice(position, position + size)
 
     # -- counts ---------------------------------------------------------------------------------
 
@@ -184,10 +139,8 @@ class SpectralTTManifold(ProductManifold):
         if self.spectrum == "identity":
             first = s[..., None, None] * first
         frames = [*map(left_frame, tt.left), right_frame(first), *map(right_frame, tt.right[1:])]
-        order = sorted(range(len(frames)), key=lambda k: self._start[k])
-        parts = [frames[k].flatten(-2) for k in order]
         coordinates = self.map.inverse(s, project=self.spectrum != "bounded")
-        return torch.cat([*parts, coordinates.flatten(len(tt.batch_shape))], -1)
+        return self._join(frames, coordinates.flatten(len(tt.batch_shape)))
 
     def from_matrix(self, W: Tensor, *, project: bool = False) -> ManifoldTensor:
         """Point whose weight is the TT-SVD of a matrix.
@@ -221,13 +174,16 @@ class SpectralTTManifold(ProductManifold):
             ShapeError: a size that does not end in ``n_elements``.
         """
         batch = self._batch_of(size, "random")
-        options = {"dtype": dtype, "device": device, "generator": generator}
         parts = [
-            haar_frame(g.d, g.r, *batch, g.count, **options).flatten(-3)  # type: ignore[arg-type]
+            haar_frame(
+                g.d, g.r, *batch, g.copies, dtype=dtype, device=device, generator=generator
+            ).flatten(-3)
             for g in self.frame_groups
         ]
-        spectrum = self.spectrum_slice.stop - self.spectrum_slice.start
-        parts.append(torch.rand(*batch, spectrum, **options) + 0.5)  # type: ignore[call-overload]
+        count = self.spectrum_slice.stop - self.spectrum_slice.start
+        parts.append(
+            torch.rand(*batch, count, dtype=dtype, device=device, generator=generator) + 0.5
+        )
         return ManifoldTensor(torch.cat(parts, -1), manifold=self)
 
     def random_parameter(
@@ -258,7 +214,7 @@ class SpectralTTManifold(ProductManifold):
         batch = self._batch_of(size, "origin")
         eyes = [
             torch.eye(g.d, g.r, dtype=dtype, device=device)
-            .expand(*batch, g.count, g.d, g.r)
+            .expand(*batch, g.copies, g.d, g.r)
             .flatten(-3)
             for g in self.frame_groups
         ]
@@ -300,11 +256,11 @@ class SpectralTTManifold(ProductManifold):
             - x, u: ``(*b, n_elements)``
         """
         x, u = torch.broadcast_tensors(x, u)
-        bonds = list(range(1, len(self._start)))
+        bonds = list(range(1, len(self._starts)))
         centre = len(self.shape.merged.out_modes)
         cores, vectors = self._chain(x), self._chain(u)
         if self.spectrum == "full":
-            bonds.append(len(self._start))
+            bonds.append(len(self._starts))
         elif self.spectrum != "identity":
             bonds.remove(centre)
         parts = vertical_part(cores, vectors, bonds)
@@ -315,8 +271,7 @@ class SpectralTTManifold(ProductManifold):
             theta, v = x[..., self.spectrum_slice], u[..., self.spectrum_slice]
             along = theta * ((theta * v).sum(-1, True) / theta.square().sum(-1, True))
         frames = [*map(left_frame, parts[:centre]), *map(right_frame, parts[centre:])]
-        order = sorted(range(len(frames)), key=lambda k: self._start[k])
-        return torch.cat([*(frames[k].flatten(-2) for k in order), along], -1)
+        return self._join(frames, along)
 
     def horizontal(self, x: Tensor, u: Tensor) -> Tensor:
         """Part of a tangent vector orthogonal to the gauge orbit of ``x``.
@@ -343,7 +298,7 @@ class SpectralTTManifold(ProductManifold):
         for k, ((a, mode, b), (d, r)) in enumerate(
             zip(plan.core_shapes, plan.frame_shapes, strict=True)
         ):
-            frame = x.narrow(-1, self._start[k], d * r).unflatten(-1, (d, r))
+            frame = x.narrow(-1, self._starts[k], d * r).unflatten(-1, (d, r))
             if k < len(plan.out_modes):
                 cores.append(frame.unflatten(-2, (a, mode)))
             else:
@@ -353,77 +308,6 @@ class SpectralTTManifold(ProductManifold):
             coordinates = coordinates.unflatten(-1, self.map.coordinate_shape)
         split = len(plan.out_modes)
         return tuple(cores[:split]), spectrum(coordinates), tuple(cores[split:])
-
-    # -- geoopt's contract, equal frames as one batch ---------------------------------------------
-
-    def _on_factors(self, on_frames: BatchMap, on_spectrum: BatchMap, *tensors: Tensor) -> Tensor:
-        """Apply maps to the batches of equal frames and to the spectrum, and join the results."""
-        tensors = torch.broadcast_tensors(*tensors)
-        parts = []
-        for span, count, d, r in self.frame_groups:
-            batches = (t[..., span].unflatten(-1, (count, d, r)) for t in tensors)
-            parts.append(on_frames(*batches).flatten(-3))
-        parts.append(on_spectrum(*(t[..., self.spectrum_slice] for t in tensors)))
-        return torch.cat(parts, -1)
-
-    def projx(self, x: Tensor) -> Tensor:
-        """Nearest point: the polar factor of every frame; the spectrum stays."""
-        return self._on_factors(
-            lambda frame: polar(frame, torch.zeros_like(frame)), lambda theta: theta, x
-        )
-
-    def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        """Orthogonal projection onto the tangent space of the product."""
-        return self._on_factors(project_tangent, _second, x, u)
-
-    def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
-        """Riemannian gradient of a Euclidean one: the tangent projection."""
-        return self.proju(x, u)
-
-    def retr(self, x: Tensor, u: Tensor) -> Tensor:
-        """Retraction by the Q factor of ``x + u`` in every frame, first order."""
-        return self._on_factors(cholesky_qr, torch.add, x, u)
-
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        """Exponential map of the product, by matrix exponentials of size ``2r``."""
-        return self._on_factors(EuclideanStiefel().expmap, torch.add, x, u)
-
-    def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Transport to ``y`` by tangent projection."""
-        return self.proju(y, v)
-
-    def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Retraction of ``u`` and transport of ``v`` to the new point."""
-        y = self.retr(x, u)
-        return y, self.proju(y, v)
-
-    def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Transport of ``v`` along the retraction of ``u``."""
-        return self.retr_transp(x, u, v)[1]
-
-    def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Exponential map of ``u`` and transport of ``v`` to the new point."""
-        y = self.expmap(x, u)
-        return y, self.proju(y, v)
-
-    def transp_follow_expmap(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Transport of ``v`` along the exponential map of ``u``."""
-        return self.expmap_transp(x, u, v)[1]
-
-    def inner(
-        self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
-    ) -> Tensor:
-        """Euclidean inner product of tangent vectors, ``(*b,)``."""
-        x, u, v = torch.broadcast_tensors(x, u, u if v is None else v)
-        return (u * v).sum(-1, keepdim=keepdim)
-
-    def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
-        """Inner products factor by factor, spread over the elements of each frame."""
-        return self._on_factors(
-            lambda a, b: (a * b).sum((-2, -1), keepdim=True).expand_as(a),
-            torch.mul,
-            *torch.broadcast_tensors(u, u if v is None else v, x)[:2],
-        )
 
     def _batch_of(self, size: tuple[int | tuple[int, ...], ...], name: str) -> tuple[int, ...]:
         flat: list[int] = []
@@ -442,7 +326,3 @@ class SpectralTTManifold(ProductManifold):
             raise ShapeError(
                 f"{call} takes a flat point (*b, {self.n_elements}), got {tuple(x.shape)}"
             )
-
-
-def _second(_: Tensor, u: Tensor) -> Tensor:
-    return u

@@ -1,4 +1,4 @@
-"""Tensor-train algebra: the plan `TTShape`, the value `SpectralTT`, and how a matrix becomes one."""
+"""Tensor-train algebra: the plan `TTShape`, the value `SpectralTT`, and decompositions."""
 
 from sttp_manifold.tt.decompose import orthogonalize, truncate, tt_svd
 from sttp_manifold.tt.shape import SPECTRA, TTShape, prime_factors

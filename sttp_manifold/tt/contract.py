@@ -153,10 +153,10 @@ def linear_plan(shape: TTShape, count: int) -> Plan:
         core_by_core += _gemm(count * merged.d_in // size, m * b, a)
     low_rank = _gemm(count, merged.d_in, r) + _gemm(count, r, merged.d_out)
     costs: dict[Plan, float] = {
-        "dense": form + _gemm(merged.d_out, r, merged.d_in) + _gemm(count, merged.d_in, merged.d_out),
+        "dense": form
+        + _gemm(merged.d_out, r, merged.d_in)
+        + _gemm(count, merged.d_in, merged.d_out),
         "lowrank": form + low_rank,
         "cores": core_by_core,
     }
     return min(costs, key=lambda plan: costs[plan])
-
-

@@ -76,7 +76,7 @@ def truncate(
         ShapeError: neither or both of ``rank`` and ``ranks``.
     """
     old = tt.shape
-    if ranks is None and rank is not None and isinstance(rank, int) and rank >= 1:
+    if ranks is None and rank is not None and rank >= 1:
         ranks = clip_ranks(old.out_modes + old.in_modes, [min(rank, r) for r in old.ranks])
         new = TTShape(old.out_modes, old.in_modes, ranks=ranks)
     else:

@@ -1,4 +1,4 @@
-"""`TTShape`, the static plan: modes, ranks, merged chain, and every count that follows from them."""
+"""`TTShape`, the static plan: modes, ranks, merged chain, and the counts that follow."""
 
 from __future__ import annotations
 
@@ -249,11 +249,11 @@ class TTShape:
         c_out, c_in, *window = sizes
         if kind != "sttp":
             return cls.svd(c_out, c_in * math.prod(window), rank)
-        if kernel == "flat":
-            modes = (math.prod(window),)
-        else:
-            modes = tuple(p for size in window for p in prime_factors(size))
-        return cls(prime_factors(c_out), prime_factors(c_in) + tuple(m for m in modes if m > 1), rank)
+        modes = [math.prod(window)]
+        if kernel == "factored":
+            modes = [p for size in window for p in prime_factors(size)]
+        in_modes = (*prime_factors(c_in), *(m for m in modes if m > 1))
+        return cls(prime_factors(c_out), in_modes, rank)
 
     # -- sizes ----------------------------------------------------------------------------------
 
@@ -287,13 +287,13 @@ class TTShape:
         """Shapes ``(R_{k-1}, m_k, R_k)`` of the cores of ``V^T``."""
         return self.core_shapes[len(self.out_modes) :]
 
-    @property
+    @cached_property
     def core_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """Shapes of all cores of this chain, in its order."""
         modes = self.out_modes + self.in_modes
         return tuple(zip(self.ranks[:-1], modes, self.ranks[1:], strict=True))
 
-    @property
+    @cached_property
     def frame_shapes(self) -> tuple[tuple[int, int], ...]:
         """Shapes ``(d, r)`` of the orthonormal frames behind the cores, in the chain's order.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -79,14 +80,30 @@ class SpectralTT:
     def __post_init__(self) -> None:
         object.__setattr__(self, "left", tuple(self.left))
         object.__setattr__(self, "right", tuple(self.right))
+        given = cast("TTShape | None", self.shape)
+        if given is not None and self._follows(given.merged):
+            return
         own = self._shape_of_cores()
-        if self.shape is None:
+        if given is None:
             object.__setattr__(self, "shape", own)
-        elif own.merged != self.shape.merged:
+        elif own.merged != given.merged:
             raise ShapeError(
-                f"cores of shapes {own.core_shapes} do not follow {self.shape!r}, whose stored "
-                f"cores have shapes {self.shape.merged.core_shapes}"
+                f"cores of shapes {own.core_shapes} do not follow {given!r}, whose stored "
+                f"cores have shapes {given.merged.core_shapes}"
             )
+
+    def _follows(self, plan: TTShape) -> bool:
+        """Whether everything fits a plan, cheaply: a value is made in every forward pass."""
+        s = self.spectrum
+        batch = self.left[0].shape[:-3] if self.left else torch.Size()
+        expected = [(*batch, *shape) for shape in plan.core_shapes]
+        cores = (*self.left, *self.right)
+        return (
+            len(self.left) == len(plan.out_modes)
+            and [tuple(core.shape) for core in cores] == expected
+            and tuple(s.shape) in ((*batch, plan.rank), (*batch, plan.rank, plan.rank))
+            and all(core.dtype == s.dtype and core.device == s.device for core in cores)
+        )
 
     def _shape_of_cores(self) -> TTShape:
         tensors = (*self.left, self.spectrum, *self.right)
@@ -110,7 +127,7 @@ class SpectralTT:
                 f"and batch shape {tuple(batch)}: expected {(*batch, r)} or {(*batch, r, r)}"
             )
         cores = (*self.left, *self.right)
-        for k, (a, b) in enumerate(zip(cores[:-1], cores[1:], strict=True), start=1):
+        for k, (a, b) in enumerate(pairwise(cores), start=1):
             if a.shape[-1] != b.shape[-3]:
                 raise ShapeError(
                     f"cores {k} and {k + 1} disagree at bond {k}: {a.shape[-1]} and {b.shape[-3]}"
@@ -259,7 +276,7 @@ class SpectralTT:
                 f"{i.dtype} {tuple(i.shape)} and {j.dtype} {tuple(j.shape)}"
             )
         for name, index, size in (("i", i, self.shape.d_out), ("j", j, self.shape.d_in)):
-            if index.numel() and not (0 <= int(index.min()) and int(index.max()) < size):
+            if index.numel() and (int(index.min()) < 0 or int(index.max()) >= size):
                 raise ShapeError(
                     f"{name} runs from {int(index.min())} to {int(index.max())}, outside "
                     f"0 <= {name} < {size}"
@@ -360,9 +377,7 @@ def _rows(cores: Sequence[Tensor], index: Tensor, *, reverse: bool = False) -> T
     return rows
 
 
-def _group(
-    cores: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]]
-) -> tuple[Tensor, ...]:
+def _group(cores: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]]) -> tuple[Tensor, ...]:
     """Contract neighbouring cores until they have ``shapes``."""
     grouped, rest = [], list(cores)
     for shape in shapes:
@@ -371,9 +386,7 @@ def _group(
             following = rest.pop(0)
             size = core.shape[-2] * following.shape[-2]
             product = core.flatten(-3, -2) @ following.flatten(-2)
-            core = product.reshape(
-                *core.shape[:-2], size, following.shape[-1]
-            )
+            core = product.reshape(*core.shape[:-2], size, following.shape[-1])
         grouped.append(core)
     return tuple(grouped)
 
