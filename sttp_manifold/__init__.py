@@ -1,1 +1,29 @@
-"""Spectral tensor-train weights in PyTorch, by Householder charts or on the manifold itself."""
+"""Spectral tensor-train weights in PyTorch, by Householder charts or on the manifold itself.
+
+A weight ``W = U diag(s) V^T`` whose orthonormal frames ``U`` and ``V`` are chains of small
+orthonormal cores. `TTShape` is its plan, `SpectralTT` its value; a chart
+(`nn.HouseholderWeight`), a manifold (`SpectralTTManifold`) and a layer (`nn.SpectralLinear`)
+are three ways to hold one.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from sttp_manifold import errors, optim
+from sttp_manifold.manifolds import SpectralTTManifold
+from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
+
+__version__ = version("sttp-manifold")
+
+__all__ = [
+    "SpectralTT",
+    "SpectralTTManifold",
+    "TTShape",
+    "__version__",
+    "errors",
+    "optim",
+    "orthogonalize",
+    "truncate",
+    "tt_svd",
+]
