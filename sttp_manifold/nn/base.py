@@ -1,0 +1,159 @@
+"""`SpectralWeight`, what the two ways to hold a weight have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sttp_manifold.errors import ShapeError
+from sttp_manifold.nn.initial import computing_dtype
+from sttp_manifold.spectrum import SpectrumMap
+from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
+from sttp_manifold.tt.shape import TTShape
+from sttp_manifold.tt.spectral import SpectralTT
+
+__all__ = ["SpectralWeight"]
+
+# A value farther from orthonormal than this is no SpectralTT, whatever its rounding.
+_ORTHONORMAL = 1e-3
+
+
+def _outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Frames need solves, which refuse bfloat16, and an accuracy that autocast would lose."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+class SpectralWeight(nn.Module, ABC):
+    r"""A trainable matrix :math:`W = U \operatorname{diag}(s) V^\top` in spectral TT form.
+
+    Base of the two ways to hold one; made by :func:`make_weight`.
+
+    Attributes:
+        shape: the plan.
+        spectrum: name of the spectrum map.
+        bound: bound of the spectrum map ``"bounded"``.
+        method: name of the way, ``"householder"`` or ``"riemannian"``.
+    """
+
+    method: ClassVar[str]
+
+    shape: TTShape
+    spectrum: str
+    bound: float
+
+    def __init__(self, shape: TTShape, spectrum: str, bound: float) -> None:
+        super().__init__()
+        if not isinstance(shape, TTShape):
+            raise ShapeError(
+                f"{type(self).__name__} takes a TTShape, got {shape!r}; call "
+                f"{type(self).__name__}(TTShape.for_matrix(d_out, d_in, rank=16))"
+            )
+        self.shape = shape
+        self.spectrum = spectrum
+        self.bound = bound
+        self.map = SpectrumMap(spectrum, shape.rank, bound)
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+
+    @abstractmethod
+    def _value(self) -> SpectralTT:
+        """The weight; frames are computed in float32 at least, and cast back."""
+
+    @abstractmethod
+    def _set(self, tt: SpectralTT, project: bool) -> None:
+        """Move the parameters to an orthonormal, unbatched value."""
+
+    @abstractmethod
+    def bond(self) -> Tensor:
+        """The spectrum, or the full bond, without computing a frame.
+
+        Shape:
+            - output: ``(r,)``, for a full bond ``(r, r)``
+        """
+
+    def tt(self) -> SpectralTT:
+        """The weight as a value, differentiable in the parameters."""
+        with _outside_autocast(self.device):
+            return self._value()
+
+    def forward(self) -> Tensor:
+        """The dense weight ``W``.
+
+        Shape:
+            - output: ``(d_out, d_in)``
+        """
+        with _outside_autocast(self.device):
+            return self._value().to_matrix()
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Two factors of the weight, ``U diag(s)`` and ``V^T``.
+
+        Shape:
+            - first: ``(d_out, r)``
+            - second: ``(r, d_in)``
+        """
+        with _outside_autocast(self.device):
+            tt = self._value()
+            return times_bond(left_matrix(tt.left), tt.spectrum, 0), right_matrix(tt.right)
+
+    @torch.no_grad()
+    def encode_(self, tt: SpectralTT, project: bool = False) -> SpectralWeight:
+        """Take over a weight, in place, exact to rounding.
+
+        The weight keeps its own dtype and device. An optimizer's state (momentum) speaks of the
+        old coordinates and does not follow.
+
+        Args:
+            tt: the value, on the same plan.
+            project: take the nearest weight that the spectrum can hold.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ShapeError: a value on another plan, with batch dimensions, or whose cores are not
+                orthonormal.
+            SpectrumError: a value that the spectrum cannot hold, unless ``project``.
+        """
+        if not isinstance(tt, SpectralTT):
+            raise ShapeError(
+                f"encode_ takes a SpectralTT, got {type(tt).__name__}; for a matrix call "
+                "weight.encode_(tt_svd(W, weight.shape))"
+            )
+        if tt.batch_shape:
+            raise ShapeError(
+                f"a weight is one matrix, got a batch of shape {tuple(tt.batch_shape)}"
+            )
+        wide = torch.promote_types(computing_dtype(self.dtype), tt.dtype)
+        tt = tt.detach().to(self.device, wide)
+        error = float(tt.orthonormality_error())
+        if not error <= _ORTHONORMAL:
+            raise ShapeError(
+                f"the cores are not orthonormal (error {error:.2g}): they hold no spectral form; "
+                "orthogonalize(tt.left, tt.spectrum, tt.right) makes one"
+            )
+        self._set(tt, project)
+        return self
+
+    def extra_repr(self) -> str:
+        """Size, plan and spectrum, for printing."""
+        bound = f", bound={self.bound}" if self.spectrum == "bounded" else ""
+        return (
+            f"{self.shape.d_out} x {self.shape.d_in}, modes {self.shape}, "
+            f"spectrum={self.spectrum!r}{bound}"
+        )

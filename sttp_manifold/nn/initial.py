@@ -1,0 +1,62 @@
+"""Where a weight starts: names of initial values, and their coordinates."""
+
+from __future__ import annotations
+
+import torch
+
+from sttp_manifold.chart import ChartPoint, HouseholderChart
+from sttp_manifold.errors import ShapeError
+from sttp_manifold.frames.gauge import haar_frame
+from sttp_manifold.tt.spectral import SpectralTT
+
+__all__ = ["INITS", "computing_dtype", "initial_point"]
+
+INITS = ("eye", "noisy_eye", "random")
+"""Names of the initial values; a :class:`~sttp_manifold.SpectralTT` is accepted as well."""
+
+
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype in which frames of parameters are computed: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def initial_point(
+    chart: HouseholderChart,
+    init: str | SpectralTT,
+    init_std: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> ChartPoint:
+    """Coordinates to start from; for a value, any that can be overwritten.
+
+    Raises:
+        ShapeError: an unknown ``init``.
+    """
+    if not isinstance(init, SpectralTT) and init not in INITS:
+        raise ShapeError(
+            f"unknown init {init!r}; expected one of {', '.join(map(repr, INITS))}, or a "
+            "SpectralTT such as tt_svd(W, shape)"
+        )
+    dtype = computing_dtype(dtype)
+    plan, r = chart.shape.merged, chart.shape.rank
+    spectrum = chart.map.initial(dtype=dtype, device=device)
+    if init == "random":
+        left, right = [], []
+        for k, ((a, mode, b), (d, rank)) in enumerate(
+            zip(plan.core_shapes, plan.frame_shapes, strict=True)
+        ):
+            frame = haar_frame(d, rank, dtype=dtype, device=device)
+            if k < len(plan.out_modes):
+                left.append(frame.unflatten(-2, (a, mode)))
+            else:
+                right.append(frame.mT.unflatten(-1, (mode, b)))
+        s = chart.map(spectrum)
+        return chart.encode(SpectralTT(tuple(left), s, tuple(right), chart.shape))
+    std = init_std if init == "noisy_eye" else 0.0
+    frames = tuple(
+        std * torch.randn(size, dtype=dtype, device=device)
+        if std
+        else torch.zeros(size, dtype=dtype, device=device)
+        for size in chart.frame_sizes
+    )
+    return ChartPoint(frames, spectrum, torch.ones(r, dtype=dtype, device=device))
