@@ -12,15 +12,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .errors import ConfigError
+from sttp_manifold.errors import ConfigError
 
 if TYPE_CHECKING:
-    from .experiments.compare import Settings
-    from .experiments.records import Record
+    from sttp_manifold.experiments.compare import Settings
+    from sttp_manifold.experiments.records import Record
 
 __all__ = ["app", "main"]
 
-_TEACH = """Compare ways of training W = U diag(s) V^T.
+
+def _flow(text: str) -> str:
+    """Join the lines of paragraphs, so that the terminal breaks them; indented lines stay."""
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", text)
+
+
+_TEACH = _flow("""Compare ways of training W = U diag(s) V^T.
 
 A weight matrix W is written as U diag(s) V^T: two matrices with orthonormal columns, and the
 singular values between them. Keeping r of them is what rank r means.
@@ -34,9 +40,9 @@ and use Adam or SGD as they are. [bold]riemannian[/bold] methods keep the orthon
 themselves and step along their manifold.
 
 Start with [bold]sttp compare[/bold]: two minutes on two cores, no download.
-"""
+""")
 
-_COMPARE = """Run methods x ranks x seeds of one task; write records, tables, figures and a report.
+_COMPARE = _flow("""Run methods x ranks x seeds of a task; write records, tables, figures, a report.
 
 All methods of one rank and seed start from one weight and see the data in one order. Each method's
 learning rate comes from one grid, judged on a validation split (--tune) and kept with the task. The
@@ -46,27 +52,27 @@ Stopped half-way and started again with the same options, it goes on where it wa
 
 [bold]Examples[/bold]
 
-  sttp compare                                        # digits, every method, ranks 4 and 8
+  sttp compare                     every method on digits, ranks 4 and 8
   sttp compare --methods 'sttp-*,dense-adam' --ranks 2,4,8 --seeds 0-4
   sttp compare --task completion --out runs/completion
   sttp compare --task fashion-mnist --epochs 5 --device cuda
-  sttp compare --lr 0.01 --lr dense-sgd=0.1           # your own learning rates
-  sttp compare --tune                                 # choose learning rates first
+  sttp compare --lr 0.01 --lr dense-sgd=0.1
+  sttp compare --tune              choose learning rates first
 
 [bold]What is written to --out[/bold]
 
-  records.jsonl      one line a run: specification, curves, spectra, result
+  records.jsonl      one line a run: specification, curves, spectra
   summary.csv, .md   the table
   figures/*.png      curves, spectra, orthonormality, size against score
   report.html        all of it on one page that needs no other file
 
 [bold]Exit codes[/bold]
 
-  0    every run is on record; runs that diverged count as results, and are said
-  1    a run failed with an error (on record, tried again next time), or none finished
+  0    every run is on record; one that diverged is a result, and said
+  1    a run failed with an error (tried again next time), or none was ok
   2    a wrong name, option or value, or data that is not there
   130  interrupted; the same command goes on from here
-"""
+""")
 
 app = typer.Typer(
     name="sttp",
@@ -84,9 +90,9 @@ _err = Console(stderr=True)
 
 def _say_version(value: bool) -> None:
     if value:
-        from . import __version__
+        from sttp_manifold.experiments.runs import versions
 
-        typer.echo(f"sttp {__version__}")
+        typer.echo(f"sttp {versions()['sttp_manifold']}")
         raise typer.Exit
 
 
@@ -154,29 +160,29 @@ def compare(
     ] = "digits",
     methods: Annotated[
         list[str] | None,
-        typer.Option(help="Names or wildcards, parted by commas; see `sttp methods`. [all]"),
+        typer.Option(help="Names or wildcards, parted by commas; see `sttp methods`. \\[all]"),
     ] = None,
     ranks: Annotated[
-        list[str] | None, typer.Option(help="Ranks, as in 4,8 or 2-4. [the task's]")
+        list[str] | None, typer.Option(help="Ranks, as in 4,8 or 2-4. \\[the task's]")
     ] = None,
     seeds: Annotated[
-        list[str] | None, typer.Option(help="Seeds, as in 0,1,2 or 0-2. [0,1,2]")
+        list[str] | None, typer.Option(help="Seeds, as in 0,1,2 or 0-2. \\[0,1,2]")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Epochs to train. [the task's]", show_default=False)
+        int | None, typer.Option(help="Epochs to train. \\[the task's]", show_default=False)
     ] = None,
     lr: Annotated[
         list[str] | None,
-        typer.Option(help="Learning rate of all methods, or METHOD=RATE. [the tuned ones]"),
+        typer.Option(help="Learning rate of all methods, or METHOD=RATE. \\[the tuned ones]"),
     ] = None,
     device: Annotated[
         str, typer.Option(help="auto (a CUDA GPU if there is one), cpu or cuda.")
     ] = "auto",
     dtype: Annotated[
-        str | None, typer.Option(help="float32 or float64. [the task's]", show_default=False)
+        str | None, typer.Option(help="float32 or float64. \\[the task's]", show_default=False)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write to. [runs/TASK]", show_default=False)
+        Path | None, typer.Option(help="Folder to write to. \\[runs/TASK]", show_default=False)
     ] = None,
     jobs: Annotated[
         int | None,
@@ -208,7 +214,7 @@ def compare(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
     """Run a comparison."""
-    from .experiments.compare import Settings
+    from sttp_manifold.experiments.compare import Settings
 
     with _usage_errors():
         settings = Settings(
@@ -236,10 +242,10 @@ def compare(
 
 
 def _compare(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
-    from .experiments import compare as comparing
-    from .experiments.progress import RunProgress
-    from .experiments.report import write_outputs
-    from .experiments.tasks import TASKS
+    from sttp_manifold.experiments import compare as comparing
+    from sttp_manifold.experiments.progress import RunProgress
+    from sttp_manifold.experiments.report import write_outputs
+    from sttp_manifold.experiments.tasks import TASKS
 
     metric = TASKS[settings.task].metric
     if not tune:
@@ -275,8 +281,8 @@ def _show_rates(path: Path, found: dict[str, dict[str, object]]) -> None:
 
 
 def _show_outcome(out: Path, written: Sequence[Path]) -> None:
-    from .experiments.compare import load_comparison
-    from .experiments.summary import cells, header, metric_of, rows
+    from sttp_manifold.experiments.compare import load_comparison
+    from sttp_manifold.experiments.summary import cells, header, metric_of, rows
 
     _, records = load_comparison(out)
     metric = metric_of(records)
@@ -304,7 +310,7 @@ def report(
 
     Works on a comparison that was stopped half-way, and says how much of it is missing.
     """
-    from .experiments.report import write_outputs
+    from sttp_manifold.experiments.report import write_outputs
 
     with _usage_errors():
         written = write_outputs(folder)
@@ -318,7 +324,7 @@ def report(
 @app.command()
 def methods() -> None:
     """List the methods, and what each one does."""
-    from .experiments.methods import METHODS
+    from sttp_manifold.experiments.methods import METHODS
 
     table = Table("method", "what it does", box=None)
     for method in METHODS:
@@ -329,8 +335,8 @@ def methods() -> None:
 @app.command()
 def tasks() -> None:
     """List the tasks, with their defaults."""
-    from .experiments.tasks import TASKS
-    from .experiments.tune import load_tuned
+    from sttp_manifold.experiments.tasks import TASKS
+    from sttp_manifold.experiments.tune import load_tuned
 
     table = Table("task", "what it is", "judged by", "ranks", "epochs", "tuned methods", box=None)
     for task in TASKS:

@@ -12,14 +12,14 @@ from typing import Any
 
 import joblib
 
-from ..errors import ConfigError
-from .files import write_text
-from .methods import METHODS
-from .records import DONE, Record, RecordFile, latest, read_records
-from .runs import DTYPES, execute, resolve_device
-from .specs import RunSpec
-from .tasks import TASKS, Task
-from .tune import TUNING_SEEDS, best_rate, load_tuned, save_tuned
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.files import write_text
+from sttp_manifold.experiments.methods import METHODS
+from sttp_manifold.experiments.records import DONE, Record, RecordFile, latest, read_records
+from sttp_manifold.experiments.runs import DTYPES, execute, resolve_device
+from sttp_manifold.experiments.specs import RunSpec
+from sttp_manifold.experiments.tasks import TASKS, Task
+from sttp_manifold.experiments.tune import TUNING_SEEDS, best_rate, load_tuned, save_tuned
 
 __all__ = ["Planned", "Settings", "load_comparison", "plan", "run_plan", "tune"]
 

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .records import Record
-from .summary import Row, metric_of, rows, show_spread
-from .tasks import Metric
+from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.summary import Row, metric_of, rows, show_spread
+from sttp_manifold.experiments.tasks import Metric
 
 __all__ = ["conclude"]
 

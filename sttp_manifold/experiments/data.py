@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from .specs import derived_seed
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.specs import derived_seed
 
 __all__ = [
     "COMPLETION_MODES",

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .records import Record
+from sttp_manifold.experiments.records import Record
 
 __all__ = ["STYLE", "Look", "legend", "looks_of"]
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import SpectralConv2d, SpectralLinear
-from ..optim import RiemannianAdam, RiemannianSGD
-from ..tt import TTShape, tt_svd
-from .models import weights
-from .registry import Registry
-from .specs import derived_seed
-from .tasks import Task
+from sttp_manifold.experiments.models import weights
+from sttp_manifold.experiments.registry import Registry
+from sttp_manifold.experiments.specs import derived_seed
+from sttp_manifold.experiments.tasks import Task
+from sttp_manifold.nn import SpectralConv2d, SpectralLinear
+from sttp_manifold.optim import RiemannianAdam, RiemannianSGD
+from sttp_manifold.tt import TTShape, tt_svd
 
 __all__ = ["METHODS", "Method", "common_start", "layer_shape"]
 

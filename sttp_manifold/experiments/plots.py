@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from .looks import STYLE, legend, looks_of
-from .records import Record
-from .summary import metric_of, rows
-from .tasks import Metric
+from sttp_manifold.experiments.looks import STYLE, legend, looks_of
+from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.summary import metric_of, rows
+from sttp_manifold.experiments.tasks import Metric
 
 __all__ = ["Picture", "draw"]
 

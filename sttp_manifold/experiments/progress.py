@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
-from .records import Record
-from .tasks import Metric
+from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.tasks import Metric
 
 __all__ = ["RunProgress"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from ..errors import ConfigError
-from .specs import RunSpec
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.specs import RunSpec
 
 __all__ = [
     "CURVES",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Generic, Protocol, TypeVar
 
-from ..errors import ConfigError
+from sttp_manifold.errors import ConfigError
 
 __all__ = ["Named", "Registry"]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import jinja2
 
-from .compare import load_comparison
-from .conclusions import conclude
-from .files import write_bytes, write_text
-from .plots import Picture, draw
-from .records import Record
-from .summary import cells, header, metric_of, rows, to_csv, to_markdown
+from sttp_manifold.experiments.compare import load_comparison
+from sttp_manifold.experiments.conclusions import conclude
+from sttp_manifold.experiments.files import write_bytes, write_text
+from sttp_manifold.experiments.plots import Picture, draw
+from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.summary import cells, header, metric_of, rows, to_csv, to_markdown
 
 __all__ = ["write_outputs"]
 

@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..nn import SpectralWeight
-from ..optim import check_optimizer
-from .data import Examples
-from .methods import Method, common_start
-from .models import weights
-from .records import CURVES, SCHEMA_VERSION, Record, rounded
-from .specs import RunSpec, derived_seed
-from .tasks import Task
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.data import Examples
+from sttp_manifold.experiments.methods import Method, common_start
+from sttp_manifold.experiments.models import weights
+from sttp_manifold.experiments.records import CURVES, SCHEMA_VERSION, Record, rounded
+from sttp_manifold.experiments.specs import RunSpec, derived_seed
+from sttp_manifold.experiments.tasks import Task
+from sttp_manifold.nn import SpectralWeight
+from sttp_manifold.optim import check_optimizer
 
 __all__ = ["DTYPES", "DivergedError", "device_in_words", "execute", "resolve_device", "versions"]
 

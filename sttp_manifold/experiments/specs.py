@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..errors import ConfigError
+from sttp_manifold.errors import ConfigError
 
 __all__ = ["RunSpec", "derived_seed"]
 

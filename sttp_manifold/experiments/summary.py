@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .records import Record
-from .tasks import Metric
+from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.tasks import Metric
 
 __all__ = ["Row", "metric_of", "rows", "show_spread", "to_csv", "to_markdown"]
 

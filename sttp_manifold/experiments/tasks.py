@@ -18,9 +18,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from . import models
-from .data import Splits, completion, digits, fashion_mnist
-from .registry import Registry
+from sttp_manifold.experiments import models
+from sttp_manifold.experiments.data import Splits, completion, digits, fashion_mnist
+from sttp_manifold.experiments.registry import Registry
 
 __all__ = ["TASKS", "Metric", "Task", "accuracy", "relative_error"]
 

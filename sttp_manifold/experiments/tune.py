@@ -14,10 +14,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from .files import write_text
-from .records import Record
-from .tasks import Task
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.files import write_text
+from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.tasks import Task
 
 __all__ = ["TUNING_SEEDS", "best_rate", "load_tuned", "save_tuned", "tuned_path"]
 

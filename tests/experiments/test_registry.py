@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.methods import METHODS
+from sttp_manifold.experiments.registry import Registry
+from sttp_manifold.experiments.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Thing:
+    name: str
+
+
+def test_names_keep_their_order_and_are_found():
+    registry = Registry[Thing]("thing")
+    b, a = registry.add(Thing("b")), registry.add(Thing("a"))
+    assert registry.names() == ["b", "a"]
+    assert registry["a"] is a
+    assert list(registry) == [b, a]
+    assert "a" in registry
+    assert "c" not in registry
+    assert len(registry) == 2
+
+
+def test_a_name_can_be_taken_once():
+    registry = Registry[Thing]("thing")
+    registry.add(Thing("a"))
+    with pytest.raises(ConfigError, match="'a' is registered already"):
+        registry.add(Thing("a"))
+
+
+def test_an_unknown_name_is_answered_with_the_names_there_are():
+    with pytest.raises(ConfigError, match=r"unknown task 'digts'.*mean 'digits'.*digits, fashion"):
+        TASKS["digts"]
+    with pytest.raises(ConfigError, match=r"unknown method 'nothing-\*'.*The methods are: dense"):
+        METHODS.select(["dense-adam", "nothing-*"])
+
+
+def test_select_takes_names_wildcards_and_all_and_repeats_nothing():
+    assert METHODS.select(["sttp-*-sgd", "dense-adam", "sttp-chart-sgd"]) == [
+        "sttp-chart-sgd",
+        "sttp-riemannian-sgd",
+        "dense-adam",
+    ]
+    assert METHODS.select(["all"]) == METHODS.names()
+
+
+def test_the_methods_and_tasks_of_the_first_version():
+    kinds = {(m.kind, m.parameterization, m.optimizer) for m in METHODS}
+    held = {"dense": ["dense"], "svdp": ["householder", "riemannian"]}
+    held["sttp"] = held["svdp"]
+    assert kinds == {(k, p, o) for k, ps in held.items() for p in ps for o in ("adam", "sgd")}
+    assert TASKS.names() == ["digits", "fashion-mnist", "completion"]
