@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
 from sttp_manifold import SpectralTTManifold, TTShape
@@ -138,7 +137,10 @@ def main() -> None:
     torch.manual_seed(0)
     rows = bench_adam(arguments.turns) + bench_frames(arguments.turns)
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.turns} turns\n")
-    print(tabulate(rows, headers=["what", "who", "median ms", "against ours"], tablefmt="github"))
+    table = [["what", "who", "median ms", "against ours"], ["---"] * 4, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("| " + " | ".join(map(str.ljust, row, widths)) + " |")
 
 
 if __name__ == "__main__":
