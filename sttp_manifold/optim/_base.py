@@ -61,6 +61,8 @@ class FrameOptimizer:
                 f"dict(params=manifold)], lr=...) to keep it for the plain parameters"
             )
 
+    # Dynamo takes a subclass of Adam for Adam, and would trace the Euclidean step without a word.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
