@@ -54,7 +54,7 @@ constraints: ## resolve every requirement anew and pin what came out
 	rm -rf build/pins
 	$(PYTHON) -m venv build/pins
 	build/pins/bin/python -m pip install --quiet hatchling editables
-	build/pins/bin/python -m pip install --quiet -e '.[dev,docs,hf,notebooks,pymanopt,test]' $(PINS)
+	build/pins/bin/python -m pip install --quiet -e '.[dev,docs,notebooks,pymanopt,test]' $(PINS)
 	build/pins/bin/python tools/pin.py > build/pins/constraints.txt
 	cp build/pins/constraints.txt constraints.txt
 
