@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sttp_manifold.tt.shape import TTShape
 
 __all__ = [
+    "conv_plan",
     "left_frame",
     "left_matrix",
     "linear_plan",
@@ -35,6 +36,8 @@ Plan = Literal["dense", "lowrank", "cores"]
 # Cost of a contraction on a CPU in units of one floating-point operation: a kernel call, an
 # element that a matrix product touches, and an element that is permuted. FLOPs alone choose badly.
 _CALL, _TOUCH, _PERMUTE = 4e5, 8.0, 60.0
+# Output channels that a convolution computes at once.
+_CHANNELS = 16
 
 
 def left_matrix(cores: Sequence[Tensor]) -> Tensor:
@@ -160,3 +163,27 @@ def linear_plan(shape: TTShape, count: int) -> Plan:
         "cores": core_by_core,
     }
     return min(costs, key=lambda plan: costs[plan])
+
+
+@lru_cache(maxsize=4096)
+def conv_plan(shape: TTShape, positions: int) -> Literal["dense", "factorized"]:
+    """Cheapest way to convolve with a kernel ``W`` read as ``c_out x (c_in k)``.
+
+    Args:
+        shape: the plan of the kernel.
+        positions: places of the output, over the batch, at which the kernel is applied.
+
+    Returns:
+        ``"dense"`` (form ``W``), or ``"factorized"`` (``r`` kernels from ``V^T``, then a pointwise
+        convolution by ``U S``). The result is the same up to rounding.
+    """
+    d_out, d_in, r = shape.d_out, shape.d_in, shape.rank
+    dense = _gemm(d_out, r, d_in) + _convolution(positions, d_in, d_out)
+    factorized = _convolution(positions, d_in, r) + _convolution(positions, r, d_out)
+    return "dense" if dense <= factorized else "factorized"
+
+
+def _convolution(positions: int, inner: int, channels: int) -> float:
+    # Kernels compute output channels in blocks: four cost as much as sixteen.
+    blocked = -(-channels // _CHANNELS) * _CHANNELS
+    return positions * (2.0 * inner * blocked + 2 * _TOUCH * channels) + _CALL

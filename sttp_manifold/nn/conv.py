@@ -1,0 +1,281 @@
+"""`SpectralConv2d`."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from sttp_manifold.nn.base import SpectralWeight
+from sttp_manifold.nn.layer import SpectralLayer, check_stock, rank_of, weight_of
+from sttp_manifold.nn.weight import make_weight
+from sttp_manifold.tt.contract import conv_plan
+from sttp_manifold.tt.shape import TTShape
+from sttp_manifold.tt.spectral import SpectralTT
+
+__all__ = ["SpectralConv2d"]
+
+
+class SpectralConv2d(SpectralLayer):
+    r"""A convolution whose kernel, read as ``c_out x (c_in / groups k_1 k_2)``, is spectral.
+
+    With ``groups=1`` it is applied as ``r`` kernels from :math:`V^\top` followed by a pointwise
+    convolution with :math:`U \operatorname{diag}(s)`, where that is cheaper than to form the
+    kernel. The top singular value of the kernel matrix is not the Lipschitz constant of the layer.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: one size or two.
+        rank: rank of all bonds, lowered where a bond cannot carry it.
+        stride: as in ``torch.nn.Conv2d``, like the next five.
+        padding: sizes, ``"valid"`` or ``"same"``.
+        dilation: spacing of kernel elements.
+        groups: number of blocks.
+        bias: whether to add a bias.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        kind: ``"sttp"`` or ``"svdp"``.
+        kernel: ``"flat"`` (the product of the kernel sizes as one mode, as in the published
+            tables) or ``"factored"`` (their prime factors).
+        method: ``"householder"`` or ``"riemannian"``; the latter takes a Riemannian optimizer.
+        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``.
+        init: ``"eye"``, ``"noisy_eye"``, ``"random"``, or a SpectralTT.
+        bound: bound of ``"bounded"``.
+        init_std: deviation for ``"noisy_eye"``.
+        project: with a value as ``init``, take the nearest one that the spectrum can hold.
+        weight: a weight to use, perhaps shared, instead of making one; the arguments that make
+            one are not looked at then.
+        dtype: floating dtype.
+        device: device.
+
+    Shape:
+        - input: ``(n, c_in, h, w)`` or ``(c_in, h, w)``
+        - output: ``(n, c_out, h', w')`` or ``(c_out, h', w')``
+
+    Raises:
+        ValueError: settings that ``torch.nn.Conv2d`` refuses.
+        ShapeError: a bad rank, an unknown ``kind``, ``kernel`` or ``init``, or a ``weight`` of
+            another size.
+        ConversionError: an unknown ``method``.
+        SpectrumError: an unknown ``spectrum``.
+
+    References:
+        [STTP] Sec. 3.1 (kernel as a matrix).
+
+    Example:
+        >>> layer = SpectralConv2d(8, 16, 3, rank=4, padding=1)
+        >>> layer(torch.randn(2, 8, 5, 5)).shape
+        torch.Size([2, 16, 5, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        rank: int | None = None,
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        kind: str = "sttp",
+        kernel: str = "flat",
+        method: str = "householder",
+        spectrum: str = "free",
+        init: str | SpectralTT = "noisy_eye",
+        bound: float = 1.0,
+        init_std: float = 1e-4,
+        project: bool = False,
+        weight: SpectralWeight | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        # torch checks and completes the settings; on "meta" that costs no memory.
+        stock = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias=False,
+            padding_mode=padding_mode,  # type: ignore[arg-type]
+            device="meta",
+        )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = cast("tuple[int, int]", tuple(stock.kernel_size))
+        self.stride = cast("tuple[int, int]", tuple(stock.stride))
+        self.padding: str | tuple[int, int] = (
+            stock.padding
+            if isinstance(stock.padding, str)
+            else cast("tuple[int, int]", tuple(stock.padding))
+        )
+        self.dilation = cast("tuple[int, int]", tuple(stock.dilation))
+        self.groups = groups
+        self.padding_mode = padding_mode
+        shape = TTShape.for_conv(
+            tuple(stock.weight.shape), rank_of(self, rank, weight), kernel=kernel, kind=kind
+        )
+        if weight is None:
+            weight = make_weight(
+                method,
+                shape,
+                spectrum,
+                init,
+                bound,
+                init_std,
+                project=project,
+                dtype=dtype,
+                device=device,
+            )
+        self._adopt(weight, shape, bias)
+
+    @classmethod
+    def from_layer(
+        cls,
+        layer: nn.Conv2d,
+        rank: int,
+        *,
+        kind: str = "sttp",
+        kernel: str = "flat",
+        method: str = "householder",
+        spectrum: str = "free",
+        init: str = "pretrained",
+        bound: float = 1.0,
+        init_std: float = 1e-4,
+        project: bool = False,
+        weight: SpectralWeight | None = None,
+    ) -> SpectralConv2d:
+        """The spectral layer of a stock one; as :meth:`SpectralLinear.from_layer`.
+
+        Args:
+            layer: the stock layer; it is not changed.
+            rank: rank of all bonds.
+            kind: ``"sttp"`` or ``"svdp"``.
+            kernel: ``"flat"`` or ``"factored"``.
+            method: ``"householder"`` or ``"riemannian"``.
+            spectrum: name of the spectrum map.
+            init: ``"pretrained"``, ``"eye"``, ``"noisy_eye"`` or ``"random"``.
+            bound: bound of ``"bounded"``.
+            init_std: deviation for ``"noisy_eye"``.
+            project: take the nearest weight that the spectrum can hold.
+            weight: a weight to use as it is.
+
+        Raises:
+            SpectrumError: a pretrained weight that the spectrum cannot hold, unless ``project``.
+            ConversionError: a layer that is not a plain ``nn.Conv2d``, or an unknown ``method``.
+            ShapeError: an unknown ``init``, ``kind`` or ``kernel``, a bad rank, or a weight that
+                is not finite.
+        """
+        check_stock(layer, nn.Conv2d)
+        if weight is None:
+            weight = weight_of(
+                layer,
+                rank,
+                kind=kind,
+                kernel=kernel,
+                method=method,
+                spectrum=spectrum,
+                init=init,
+                bound=bound,
+                init_std=init_std,
+                project=project,
+            )
+        new = cls(
+            layer.in_channels,
+            layer.out_channels,
+            cast("tuple[int, int]", layer.kernel_size),
+            None,
+            cast("tuple[int, int]", layer.stride),
+            cast("str | tuple[int, int]", layer.padding),
+            cast("tuple[int, int]", layer.dilation),
+            layer.groups,
+            bias=False,
+            padding_mode=layer.padding_mode,
+            weight=weight,
+        )
+        new.bias = cast("nn.Parameter | None", layer.bias)
+        return new.train(layer.training)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the stock layer's weight, ``(c_out, c_in / groups, k_1, k_2)``."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def _stock(self) -> nn.Conv2d:
+        return nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias=False,
+            padding_mode=self.padding_mode,  # type: ignore[arg-type]
+            device="meta",
+        )
+
+    def _spatial_padding(self) -> list[tuple[int, int]]:
+        """Padding before and after each spatial dimension."""
+        sizes = list(zip(self.kernel_size, self.dilation, strict=True))
+        if self.padding == "same":
+            totals = [d * (k - 1) for k, d in sizes]
+            return [(total // 2, total - total // 2) for total in totals]
+        if isinstance(self.padding, str):
+            return [(0, 0) for _ in sizes]
+        return [(p, p) for p in self.padding]
+
+    def _positions(self, x: Tensor) -> int:
+        """Places at which the kernel is applied."""
+        count = x.shape[0] if x.ndim == 4 else 1
+        settings = zip(
+            x.shape[-2:],
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            self._spatial_padding(),
+            strict=True,
+        )
+        for size, k, stride, dilation, (before, after) in settings:
+            count *= max((size + before + after - dilation * (k - 1) - 1) // stride + 1, 0)
+        return count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer; see the class for shapes."""
+        weight = self.spectral_weight
+        if self.groups > 1 or conv_plan(weight.shape, self._positions(x)) == "dense":
+            return self._convolve(x, self.weight, self.bias)
+        us, vt = weight.factors()
+        z = self._convolve(x, vt.reshape(-1, *self.weight_shape[1:]), None)
+        return nn.functional.conv2d(z, us[..., None, None], self.bias)
+
+    def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        padding: str | int | tuple[int, int] = self.padding
+        if self.padding_mode != "zeros":
+            # pad takes the last dimension first.
+            flat = [side for pair in reversed(self._spatial_padding()) for side in pair]
+            x, padding = nn.functional.pad(x, flat, mode=self.padding_mode), 0
+        return nn.functional.conv2d(
+            x, kernel, bias, self.stride, padding, self.dilation, self.groups
+        )
+
+    def extra_repr(self) -> str:
+        """As torch's, with rank, method and spectrum."""
+        text = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}"
+        )
+        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value != default:
+                text += f", {name}={value!r}"
+        return f"{text}, bias={self.bias is not None}, {self._weight_repr()}"
