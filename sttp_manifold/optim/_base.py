@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -50,6 +51,15 @@ class FrameOptimizer:
         except OptimizerError:
             self.param_groups.pop()
             raise
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, as in torch, but never share memory with the optimizer it came from.
+
+        Args:
+            state_dict: what :meth:`state_dict` returned.
+        """
+        # torch keeps the arrays it is given: two optimizers would write to one momentum.
+        super().load_state_dict(copy.deepcopy(state_dict))  # type: ignore[misc]
 
     def _refuse_flags(self, group: dict[str, Any]) -> None:
         flags = [flag for flag in _WHY_NOT if group.get(flag)]
