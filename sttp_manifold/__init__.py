@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from sttp_manifold import errors, optim
+from sttp_manifold import errors, nn, optim
 from sttp_manifold.manifolds import SpectralTTManifold
 from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
 
@@ -22,6 +22,7 @@ __all__ = [
     "TTShape",
     "__version__",
     "errors",
+    "nn",
     "optim",
     "orthogonalize",
     "truncate",
