@@ -313,7 +313,7 @@ class SpectralTTManifold(GroupedProduct):
         flat: list[int] = []
         for entry in size:
             flat.extend([entry] if isinstance(entry, int) else entry)
-        if flat and flat[-1] != self.n_elements:
+        if size and (not flat or flat[-1] != self.n_elements):
             raise ShapeError(
                 f"{name}(*size) takes a shape ending in n_elements = {self.n_elements}, got "
                 f"{tuple(flat)}; M.{name}() gives one point, "

@@ -1,0 +1,140 @@
+"""TT-SVD, truncation and orthogonalization against dense SVDs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import batches, normal, seeds, shapes, weight
+
+from sttp_manifold import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
+from sttp_manifold.errors import RankError, ShapeError
+from sttp_manifold.tt.contract import left_matrix, right_matrix
+
+
+def bond_errors(W: torch.Tensor, shape: TTShape) -> torch.Tensor:
+    """Squared error of the best approximation at each bond, by dense SVDs, ``(bonds, *b)``."""
+    modes = shape.out_modes + shape.in_modes
+    errors = []
+    for k in range(1, len(modes)):
+        unfolding = W.reshape(*W.shape[:-2], math.prod(modes[:k]), math.prod(modes[k:]))
+        tail = torch.linalg.svdvals(unfolding)[..., shape.ranks[k] :]
+        errors.append(tail.square().sum(-1))
+    return torch.stack(errors)
+
+
+def assert_quasi_optimal(W: torch.Tensor, tt: SpectralTT) -> None:
+    error = torch.linalg.matrix_norm(W - tt.to_matrix()).square()
+    bonds = bond_errors(W, tt.shape)
+    slack = 1e-18 * torch.linalg.matrix_norm(W).square() + 1e-18
+    # The best approximation is at least as far as the best one at any single bond.
+    assert bool((error <= bonds.sum(0) * (1 + 1e-9) + slack).all())
+    assert bool((error <= len(bonds) * bonds.amax(0) * (1 + 1e-9) + slack).all())
+
+
+@given(shape=shapes(max_modes=4), seed=seeds, batch=batches)
+def test_tt_svd_is_quasi_optimal_with_orthonormal_frames(shape, seed, batch) -> None:
+    W = normal(seed, *batch, shape.d_out, shape.d_in)
+    tt = tt_svd(W, shape)
+    assert tt.shape == shape
+    assert float(tt.orthonormality_error()) < 1e-13
+    assert_quasi_optimal(W, tt)
+    s = tt.spectrum
+    assert bool((s >= 0).all())
+    assert bool((s.diff(dim=-1) <= 1e-12).all())
+
+
+@given(shape=shapes(max_modes=4), seed=seeds, batch=batches)
+def test_tt_svd_is_exact_where_the_rank_allows(shape, seed, batch) -> None:
+    exact = weight(shape, "free", seed, batch)
+    assert tt_svd(exact.to_matrix(), shape).allclose(exact)
+    unlimited = TTShape(shape.out_modes, shape.in_modes, rank=shape.numel)
+    W = normal(seed, *batch, shape.d_out, shape.d_in)
+    torch.testing.assert_close(tt_svd(W, unlimited).to_matrix(), W)
+
+
+def test_svdp_is_the_truncated_svd() -> None:
+    W = normal(0, 9, 7)
+    u, s, vt = torch.linalg.svd(W, full_matrices=False)
+    best = (u[:, :3] * s[:3]) @ vt[:3]
+    torch.testing.assert_close(tt_svd(W, TTShape.svd(9, 7, 3)).to_matrix(), best)
+
+
+@given(shape=shapes(max_modes=4), seed=seeds, batch=batches, data=st.data())
+def test_truncate(shape, seed, batch, data) -> None:
+    tt = weight(shape, data.draw(st.sampled_from(["free", "full"])), seed, batch)
+    rank = data.draw(st.integers(1, max(shape.ranks)))
+    shorter = truncate(tt, rank)
+    assert shorter.shape == TTShape(shape.out_modes, shape.in_modes, rank)
+    assert float(shorter.orthonormality_error()) < 1e-12
+    assert_quasi_optimal(tt.to_matrix(), shorter)
+    assert truncate(tt, ranks=shape.ranks).allclose(tt)
+
+
+def test_truncate_never_raises_a_rank() -> None:
+    tt = weight(TTShape((4, 4), (4, 4), ranks=(1, 2, 4, 2, 1)), "free", 0)
+    assert truncate(tt, rank=3).shape.ranks == (1, 2, 3, 2, 1)
+    with pytest.raises(RankError, match="bond 1 is above 2") as caught:
+        truncate(tt, ranks=(1, 3, 4, 2, 1))
+    assert (caught.value.bond, caught.value.rank, caught.value.bound) == (1, 3, 2)
+    with pytest.raises(ShapeError, match="give either"):
+        truncate(tt)
+
+
+@given(shape=shapes(max_modes=4), seed=seeds, batch=batches, centre=st.sampled_from("nsm"))
+def test_orthogonalize_keeps_the_product(shape, seed, batch, centre) -> None:
+    left = [normal(seed + k, *batch, *c) for k, c in enumerate(shape.left_core_shapes)]
+    right = [normal(seed - k, *batch, *c) for k, c in enumerate(shape.right_core_shapes)]
+    bond = {
+        "n": None,
+        "s": normal(seed, *batch, shape.rank),
+        "m": normal(seed, *batch, shape.rank, shape.rank),
+    }[centre]
+    matrix = {
+        "n": lambda: torch.eye(shape.rank, dtype=torch.float64),
+        "s": lambda: torch.diag_embed(bond),
+    }
+    product = left_matrix(left) @ matrix.get(centre, lambda: bond)() @ right_matrix(right)
+    tt = orthogonalize(left, bond, right)
+    torch.testing.assert_close(tt.to_matrix(), product, rtol=1e-9, atol=1e-9)
+    assert float(tt.orthonormality_error()) < 1e-12
+
+
+def test_orthogonalize_lowers_ranks_that_no_mode_can_carry() -> None:
+    left, right = [normal(1, 1, 2, 9), normal(2, 9, 2, 6)], [normal(3, 6, 3, 1)]
+    tt = orthogonalize(left, None, right)
+    assert tt.shape.ranks == (1, 2, 3, 1)
+    torch.testing.assert_close(tt.to_matrix(), left_matrix(left) @ right_matrix(right))
+
+
+@pytest.mark.parametrize(
+    ("W", "words"),
+    [
+        (torch.zeros(4, 6), "takes a matrix (*b, 6, 4), got (4, 6)"),
+        (torch.zeros(6), "got (6,)"),
+        (torch.zeros(6, 4, dtype=torch.bfloat16), "W.float()"),
+        (torch.zeros(6, 4, dtype=torch.int64), "float32 or float64, got torch.int64"),
+        (torch.full((6, 4), torch.nan), "not finite"),
+        (torch.full((6, 4), torch.inf), "not finite"),
+    ],
+)
+def test_matrices_that_do_not_fit(W, words) -> None:
+    with pytest.raises(ShapeError) as caught:
+        tt_svd(W, TTShape.for_matrix(6, 4, rank=2))
+    assert words in str(caught.value)
+
+
+def test_cores_that_do_not_chain() -> None:
+    with pytest.raises(ShapeError, match="do not chain"):
+        orthogonalize([normal(0, 1, 3, 2)], None, [normal(0, 3, 3, 1)])
+    with pytest.raises(ShapeError, match="at least one core"):
+        orthogonalize([], None, [normal(0, 3, 3, 1)])
+
+
+def test_zero_is_a_weight() -> None:
+    tt = tt_svd(torch.zeros(6, 4), TTShape.for_matrix(6, 4, rank=3))
+    assert float(tt.norm()) == 0
+    assert float(tt.orthonormality_error()) < 1e-6

@@ -1,0 +1,170 @@
+"""The value: products against the dense weight, equality up to gauge, bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import batches, normal, seeds, shapes, spectra, weight
+
+from sttp_manifold import SpectralTT, TTShape, tt_svd
+from sttp_manifold.errors import ShapeError
+from sttp_manifold.frames import random_rotation, rotate
+from sttp_manifold.tt.contract import linear_plan
+
+
+def dense(tt: SpectralTT) -> torch.Tensor:
+    """The definition, by einsum over one multi-index after another."""
+    batch = tt.batch_shape
+    u = torch.ones(*batch, 1, 1, dtype=tt.dtype)
+    for core in tt.left:
+        u = torch.einsum("...xr,...rns->...xns", u, core).flatten(-3, -2)
+    vt = torch.ones(*batch, 1, 1, dtype=tt.dtype)
+    for core in reversed(tt.right):
+        vt = torch.einsum("...rms,...sy->...rmy", core, vt).flatten(-2)
+    return u @ tt.bond @ vt
+
+
+@given(shape=shapes(), spectrum=spectra, seed=seeds, batch=batches)
+def test_to_matrix_and_spectrum(shape, spectrum, seed, batch) -> None:
+    tt = weight(shape, spectrum, seed, batch)
+    W = tt.to_matrix()
+    torch.testing.assert_close(W, dense(tt))
+    torch.testing.assert_close(tt.singular_values(), torch.linalg.svdvals(W)[..., : shape.rank])
+    torch.testing.assert_close(tt.norm(), torch.linalg.matrix_norm(W))
+
+
+@given(
+    shape=shapes(),
+    spectrum=spectra,
+    seed=seeds,
+    batch=batches,
+    lead=st.sampled_from([(), (3,), (2, 3)]),
+)
+def test_products_by_every_plan(shape, spectrum, seed, batch, lead) -> None:
+    tt = weight(shape, spectrum, seed, batch)
+    W = dense(tt)
+    x, y = normal(seed, *batch, *lead, shape.d_in), normal(seed, *batch, *lead, shape.d_out)
+    rows_x, rows_y = x.reshape(*batch, -1, shape.d_in), y.reshape(*batch, -1, shape.d_out)
+    torch.testing.assert_close(tt.matvec(x).reshape(*batch, -1, shape.d_out), rows_x @ W.mT)
+    torch.testing.assert_close(tt.rmatvec(y).reshape(*batch, -1, shape.d_in), rows_y @ W)
+    for plan in ("dense", "lowrank", "cores"):
+        torch.testing.assert_close(tt._rows_times_wt(rows_x, plan), rows_x @ W.mT)
+        torch.testing.assert_close(tt._rows_times_w(rows_y, plan), rows_y @ W)
+
+
+@given(shape=shapes(max_modes=4), spectrum=spectra, seed=seeds, batch=batches)
+def test_entries(shape, spectrum, seed, batch) -> None:
+    tt = weight(shape, spectrum, seed, batch)
+    generator = torch.Generator().manual_seed(seed)
+    i = torch.randint(shape.d_out, (9,), generator=generator)
+    j = torch.randint(shape.d_in, (9,), generator=generator)
+    torch.testing.assert_close(tt.entries(i, j), dense(tt)[..., i, j])
+
+
+@given(shape=shapes(), spectrum=spectra, seed=seeds, batch=batches)
+def test_distance_is_the_frobenius_one(shape, spectrum, seed, batch) -> None:
+    a, b = weight(shape, spectrum, seed, batch), weight(shape, "free", seed + 7, batch)
+    expected = torch.linalg.matrix_norm(a.to_matrix() - b.to_matrix())
+    torch.testing.assert_close(a.distance(b), expected)
+    other_modes = tt_svd(b.to_matrix(), TTShape.svd(shape.d_out, shape.d_in, shape.rank))
+    torch.testing.assert_close(a.distance(other_modes), expected)
+    assert a.allclose(a.clone())
+    assert a.allclose(b) == bool((expected < 1e-9).all())
+
+
+@given(shape=shapes(), seed=seeds)
+def test_distance_sees_small_differences(shape, seed) -> None:
+    """Not through squared norms: 1e-12 is seen at norm one, where they would see 1e-8."""
+    tt = weight(shape, "identity", seed)
+    moved = SpectralTT(tt.left, tt.spectrum * (1 + 1e-12), tt.right, shape)
+    expected = 1e-12 * shape.rank**0.5
+    assert abs(float(tt.distance(moved)) - expected) < 0.2 * expected
+
+
+@given(shape=shapes(), seed=seeds)
+def test_equality_up_to_gauge(shape, seed) -> None:
+    tt = weight(shape, "free", seed)
+    torch.manual_seed(seed)
+    left = [random_rotation(c.shape[-1], dtype=tt.dtype) for c in tt.left[:-1]]
+    right = [random_rotation(c.shape[-1], dtype=tt.dtype) for c in tt.right[:-1]]
+    turned = rotate(tt, left, right)
+    assert turned.allclose(tt)
+    assert float(turned.orthonormality_error()) < 1e-12
+
+
+def test_unmerged_cores_are_the_same_weight() -> None:
+    shape = TTShape((2, 2, 3), (3, 2, 2), rank=3)
+    stored = weight(shape, "free", 3)
+    assert [tuple(c.shape) for c in stored.left] == [(1, 4, 3), (3, 3, 3)]
+    first = torch.eye(2, dtype=torch.float64).reshape(1, 2, 2)
+    second = stored.left[0].reshape(2, 2, 3)
+    long = SpectralTT((first, second, stored.left[1]), stored.spectrum, stored.right, shape)
+    assert long.allclose(stored)
+    assert [tuple(c.shape) for c in long.merged().left] == [(1, 4, 3), (3, 3, 3)]
+    torch.testing.assert_close(long.merged().to_matrix(), stored.to_matrix())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_gradient_and_device_are_kept(dtype) -> None:
+    tt = tt_svd(torch.randn(6, 4, dtype=dtype), TTShape.for_matrix(6, 4, rank=2))
+    assert tt.dtype == tt.to_matrix().dtype == tt.to(dtype).dtype == dtype
+    assert tt.to("meta").device.type == "meta"
+    leaf = tt.spectrum.clone().requires_grad_()
+    live = SpectralTT(tt.left, leaf, tt.right)
+    assert live.to_matrix().requires_grad
+    assert not live.detach().to_matrix().requires_grad
+    with pytest.raises(AttributeError):
+        tt.spectrum = leaf
+
+
+def test_plans_follow_cost() -> None:
+    """A wide low-rank weight and few vectors: forming it is the worst of the three."""
+    wide = TTShape.for_matrix(4096, 4096, rank=16)
+    assert linear_plan(wide, 1) != "dense"
+    assert linear_plan(TTShape.svd(32, 32, rank=32), 10_000) == "dense"
+
+
+def core(*size: int) -> torch.Tensor:
+    return torch.zeros(*size)
+
+
+@pytest.mark.parametrize(
+    ("left", "spectrum", "right", "words"),
+    [
+        ([], core(1), [core(1, 3, 1)], "at least one core"),
+        ([core(3, 2)], core(2), [core(2, 3, 1)], "left core 0 has shape (3, 2)"),
+        ([core(1, 3, 2)], core(3), [core(2, 3, 1)], "does not fit a centre rank 2"),
+        ([core(1, 3, 2), core(3, 3, 2)], core(2), [core(2, 3, 1)], "disagree at bond 1: 2 and 3"),
+        ([core(1, 3, 2)], core(2).double(), [core(2, 3, 1)], "share dtype and device"),
+        ([core(5, 1, 3, 2)], core(5, 2), [core(2, 3, 1)], "right core 0"),
+    ],
+)
+def test_cores_that_do_not_fit(left, spectrum, right, words) -> None:
+    with pytest.raises(ShapeError) as caught:
+        SpectralTT(left, spectrum, right)
+    assert words in str(caught.value)
+
+
+def test_calls_that_do_not_fit() -> None:
+    shape = TTShape.for_matrix(6, 4, rank=2)
+    tt = weight(shape, "free", 0)
+    with pytest.raises(ShapeError, match="do not follow"):
+        SpectralTT(tt.left, tt.spectrum, tt.right, TTShape.for_matrix(6, 4, rank=1))
+    with pytest.raises(ShapeError, match=r"takes \(\*, 4\), got \(5,\)"):
+        tt.matvec(normal(0, 5))
+    with pytest.raises(ShapeError, match="rmatvec of a 6 x 4"):
+        tt.rmatvec(normal(0, 4))
+    with pytest.raises(ShapeError, match="two integer vectors"):
+        tt.entries(torch.tensor([1.0]), torch.tensor([1]))
+    with pytest.raises(ShapeError, match="outside 0 <= j < 4"):
+        tt.entries(torch.tensor([1]), torch.tensor([4]))
+    with pytest.raises(ShapeError, match="not defined"):
+        tt.distance(weight(TTShape.for_matrix(4, 6, rank=2), "free", 0))
+
+
+def test_it_prints_its_plan() -> None:
+    assert repr(weight(TTShape.svd(3, 4, 2), "full", 0, (2,))) == (
+        "SpectralTT(3 | 4, ranks 1-2-1, full bond, batch (2,), float64, cpu)"
+    )
