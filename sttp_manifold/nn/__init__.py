@@ -1,21 +1,28 @@
 """Weights, layers, and the conversion of whole networks."""
 
+from sttp_manifold.nn.base import SpectralWeight
 from sttp_manifold.nn.conv import SpectralConv2d
+from sttp_manifold.nn.convert import SkippedLayerWarning, compress, decompress, switch
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.linear import SpectralLinear
-from sttp_manifold.nn.weight import (
-    HouseholderWeight,
-    RiemannianWeight,
-    SpectralWeight,
-    make_weight,
-)
+from sttp_manifold.nn.penalty import spectral_penalty
+from sttp_manifold.nn.summary import Summary, SummaryRow, summary
+from sttp_manifold.nn.weight import HouseholderWeight, RiemannianWeight, make_weight
 
 __all__ = [
     "HouseholderWeight",
     "RiemannianWeight",
+    "SkippedLayerWarning",
     "SpectralConv2d",
     "SpectralLayer",
     "SpectralLinear",
     "SpectralWeight",
+    "Summary",
+    "SummaryRow",
+    "compress",
+    "decompress",
     "make_weight",
+    "spectral_penalty",
+    "summary",
+    "switch",
 ]

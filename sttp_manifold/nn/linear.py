@@ -167,7 +167,7 @@ class SpectralLinear(SpectralLayer):
             us, vt = weight.factors()
             return nn.functional.linear(nn.functional.linear(x, vt), us, self.bias)
         y = weight.tt().matvec(x)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         """As torch's, with rank, method and spectrum."""

@@ -91,6 +91,11 @@ class HouseholderWeight(SpectralWeight):
         if isinstance(init, SpectralTT):
             self.encode_(init, project=project)
 
+    @staticmethod
+    def count(shape: TTShape, spectrum: str) -> int:
+        """Numbers stored for a plan."""
+        return shape.num_parameters(spectrum)
+
     @property
     def _centre(self) -> Tensor:
         return self.signs if self.coordinates is None else self.coordinates
@@ -183,6 +188,11 @@ class RiemannianWeight(SpectralWeight):
         self.point = ManifoldParameter(manifold.pack(tt).to(dtype), manifold=manifold)
         if isinstance(init, SpectralTT):
             self.encode_(init, project=project)
+
+    @staticmethod
+    def count(shape: TTShape, spectrum: str) -> int:
+        """Numbers stored for a plan: whole frames, and the spectrum."""
+        return sum(d * r for d, r in shape.merged.frame_shapes) + shape.spectrum_size(spectrum)
 
     @property
     def manifold(self) -> SpectralTTManifold:

@@ -1,0 +1,204 @@
+"""`summary`: what each weight of a network is, stores and would store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from sttp_manifold.nn.base import SpectralWeight
+from sttp_manifold.nn.counts import count_elements, ratio
+from sttp_manifold.nn.layer import SpectralLayer
+from sttp_manifold.tt.shape import TTShape
+
+__all__ = ["Summary", "SummaryRow", "summary"]
+
+_HEADERS = ("layer", "kind", "shape", "ranks", "dimension", "stored", "dense", "Z", "top s.v.")
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One weight, or the rest of the network.
+
+    Attributes:
+        layer: qualified name, empty for the root module.
+        kind: how the weight is held; ``dense`` for a stock layer.
+        shape: shape of the stock layer's weight.
+        ranks: TT ranks; empty for a dense weight.
+        dimension: dimension of the set of weights that can be reached.
+        parameters: numbers of the non-redundant chart, as ``Z`` counts them: the dimension, and
+            one more for a normalized spectrum.
+        stored: numbers that the module stores.
+        dense: elements of the dense weight.
+        top: largest singular value of the weight as a matrix, None for what is no matrix. For a
+            convolution this is not its Lipschitz constant.
+        shared: name of the earlier layer that holds the same weight, where it is counted.
+    """
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    ranks: tuple[int, ...]
+    dimension: int
+    parameters: int
+    stored: int
+    dense: int
+    top: float | None = None
+    shared: str | None = None
+
+    @property
+    def Z(self) -> float:
+        """``100 parameters / dense``."""
+        return ratio(self.parameters, self.dense)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows of a network and their sum; prints as a table.
+
+    Attributes:
+        rows: one row a weight.
+        other: everything else: biases, norms with running statistics, and so on.
+    """
+
+    rows: tuple[SummaryRow, ...]
+    other: SummaryRow
+
+    @property
+    def total(self) -> SummaryRow:
+        """Sum of all rows; its ``Z`` is the published ratio of the network."""
+        rows = (*self.rows, self.other)
+        return SummaryRow(
+            "total",
+            "",
+            (),
+            (),
+            sum(row.dimension for row in rows),
+            sum(row.parameters for row in rows),
+            sum(row.stored for row in rows),
+            sum(row.dense for row in rows),
+        )
+
+    @property
+    def Z(self) -> float:
+        """The network's compression ratio in percent, as published."""
+        return self.total.Z
+
+    def _table(self, style: str) -> str:
+        cells = [_cells(row, row.layer or "(root)") for row in self.rows]
+        if self.other.dense:
+            cells.append(_cells(self.other, "(other)"))
+        cells.append(_cells(self.total, "total"))
+        align = ("left",) * 4 + ("right",) * 5
+        return tabulate(
+            cells, headers=_HEADERS, tablefmt=style, colalign=align, disable_numparse=True
+        )
+
+    def to_markdown(self) -> str:
+        """The table in Markdown."""
+        return self._table("pipe")
+
+    def __str__(self) -> str:
+        return self._table("simple")
+
+
+def _cells(row: SummaryRow, name: str) -> tuple[str, ...]:
+    shape, ranks = "x".join(map(str, row.shape)), "-".join(map(str, row.ranks))
+    top = "" if row.top is None else f"{row.top:.4g}"
+    if row.shared is not None:
+        return (name, f"as {row.shared or '(root)'}", shape, ranks, "", "", "", "", top)
+    counts = (f"{count:,}" for count in (row.dimension, row.stored, row.dense))
+    return (name, row.kind, shape, ranks, *counts, f"{row.Z:.3f}", top)
+
+
+@torch.no_grad()
+def summary(model: nn.Module) -> Summary:
+    r"""What each weight of a network is, stores and would store.
+
+    Three numbers are different and all are shown: the dimension of the set of weights, the
+    numbers stored, and the elements of the dense weight. The ratio of the last row is the
+    published :math:`Z = 100 \sum_l (P_l + C_l) / \sum_l (N_l + C_l)`, with :math:`P_l` the
+    parameters of the non-redundant chart whatever the method, :math:`N_l` the elements of the
+    dense weight, and :math:`C_l` what is not reparameterized: biases, norms and their running
+    statistics. A weight that several layers share counts once.
+
+    Args:
+        model: any network, compressed or not.
+
+    References:
+        [STTP] Sec. 4 (the ratio).
+
+    Example:
+        >>> table = summary(nn.Linear(64, 32))
+        >>> table.rows[0].kind, table.total.dense, table.Z
+        ('dense', 2080, 100.0)
+    """
+    rows: list[SummaryRow] = []
+    first: dict[nn.Module | Tensor, str] = {}
+    for name, key, shape in _weights(model):
+        row = (
+            _spectral_row(name, key, shape)
+            if isinstance(key, SpectralWeight)
+            else _dense_row(name, key)
+        )
+        if key in first:
+            row = SummaryRow(
+                name, row.kind, row.shape, row.ranks, 0, 0, 0, 0, row.top, shared=first[key]
+            )
+        first.setdefault(key, name)
+        rows.append(row)
+    rest = count_elements(model) - sum(row.stored for row in rows)
+    return Summary(tuple(rows), SummaryRow("", "not in spectral form", (), (), *(rest,) * 4))
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, SpectralWeight | Tensor, tuple[int, ...]]]:
+    """Weights of layers, and spectral weights that are in no layer."""
+    held = {m.spectral_weight for m in model.modules() if isinstance(m, SpectralLayer)}
+    for name, module in model.named_modules():
+        if isinstance(module, SpectralLayer):
+            yield name, module.spectral_weight, module.weight_shape
+        elif isinstance(module, SpectralWeight) and module not in held:
+            yield name, module, (module.shape.d_out, module.shape.d_in)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            weight = module._parameters.get("weight")
+            if weight is not None and not nn.parameter.is_lazy(weight):
+                yield name, weight, tuple(weight.shape)
+
+
+def _spectral_row(name: str, weight: SpectralWeight, shape: tuple[int, ...]) -> SummaryRow:
+    plan = weight.shape
+    return SummaryRow(
+        name,
+        f"{_kind(plan)}, {weight.method}, {weight.spectrum}",
+        shape,
+        plan.ranks,
+        plan.dim(weight.spectrum),
+        plan.num_parameters(weight.spectrum),
+        sum(p.numel() for p in weight.parameters()),
+        plan.numel,
+        _top(weight.bond()),
+    )
+
+
+def _kind(plan: TTShape) -> str:
+    return "svdp" if len(plan.out_modes) == len(plan.in_modes) == 1 else "sttp"
+
+
+def _dense_row(name: str, weight: Tensor) -> SummaryRow:
+    size = weight.numel()
+    top = _top(weight.flatten(1))
+    return SummaryRow(name, "dense", tuple(weight.shape), (), size, size, size, size, top)
+
+
+def _top(matrix: Tensor) -> float:
+    """Largest singular value of a matrix, or of the diagonal one of a vector."""
+    if matrix.is_meta or not bool(torch.isfinite(matrix).all()):
+        return float("nan")
+    if matrix.ndim == 1:
+        return float(matrix.abs().amax())
+    return float(
+        torch.linalg.matrix_norm(matrix.to(torch.promote_types(matrix.dtype, torch.float32)), 2)
+    )
