@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -273,7 +274,7 @@ def _compare(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
 
 
 def _show_rates(path: Path, found: dict[str, dict[str, object]]) -> None:
-    table = Table("method", "learning rate", "", title="Tuned", title_justify="left")
+    table = Table("method", "learning rate", "", title="Tuned", title_justify="left", box=SIMPLE)
     for name, entry in found.items():
         table.add_row(name, f"{entry['lr']:g}", "at the edge of the grid" * bool(entry["at_edge"]))
     _out.print(table)
@@ -287,9 +288,11 @@ def _show_outcome(out: Path, written: Sequence[Path]) -> None:
     _, records = load_comparison(out)
     metric = metric_of(records)
     titles = header(metric)
-    table = Table(title=f"{records[0]['spec']['task']}", title_justify="left")
+    table = Table(title=f"{records[0]['spec']['task']}", title_justify="left", box=SIMPLE)
     for title in titles:
-        table.add_column(title, justify="left" if title in ("method", "notes") else "right")
+        table.add_column(
+            title, justify="left" if title in ("method", "notes") else "right", no_wrap=True
+        )
     table_rows = rows(records)
     for k, row in enumerate(table_rows):
         last = k + 1 == len(table_rows) or table_rows[k + 1].rank != row.rank
@@ -298,7 +301,7 @@ def _show_outcome(out: Path, written: Sequence[Path]) -> None:
         _out.print(table)
     else:
         # A narrow pipe would fold the columns beyond recognition.
-        Console(width=140).print(table)
+        Console(width=180).print(table)
     _out.print(f"Report: {written[-1]}", markup=False, highlight=False, soft_wrap=True)
 
 

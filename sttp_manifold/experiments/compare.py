@@ -78,19 +78,16 @@ def _checked(settings: Settings) -> Task:
     task = TASKS[settings.task]
     METHODS.select(settings.methods)
     for noun, values, least in (
-        ("rank", settings.ranks or task.ranks, 1),
+        ("rank", task.ranks if settings.ranks is None else settings.ranks, 1),
         ("seed", settings.seeds, 0),
-        ("epoch count", [settings.epochs or task.epochs], 1),
-        ("job count", [settings.jobs or 1], 1),
+        ("epoch count", [task.epochs if settings.epochs is None else settings.epochs], 1),
+        ("job count", [1 if settings.jobs is None else settings.jobs], 1),
     ):
         if not values:
             raise ConfigError(f"no {noun} given")
         for value in values:
             if value < least:
                 raise ConfigError(f"{noun} {value}: expected {least} or more")
-    for number in (settings.epochs, settings.jobs):
-        if number is not None and number < 1:
-            raise ConfigError(f"{number} epochs or jobs: expected 1 or more")
     dtype = settings.dtype or task.dtype
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}. The dtypes are: {', '.join(DTYPES)}")

@@ -29,6 +29,7 @@ def conclude(records: Sequence[Record], note: Mapping[str, Any]) -> list[str]:
         here = [row for row in table if row.rank == rank and row.test]
         if here:
             said += _best(here, metric)
+        if any(row.spread is not None for row in here):
             said += _held_two_ways(here, metric)
             said += _sets(here, metric)
     said += _times(table)
@@ -124,6 +125,8 @@ def _best(here: Sequence[Row], metric: Metric) -> list[str]:
     close = [row.method for row in rest if not _told_apart(best, row)]
     if not rest:
         return [said + "; it is the only method that finished."]
+    if best.spread is None:
+        return [said + ", on one seed."]
     if close:
         return [said + f". These seeds do not tell it apart from {', '.join(close)}."]
     return [said + ", apart from all others by more than the spread over seeds."]

@@ -31,7 +31,9 @@ STYLE: Any = {
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "legend.frameon": False,
-    "legend.handlelength": 3.2,
+    "legend.handlelength": 2.8,
+    "legend.fontsize": 9,
+    "legend.columnspacing": 1.3,
 }
 
 # Okabe & Ito (2008), without the yellow that vanishes on white.

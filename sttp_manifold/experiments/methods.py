@@ -96,16 +96,17 @@ class Method:
         if self.is_dense:
             return
         for name, layer in weights(model).items():
-            maker = SpectralLinear if isinstance(layer, nn.Linear) else SpectralConv2d
-            held = maker.from_layer(
-                layer,
-                rank,
-                kind=self.kind,
-                method=self.parameterization,
-                spectrum=self.spectrum,
-                init="pretrained",
+            model.set_submodule(name, self._hold(layer, rank))
+
+    def _hold(self, layer: nn.Module, rank: int) -> nn.Module:
+        if isinstance(layer, nn.Linear):
+            return SpectralLinear.from_layer(
+                layer, rank, kind=self.kind, method=self.parameterization, spectrum=self.spectrum
             )
-            model.set_submodule(name, held)
+        assert isinstance(layer, nn.Conv2d)
+        return SpectralConv2d.from_layer(
+            layer, rank, kind=self.kind, method=self.parameterization, spectrum=self.spectrum
+        )
 
     def make_optimizer(self, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
         """The optimizer of this method."""

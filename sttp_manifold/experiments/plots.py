@@ -49,7 +49,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _panels(count: int, across: int, height: float = 3.3) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(max(4.6 * across, 8.6), height * count + 0.9), layout="constrained")
+    figure = Figure(figsize=(max(5.2 * across, 10.4), height * count + 0.9), layout="constrained")
     grid = figure.subplots(count, across, squeeze=False)
     return figure, [list(line) for line in grid]
 
@@ -168,8 +168,9 @@ def _spectra(records: Sequence[Record], optimizer: str) -> Picture | None:
                     linewidth=0.9 if beyond else 1.5,
                     linestyle=":" if beyond else "-",
                 )
-            axes.set_ylim(bottom=0)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        # Shared along the line, so once all of it is drawn.
+        line[0].set_ylim(bottom=0)
         line[0].set_ylabel(f"layer {layer}\nsingular values")
     for axes, record in zip(grid[0], shown, strict=True):
         axes.set_title(looks[record["spec"]["method"]].label, fontsize=10)
@@ -214,7 +215,7 @@ def _drift(records: Sequence[Record]) -> Picture | None:
         axes.set_yscale("log")
         axes.set_title(f"rank {rank}", loc="left")
         axes.set_xlabel("epoch")
-        axes.set_ylabel(r"largest $|Q^{\top}Q - I|$")
+        axes.set_ylabel("largest |QᵀQ − I|")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         low, high_limit = axes.get_ylim()
         # A decade on each side, or noise about rounding looks like a trend.
@@ -231,7 +232,7 @@ def _drift(records: Sequence[Record]) -> Picture | None:
 def _trade(records: Sequence[Record], metric: Metric) -> Picture:
     looks = looks_of(records)
     table = [row for row in rows(records) if row.test and row.stored]
-    figure = Figure(figsize=(8.6, 5.4), layout="constrained")
+    figure = Figure(figsize=(10.4, 5.4), layout="constrained")
     axes = figure.subplots()
     for row in table:
         look = looks[row.method]

@@ -22,7 +22,7 @@ from sttp_manifold.experiments import models
 from sttp_manifold.experiments.data import Splits, completion, digits, fashion_mnist
 from sttp_manifold.experiments.registry import Registry
 
-__all__ = ["TASKS", "Metric", "Task", "accuracy", "relative_error"]
+__all__ = ["TASKS", "Metric", "Task", "accuracy", "relative_error", "relative_square"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
 def relative_error(outputs: Tensor, targets: Tensor) -> float:
     """Euclidean norm of the error over that of the targets."""
     return ((outputs - targets).double().norm() / targets.double().norm()).item()
+
+
+def relative_square(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean square of the error over that of the targets."""
+    return nn.functional.mse_loss(outputs, targets) / targets.square().mean()
 
 
 @dataclass(frozen=True)
@@ -145,13 +150,14 @@ TASKS.add(
         data=1,
         load=completion,
         model=functools.partial(models.EntryModel, 64, 60),
-        loss=nn.functional.mse_loss,
+        loss=relative_square,
         metric=RELATIVE_ERROR,
         score=relative_error,
         ranks=(4, 6),
-        epochs=25,
+        epochs=40,
         batch_size=None,
         repeats=20,
         dtype="float64",
+        lrs=(1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0),
     )
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 
 from sttp_manifold.experiments.data import Examples, Splits
-from sttp_manifold.experiments.registry import Registry
 from sttp_manifold.experiments.tasks import TASKS, Task
 
 
@@ -30,7 +28,7 @@ def tiny_model() -> nn.Module:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[Task]:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Task:
     """The task ``tiny``, registered for one test."""
     task = replace(
         TASKS["digits"],
@@ -45,5 +43,4 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[Task]:
     )
     entries = {**TASKS._entries, "tiny": task}
     monkeypatch.setattr(TASKS, "_entries", entries)
-    assert isinstance(TASKS, Registry)
-    yield task
+    return task
