@@ -29,7 +29,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 demo: $(VENV)/.installed ## STTP and SVDP, both ways of training, side by side: table, figures, report
 	$(BIN)/sttp compare --out $(RUNS)
-	@echo "The report is $(RUNS)/report.html"
 
 test: $(VENV)/.installed-dev ## every test, the slow ones too
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
