@@ -129,7 +129,7 @@ def test_decode_encode_is_the_identity_on_the_image(dr, seed) -> None:
     """On encoded points the inverse returns the coordinates, not only the frame."""
     d, r = dr
     Q = haar_frame(d, r, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    p, signs = full_reflectors(Q)
+    p, _ = full_reflectors(Q)
     again, ones = full_reflectors(full_frame(p, d, r))
     torch.testing.assert_close(again, p)
     assert bool((ones == 1).all())
