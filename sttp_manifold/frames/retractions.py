@@ -177,7 +177,7 @@ def _deviation(gram: Tensor) -> float:
     """Largest Frobenius distance of a Gram matrix from the identity; NaN if there is a NaN."""
     with torch.no_grad():
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        return float((gram - eye).square_().sum((-2, -1)).amax().sqrt())
+        return float(torch.linalg.vector_norm(gram - eye, dim=(-2, -1)).amax())
 
 
 def _divide_by_cholesky(Z: Tensor, gram: Tensor) -> Tensor:

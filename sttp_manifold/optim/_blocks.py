@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +31,6 @@ __all__ = [
     "is_riemannian",
     "project",
     "project_",
-    "scalar_views",
     "scalars_shape",
     "spectrum_slice",
 ]
@@ -144,23 +142,6 @@ def scalars_shape(p: Tensor) -> tuple[int, ...]:
     return (*p.shape[:-1], frames + (part.stop - part.start if part else 0))
 
 
-def scalar_views(p: Tensor, scalars: Tensor) -> tuple[list[Tensor], Tensor | None]:
-    """View an array of shape :func:`scalars_shape` as one view a frame group, and the spectrum.
-
-    Shape:
-        - scalars: ``(*b, frames + spectrum)`` (``(*b,)`` for a Stiefel parameter)
-        - Output: each ``(*b, count)``, and ``(*b, spectrum)``
-    """
-    manifold = p.manifold  # type: ignore[attr-defined]
-    if type(manifold) is EuclideanStiefel:
-        return [scalars], None
-    views, start = [], 0
-    for _, count, _, _ in manifold.frame_groups:
-        views.append(scalars[..., start : start + count])
-        start += count
-    return views, (scalars[..., start:] if start < scalars.shape[-1] else None)
-
-
 def compress_scalars(p: Tensor, full: Tensor) -> Tensor:
     """Second moments as geoopt keeps them, repeated over each frame, to one entry a frame.
 
@@ -178,61 +159,66 @@ def compress_scalars(p: Tensor, full: Tensor) -> Tensor:
 # --- Batches over parameters. ---
 
 
-@dataclass
 class Batch:
-    """Arrays of equal trailing shape from many parameters, to be moved together.
+    """Equal items (frames, or single coordinates) of many parameters, to be moved together.
 
-    Attributes:
-        tail: number of trailing dimensions that make one item (2: a frame, 1: a vector,
-            0: a scalar) for each role.
-        views: for each role (point, gradient, momentum ...) one view a parameter.
+    Args:
+        item: shape of one item, ``(d, r)`` or ``()``.
     """
 
-    tail: dict[str, int]
-    views: dict[str, list[Tensor]] = field(default_factory=dict)
+    def __init__(self, item: tuple[int, ...]) -> None:
+        self._item = item
+        self._pieces: dict[str, list[Tensor]] = {}
+        self._scalars: set[str] = set()
 
-    def add(self, **views: Tensor) -> None:
-        """Add the views of one parameter, one for each role."""
-        for role, view in views.items():
-            self.views.setdefault(role, []).append(view)
+    def add(self, role: str, piece: Tensor, *, scalar: bool = False) -> None:
+        """Add what one parameter has of a role (point, gradient, momentum ...).
 
-    def gather(self, role: str) -> Tensor:
-        """One array of all items of a role; the memory itself where that can be.
+        Args:
+            role: its name.
+            piece: any shape that holds a number of whole items in order.
+            scalar: whether it holds one number an item instead.
+        """
+        self._pieces.setdefault(role, []).append(piece)
+        if scalar:
+            self._scalars.add(role)
+
+    def gather(self) -> dict[str, Tensor]:
+        """All items of each role; the memory of the parameter itself where it is alone.
 
         Shape:
-            - Output: ``(items, *tail)``
+            - Output: each ``(items, *item)``, or ``(items,)`` for scalars
         """
-        views, tail = self.views[role], self.tail[role]
-        if len(views) == 1:
-            return _flatten(views[0], tail)
-        return torch.cat([_flatten(view, tail) for view in views])
+        work = {}
+        for role, pieces in self._pieces.items():
+            item = () if role in self._scalars else self._item
+            if len(pieces) == 1:
+                work[role] = pieces[0].reshape(-1, *item)
+            else:
+                work[role] = torch.cat([_flat(piece) for piece in pieces]).view(-1, *item)
+        return work
 
-    def gather_all(self) -> dict[str, Tensor]:
-        """Gather every role."""
-        return {role: self.gather(role) for role in self.views}
-
-    def scatter_all(self, items: dict[str, Tensor], *, except_for: tuple[str, ...]) -> None:
-        """Scatter every role that is written to."""
-        for role in self.views:
-            if role not in except_for:
-                self.scatter(role, items[role])
-
-    def scatter(self, role: str, items: Tensor) -> None:
+    def scatter(self, work: dict[str, Tensor], *roles: str) -> None:
         """Write items back to where :meth:`gather` found them."""
-        views, tail = self.views[role], self.tail[role]
-        if len(views) == 1:
-            if views[0].data_ptr() != items.data_ptr() or views[0].numel() == 0:
-                views[0].copy_(items.view(views[0].shape))
-            return
-        sizes = [view.shape[: view.ndim - tail].numel() for view in views]
-        parts = [
-            part.view(view.shape) for part, view in zip(items.split(sizes), views, strict=True)
-        ]
-        torch._foreach_copy_(views, parts)
+        for role in roles:
+            if role not in work:
+                continue
+            pieces, items = self._pieces[role], work[role]
+            if len(pieces) > 1:
+                parts = items.view(-1).split([piece.numel() for piece in pieces])
+                torch._foreach_copy_(
+                    pieces,
+                    [
+                        part if piece.ndim == 1 else part.view(piece.shape)
+                        for part, piece in zip(parts, pieces, strict=True)
+                    ],
+                )
+            elif pieces[0].data_ptr() != items.data_ptr():
+                pieces[0].copy_(items.view(pieces[0].shape))
 
 
-def _flatten(view: Tensor, tail: int) -> Tensor:
-    return view.reshape(-1, *view.shape[view.ndim - tail :])
+def _flat(piece: Tensor) -> Tensor:
+    return piece if piece.ndim == 1 else piece.reshape(-1)
 
 
 class Layout:
@@ -262,37 +248,49 @@ class Layout:
         Args:
             p: a framed parameter.
             key: parameters of different keys move apart (their step counts differ).
-            arrays: by role, laid out as ``p``; ``"point"`` is one of them.
+            arrays: by role, laid out as ``p``.
             scalars: by role, of shape :func:`scalars_shape`.
             coordinates: by role, laid out as ``p``, of which only the spectrum matters.
         """
-        own = None if self._together else self._count
+        own = (key, None if self._together else self._count, p.dtype, p.device)
         self._count += 1
-        stacks = {role: frame_views(p, array) for role, array in arrays.items()}
-        seconds = {role: scalar_views(p, array) for role, array in (scalars or {}).items()}
-        for i, X in enumerate(stacks["point"]):
-            views = {role: stack[i] for role, stack in stacks.items()}
-            views.update({role: second[0][i] for role, second in seconds.items()})
-            tail = {role: 2 if role in stacks else 0 for role in views}
-            where = (key, own, X.shape[-2:], X.dtype, X.device)
-            self._frames.setdefault(where, Batch(tail)).add(**views)
-        part = spectrum_slice(p)
+        manifold = p.manifold  # type: ignore[attr-defined]
+        scalars = scalars or {}
+        if type(manifold) is EuclideanStiefel:
+            batch = self._batch(own, tuple(p.shape[-2:]))
+            for role, array in arrays.items():
+                batch.add(role, array)
+            for role, array in scalars.items():
+                batch.add(role, array, scalar=True)
+            return
+        groups, part = manifold.frame_groups, spectrum_slice(p)
+        batches = [self._batch(own, (d, r)) for _, _, d, r in groups]
+        sizes = [count * d * r for _, count, d, r in groups]
+        counts = [count for _, count, _, _ in groups]
         if part is not None:
-            arrays = {**arrays, **(coordinates or {})}
-            views = {role: array[..., part] for role, array in arrays.items()}
-            views.update(
-                {role: second[1] for role, second in seconds.items() if second[1] is not None}
-            )
-            own_key = (key, own, p.dtype, p.device)
-            self._coordinates.setdefault(own_key, Batch(dict.fromkeys(views, 0))).add(**views)
+            batches.append(self._coordinates.setdefault(own, Batch(())))
+            sizes.append(part.stop - part.start)
+            counts.append(part.stop - part.start)
+            for role, array in (coordinates or {}).items():
+                batches[-1].add(role, array[..., part])
+        # One split an array: views are most of what a small step costs.
+        for role, array in arrays.items():
+            for batch, piece in zip(batches, array.split(sizes, -1), strict=True):
+                batch.add(role, piece)
+        for role, array in scalars.items():
+            for batch, piece in zip(batches, array.split(counts, -1), strict=True):
+                batch.add(role, piece, scalar=True)
+
+    def _batch(self, own: Any, item: tuple[int, ...]) -> Batch:
+        return self._frames.setdefault((own, item), Batch(item))
 
     def frames(self) -> Iterator[tuple[Any, Batch]]:
         """Batches of frames of one shape, with the key of their parameters."""
-        return ((where[0], batch) for where, batch in self._frames.items())
+        return ((own[0], batch) for (own, _), batch in self._frames.items())
 
     def coordinates(self) -> Iterator[tuple[Any, Batch]]:
         """Batches of spectrum coordinates, with the key of their parameters."""
-        return ((where[0], batch) for where, batch in self._coordinates.items())
+        return ((own[0], batch) for own, batch in self._coordinates.items())
 
 
 # --- Frames of one batch; these run in every step, and trust their arguments. ---

@@ -167,13 +167,13 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
                 coordinates={"decay": decay_gradient(p)} if decay and not coupled else {},
             )
         for step, batch in layout.frames():
-            work = batch.gather_all()
+            work = batch.gather()
             _adam_frames(work, group, step)
-            batch.scatter_all(work, except_for=("grad",))
+            batch.scatter(work, "point", "momentum", "second", "peak")
         for step, batch in layout.coordinates():
-            work = batch.gather_all()
+            work = batch.gather()
             _adam_coordinates(work, group, step)
-            batch.scatter_all(work, except_for=("grad", "decay"))
+            batch.scatter(work, "point", "momentum", "second", "peak")
 
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
         manifold, x, amsgrad = p.manifold, p.detach(), group["amsgrad"]  # type: ignore[attr-defined]
@@ -235,7 +235,9 @@ def _adam_frames(work: dict[str, Tensor], group: dict[str, Any], step: float) ->
     X, momentum = work["point"], work["momentum"]
     grad = project(X, work["grad"])
     # Not from |G|^2 - |sym X^T G|^2, which loses all digits near a minimum where G is normal.
-    scale = _adam_scale(work, grad.square().sum((-2, -1)), grad, group, step)
+    scale = _adam_scale(
+        work, torch.linalg.vector_norm(grad, dim=(-2, -1)).square_(), grad, group, step
+    )
     X.copy_(orthonormalize(torch.addcmul(X, momentum, scale[:, None, None])))
     project_(X, momentum)
 

@@ -134,18 +134,18 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
             layout.add(p, started, arrays=arrays)
         lr = float(group["lr"])
         for started, batch in layout.frames():
-            work = batch.gather_all()
+            work = batch.gather()
             X = work["point"]
             direction = _sgd_direction(work, project(X, work["grad"]), group, started)
             X.copy_(orthonormalize(torch.add(X, direction, alpha=-lr)))
             if "momentum" in work:
                 project_(X, work["momentum"])
-            batch.scatter_all(work, except_for=("grad",))
+            batch.scatter(work, "point", "momentum")
         for started, batch in layout.coordinates():
-            work = batch.gather_all()
+            work = batch.gather()
             direction = _sgd_direction(work, work["grad"], group, started)
             work["point"].add_(direction, alpha=-lr)
-            batch.scatter_all(work, except_for=("grad",))
+            batch.scatter(work, "point", "momentum")
 
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
         manifold, x, lr = p.manifold, p.detach(), float(group["lr"])  # type: ignore[attr-defined]
