@@ -86,6 +86,12 @@ class SpectralWeight(nn.Module, ABC):
             - output: ``(r,)``, for a full bond ``(r, r)``
         """
 
+    @property
+    def trainable(self) -> bool:
+        """Whether any parameter is; a weight without parameters counts as trainable."""
+        parameters = list(self.parameters())
+        return not parameters or any(p.requires_grad for p in parameters)
+
     def tt(self) -> SpectralTT:
         """The weight as a value, differentiable in the parameters."""
         with _outside_autocast(self.device):

@@ -340,4 +340,4 @@ def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
         dtype=weight.dtype,
         device=weight.device,
     )
-    return new.requires_grad_(any(p.requires_grad for p in weight.parameters()))
+    return new.requires_grad_(weight.trainable)

@@ -17,11 +17,15 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 def count_elements(model: nn.Module) -> int:
-    """Elements of a network's parameters and running statistics, each tensor once."""
+    """Elements of a network's parameters and running statistics, each tensor once.
+
+    What is not initialized yet counts as nothing.
+    """
     buffers = [
         buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] in _STATISTICS
     ]
-    return sum(tensor.numel() for tensor in (*model.parameters(), *buffers))
+    tensors = (*model.parameters(), *buffers)
+    return sum(tensor.numel() for tensor in tensors if not nn.parameter.is_lazy(tensor))
 
 
 def ratio(parameters: int, dense: int) -> float:

@@ -68,8 +68,9 @@ class SpectralLayer(nn.Module, ABC):
         trainable.
         """
         layer = self._stock()
-        trainable = any(p.requires_grad for p in self.spectral_weight.parameters())
-        layer.weight = nn.Parameter(self.weight.detach().clone(), requires_grad=trainable)
+        layer.weight = nn.Parameter(
+            self.weight.detach().clone(), requires_grad=self.spectral_weight.trainable
+        )
         layer.bias = self.bias
         return layer.train(self.training)
 
