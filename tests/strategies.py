@@ -32,8 +32,13 @@ def normal(seed: int, *size: int) -> Tensor:
 
 
 def weight(shape: TTShape, spectrum: str, seed: int, batch: tuple[int, ...] = ()) -> SpectralTT:
-    """A generic weight that ``spectrum`` can hold: frames of a random matrix, random spectrum."""
+    """A generic weight that ``spectrum`` can hold: frames of a random matrix, random spectrum.
+
+    An identity spectrum gets random signs: its singular values are one all the same.
+    """
     tt = tt_svd(normal(seed, *batch, shape.d_out, shape.d_in), shape)
     spectrum_map = SpectrumMap(spectrum, shape.rank, bound=2.0)
     s = spectrum_map(normal(seed + 1, *batch, *spectrum_map.coordinate_shape))
+    if spectrum == "identity":
+        s = normal(seed + 1, *batch, shape.rank).sign()
     return SpectralTT(tt.left, s, tt.right, shape)
