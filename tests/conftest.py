@@ -9,12 +9,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Shapes written in signatures are checked here, and only here; before the package is imported.
 install_import_hook(["sttp_manifold.frames.householder"], "beartype.beartype")
-
-from hypothesis import HealthCheck, settings
 
 # Drawing a shape and decomposing a matrix takes as long as it takes.
 settings.register_profile(

@@ -178,7 +178,7 @@ def _execute_all(todo: Sequence[Planned], jobs: int, data_dir: Path | None) -> I
         (run.spec, TASKS[run.spec.task], METHODS[run.spec.method], run.lr_source, data_dir)
         for run in todo
     ]
-    if jobs == 1 or len(calls) == 1:
+    if jobs == 1 or len(calls) <= 1:
         for call in calls:
             yield execute(*call)
         return

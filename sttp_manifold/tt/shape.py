@@ -127,7 +127,7 @@ class TTShape:
         >>> shape.merged.out_modes, shape.merged.in_modes
         ((12, 2), (2, 15))
         >>> shape.dim("free")
-        108
+        124
     """
 
     out_modes: tuple[int, ...]

@@ -106,8 +106,9 @@ def test_a_stopped_comparison_goes_on_where_it_was(settings):
     assert kept[:2] == done[:2] == again[:2]
     assert without_times(again[2]) == without_times(done[2])
     lines = path.read_bytes()
-    run_plan(runs, settings)
-    assert path.read_bytes() == lines
+    for jobs in (1, 2, None):
+        run_plan(runs, replace(settings, jobs=jobs))
+        assert path.read_bytes() == lines
 
 
 def test_a_diverged_run_is_recorded_and_the_rest_go_on(settings):
