@@ -153,6 +153,14 @@ def test_polar_is_the_nearest_frame(d, r, seed, scale):
     torch.testing.assert_close(polar(X, U), left @ right, rtol=0, atol=1e-13 + 1e-14 * cond)
 
 
+@pytest.mark.parametrize("gram", [0.501, 0.9, 1.1, 1.499, 1.501])
+def test_polar_converges_as_far_out_as_newton_schulz_is_trusted(gram):
+    """One column whose squared length is at the edge: the worst case that is iterated."""
+    X = frames((6, 3))
+    scales = torch.tensor([1.0, gram**0.5, 1.0], dtype=X.dtype)
+    torch.testing.assert_close(polar(X, X * scales - X), X, rtol=0, atol=1e-15)
+
+
 @given(d=st.integers(1, 12), r=st.integers(1, 12), seed=st.integers(0, 999))
 @settings(max_examples=40, deadline=None)
 def test_project_tangent_is_the_orthogonal_projection(d, r, seed):
