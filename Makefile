@@ -46,8 +46,8 @@ docs: $(VENV)/.installed-dev ## the documentation, warnings as errors, into docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-notebooks: $(VENV)/.installed-dev ## execute every notebook
-	$(BIN)/python -m pytest -p no:doctest --nbmake --nbmake-timeout=600 notebooks
+notebooks: $(VENV)/.installed-dev ## execute every notebook of notebooks/
+	$(BIN)/python -m pytest -W default --nbmake --nbmake-timeout=600 notebooks
 
 constraints: ## resolve every requirement anew and pin what came out
 	rm -rf build/pins
