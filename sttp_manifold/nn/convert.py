@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -59,7 +59,7 @@ def compress(
     method: str = "householder",
     spectrum: str = "free",
     init: str = "pretrained",
-    skip: Collection[str] = (),
+    skip: Iterable[str] = (),
     kernel: str = "flat",
     bound: float = 1.0,
     project: bool = False,
@@ -124,7 +124,7 @@ def compress(
     if grow not in ("skip", "allow"):
         raise ConversionError(f"grow must be 'skip' or 'allow', got {grow!r}")
     weight, spectrum = weight_class(method), check_spectrum(spectrum)
-    layers = _layers(model, (skip,) if isinstance(skip, str) else skip)
+    layers = _layers(model, (skip,) if isinstance(skip, str) else tuple(skip))
     groups, left = _groups(model, layers)
 
     def stored(group: _Group, at: int) -> int:
@@ -193,7 +193,7 @@ def _converted(
     return new
 
 
-def _layers(model: nn.Module, skip: Collection[str]) -> dict[Stock, str]:
+def _layers(model: nn.Module, skip: tuple[str, ...]) -> dict[Stock, str]:
     """Stock layers that are not skipped, with their first names."""
     names = dict(model.named_modules(remove_duplicate=False))
     kinds = (nn.Linear, nn.Conv2d)

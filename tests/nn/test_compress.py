@@ -203,6 +203,7 @@ def test_nothing_to_compress_is_an_error() -> None:
 def test_skip_takes_layers_containers_and_a_single_name() -> None:
     assert list(layers(compress(network(), 3, skip=["0", "5.2"]))) == ["3", "5.0"]
     assert list(layers(compress(network(), 3, skip=("5",)))) == ["0", "3"]
+    assert list(layers(compress(network(), 3, skip=iter(["5"])))) == ["0", "3"]
     assert list(layers(compress(network(), 3, skip="5.0"))) == ["0", "3", "5.2"]
     model = Twice()
     with pytest.raises(ConversionError, match="nothing"):
@@ -242,6 +243,16 @@ def test_tied_weights_stay_tied(method: str) -> None:
     torch.testing.assert_close(model(x), y)
     again = copy.deepcopy(model)
     assert again.a.spectral_weight is again.b.spectral_weight
+
+
+def test_tied_convolutions_share_one_kernel() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)).double()
+    model[1].weight = model[0].weight
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    y = model(x)
+    compress(model, 100)
+    assert model[0].spectral_weight is model[1].spectral_weight
+    torch.testing.assert_close(model(x), y)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +345,17 @@ def test_a_budget_counts_skipped_layers_in_full() -> None:
     model = compress(network(), budget=smallest, skip=["5.0"])
     assert {layer.spectral_weight.shape.rank for layer in layers(model).values()} == {1}
     assert summary(model).total.parameters == pytest.approx(smallest * dense, abs=0.01)
+
+
+def test_a_budget_counts_layers_that_would_grow_in_full() -> None:
+    """At rank 8 the second layer stays dense on the manifold; the budget knows."""
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 2, bias=False))
+    dense = 64 * 64 + 128
+    budget = (TTShape.for_matrix(64, 64, 8).dim() + 128) / dense
+    with pytest.warns(SkippedLayerWarning, match="'1' would grow"):
+        compress(model, budget=budget, method="riemannian")
+    assert model[0].spectral_weight.shape.rank == 8
+    assert pytest.approx(100 * budget) == summary(model).Z
 
 
 def test_a_budget_of_one_keeps_every_dimension() -> None:

@@ -88,10 +88,10 @@ def test_random_frames_are_haar() -> None:
     """Every entry of a Haar frame has variance 1/d and no mean."""
     shape = TTShape.svd(6, 5, rank=2)
     for cls in CLASSES:
-        frames = torch.stack([cls(shape, init="random").tt().frames()[0] for _ in range(2000)])
+        frames = torch.stack([cls(shape, init="random").tt().frames()[0] for _ in range(400)])
         # Signs of columns are free, hence squares.
         torch.testing.assert_close(
-            frames.square().mean(0), torch.full((6, 2), 1 / 6), rtol=0, atol=0.02
+            frames.square().mean(0), torch.full((6, 2), 1 / 6), rtol=0, atol=0.04
         )
 
 
@@ -259,6 +259,16 @@ def test_a_point_stays_a_manifold_parameter_when_torch_replaces_parameters() -> 
     assert isinstance(weight.manifold, SpectralTTManifold)
     assert not weight.point.requires_grad
     torch.testing.assert_close(weight().float(), before)
+
+
+@every_method
+def test_a_weight_without_memory_can_be_filled(method: str) -> None:
+    weight = make_weight(method, SHAPES["sttp"])
+    empty = copy.deepcopy(weight).to("meta").to_empty(device="cpu")
+    empty.load_state_dict(weight.state_dict())
+    assert torch.equal(empty(), weight())
+    if isinstance(empty, RiemannianWeight):
+        assert isinstance(empty.point, ManifoldParameter)
 
 
 @every_method
