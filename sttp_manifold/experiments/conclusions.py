@@ -99,7 +99,8 @@ def _reservations(
     else:
         said.append(
             f"The spread is over {len(seeds)} seeds, which draw initial weights and the order of "
-            "data. The data and its splits are one and the same throughout."
+            "data; the data and its splits are the same throughout. Two methods are told apart when "
+            "their means differ by more than the sum of their standard deviations."
         )
     values = [row.mean for row in table if row.test]
     if metric.unit == "%" and values:
@@ -175,7 +176,7 @@ def _sets(here: Sequence[Row], metric: Metric) -> list[str]:
             continue
         name, other = _NAMES.get(small, small), _NAMES.get(large, large)
         text = (
-            f"Rank {a.rank}: {name} has {100 * a.dimension / b.dimension:.0f} % of the degrees of "
+            f"Rank {a.rank}: {name} has {100 * a.dimension / b.dimension:.2g} % of the degrees of "
             f"freedom of {other}; "
         )
         if not _told_apart(a, b):

@@ -72,6 +72,11 @@ class Look:
     marker: str
     label: str
 
+    @property
+    def face(self) -> str:
+        """Filled circles and hollow squares are told apart where they overlap."""
+        return self.colour if self.marker == "o" else "white"
+
 
 def looks_of(records: Sequence[Record]) -> dict[str, Look]:
     """The look of each method in the records, in their order."""
@@ -100,6 +105,7 @@ def legend(figure: Figure, looks: Sequence[Look]) -> None:
             color=look.colour,
             linestyle=look.line,
             marker=look.marker,
+            markerfacecolor=look.face,
             label=look.label,
         )
         for look in looks

@@ -114,6 +114,7 @@ def _curves(
                     color=look.colour,
                     linestyle=look.line,
                     marker=look.marker,
+                    markerfacecolor=look.face,
                     markevery=every,
                 )
                 axes.fill_between(xs, low, high, color=look.colour, alpha=0.12, linewidth=0)
@@ -212,6 +213,7 @@ def _drift(records: Sequence[Record]) -> Picture | None:
                 color=look.colour,
                 linestyle=look.line,
                 marker=look.marker,
+                markerfacecolor=look.face,
                 markevery=max(1, len(xs) // 6),
             )
         axes.set_yscale("log")
@@ -247,7 +249,7 @@ def _trade(records: Sequence[Record], metric: Metric) -> Picture:
             color=look.colour,
             marker=look.marker,
             markersize=8,
-            markerfacecolor=look.colour if look.marker == "o" else "white",
+            markerfacecolor=look.face,
             markeredgewidth=1.6,
             capsize=3,
             linewidth=1.2,
@@ -286,7 +288,7 @@ def _plain_ticks(axes: Axes, values: Sequence[int]) -> None:
     low, high = min(values), max(values)
     steps = [m * 10**e for e in range(0, 9) for m in (1, 2, 5)]
     axes.set_xticks([step for step in steps if low / 2 <= step <= high * 2])
-    axes.set_xlim(low / 1.25, high * 1.25)
+    axes.set_xlim(low / 1.4, high * 1.3)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
