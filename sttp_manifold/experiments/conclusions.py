@@ -99,8 +99,8 @@ def _reservations(
     else:
         said.append(
             f"The spread is over {len(seeds)} seeds, which draw initial weights and the order of "
-            "data; the data and its splits are the same throughout. Two methods are told apart when "
-            "their means differ by more than the sum of their standard deviations."
+            "data; the data and its splits are the same throughout. Two methods are told apart "
+            "when their means differ by more than the sum of their standard deviations."
         )
     values = [row.mean for row in table if row.test]
     if metric.unit == "%" and values:
