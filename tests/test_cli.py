@@ -152,15 +152,16 @@ def _process(*words: str, **options: object) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill -9")
 def test_a_killed_process_leaves_a_whole_file_and_goes_on(tmp_path):
     out = tmp_path / "out"
-    words = ["compare", "--methods", "dense-*", "--ranks", "4", "--seeds", "0-9", "--epochs", "5"]
+    words = ["compare", "--methods", "dense-*", "--ranks", "4", "--seeds", "0-3", "--epochs", "5"]
     words += ["--jobs", "1", "--device", "cpu", "--quiet", "--out", str(out)]
     process = _process(*words)
     path: Path = out / "records.jsonl"
     limit = time.monotonic() + 120
-    while not (path.exists() and path.read_bytes().count(b"\n") >= 3):
+    while not (path.exists() and path.read_bytes().count(b"\n") >= 2):
         assert time.monotonic() < limit
         assert process.poll() is None
         time.sleep(0.02)
@@ -168,11 +169,11 @@ def test_a_killed_process_leaves_a_whole_file_and_goes_on(tmp_path):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     done = path.read_bytes().count(b"\n")
-    assert 3 <= done < 20
+    assert 2 <= done < 8
     kept = path.read_bytes()
     second = _process(*words)
     _, complaints = second.communicate(timeout=240)
     assert (second.returncode, complaints) == (0, b"")
     whole = path.read_bytes()
     assert whole.startswith(kept[: kept.rfind(b"\n") + 1])
-    assert whole.count(b"\n") == 20
+    assert whole.count(b"\n") == 8

@@ -140,6 +140,7 @@ TASKS.add(
         ranks=(4, 8),
         epochs=3,
         batch_size=128,
+        lrs=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     )
 )
 

@@ -138,6 +138,7 @@ def test_a_failed_run_is_tried_again(settings, monkeypatch):
     assert len(read_records(settings.out / "records.jsonl")[0]) == 2
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_number_of_jobs(tmp_path):
     # Workers are other processes and import the task by name: one that is installed.
     base = Settings(
