@@ -126,6 +126,8 @@ def compress(
     weight, spectrum = weight_class(method), check_spectrum(spectrum)
     layers = _layers(model, (skip,) if isinstance(skip, str) else tuple(skip))
     groups, left = _groups(model, layers)
+    if not groups:
+        raise _nothing(left)
 
     def stored(group: _Group, at: int) -> int:
         return weight.count(group.shape(at, kind, kernel), spectrum)
@@ -143,7 +145,7 @@ def compress(
         limits = {group: max(group.shape(group.numel, kind, kernel).ranks) for group in groups}
         rank = largest_rank(
             lambda at: outside + sum(kept(g, min(at, limits[g])) for g in groups),
-            max(limits.values(), default=1),
+            max(limits.values()),
             dense,
             budget,
             # More rank is more dimensions, but not under orthogonality nor beyond skipped layers.
@@ -160,9 +162,7 @@ def compress(
         if group not in growing:
             new |= _converted(group, rank, kernel, project, how)
     if not new:
-        raise ConversionError(
-            "nothing to compress: " + ("; ".join(left) or "no nn.Linear or nn.Conv2d is left")
-        )
+        raise _nothing(left)
     if left:
         warnings.warn(
             f"left as they are: {'; '.join(left)}"
@@ -171,6 +171,11 @@ def compress(
             stacklevel=2,
         )
     return replace(model, new)
+
+
+def _nothing(left: list[str]) -> ConversionError:
+    reasons = "; ".join(left) or "no nn.Linear or nn.Conv2d is left"
+    return ConversionError(f"nothing to compress: {reasons}")
 
 
 def _converted(

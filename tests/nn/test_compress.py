@@ -194,7 +194,7 @@ def test_nothing_to_compress_is_an_error() -> None:
     with pytest.raises(ConversionError, match="nothing to compress"):
         compress(nn.Sequential(nn.Linear(3, 3)), rank=3, skip=["0"])
     with pytest.raises(ConversionError, match="nothing to compress"):
-        compress(nn.Sequential(nn.ReLU()), budget=0.5)
+        compress(nn.Sequential(nn.BatchNorm1d(3)), budget=0.5)
 
 
 # -- skip --------------------------------------------------------------------------------------
