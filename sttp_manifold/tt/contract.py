@@ -6,17 +6,21 @@ from the outermost inwards, right cores ``(*b, R, m, R')`` from the centre outwa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
+if TYPE_CHECKING:
     from sttp_manifold.tt.shape import TTShape
 
 __all__ = [
     "conv_plan",
+    "frobenius",
+    "group_cores",
     "left_frame",
     "left_matrix",
     "linear_plan",
@@ -24,11 +28,13 @@ __all__ = [
     "mirrored_frame",
     "right_frame",
     "right_matrix",
+    "rows_at",
     "rows_times_u",
     "rows_times_ut",
     "rows_times_v",
     "rows_times_vt",
     "times_bond",
+    "triangle_of_sum",
 ]
 
 Plan = Literal["dense", "lowrank", "cores"]
@@ -87,27 +93,32 @@ def times_bond(matrix: Tensor, bond: Tensor, batch_dims: int) -> Tensor:
 
 def rows_times_v(cores: Sequence[Tensor], x: Tensor) -> Tensor:
     """Core-by-core ``x @ V`` for ``x`` of shape ``(*b, X, d_in)``: ``(*b, X, R_D)``."""
+    # Sizes are spelt out, here and below: torch cannot infer one when another is zero.
     lead, count = x.shape[:-2], x.shape[-2]
     for core in reversed(cores):
         unfolding = core.flatten(-2).mT
-        x = x.reshape(*lead, -1, unfolding.shape[-2]) @ unfolding
-    return x.reshape(*lead, count, -1)
+        size = unfolding.shape[-2]
+        x = x.reshape(*lead, x.shape[-2] * x.shape[-1] // size, size) @ unfolding
+    return x.reshape(*lead, count, cores[0].shape[-3])
 
 
 def rows_times_vt(cores: Sequence[Tensor], z: Tensor) -> Tensor:
     """Core-by-core ``z @ V^T`` for ``z`` of shape ``(*b, X, R_D)``: ``(*b, X, d_in)``."""
     lead, count = z.shape[:-2], z.shape[-2]
     for core in cores:
-        z = z.reshape(*lead, -1, core.shape[-3]) @ core.flatten(-2)
-    return z.reshape(*lead, count, -1)
+        size = core.shape[-3]
+        z = z.reshape(*lead, z.shape[-2] * z.shape[-1] // size, size) @ core.flatten(-2)
+    return z.reshape(*lead, count, math.prod(core.shape[-2] for core in cores))
 
 
 def rows_times_u(cores: Sequence[Tensor], y: Tensor) -> Tensor:
     """Core-by-core ``y @ U`` for ``y`` of shape ``(*b, X, d_out)``: ``(*b, X, R_D)``."""
+    lead = y.shape[:-1]
     y = y.unsqueeze(-2)
     for core in cores:
         unfolding = core.flatten(-3, -2).mT
-        y = y.reshape(*y.shape[:-2], unfolding.shape[-1], -1)
+        size = unfolding.shape[-1]
+        y = y.reshape(*lead, size, y.shape[-2] * y.shape[-1] // size)
         y = unfolding.unsqueeze(-3) @ y
     return y.squeeze(-1)
 
@@ -118,8 +129,68 @@ def rows_times_ut(cores: Sequence[Tensor], z: Tensor) -> Tensor:
     z = z.unsqueeze(-1)
     for core in reversed(cores):
         z = core.flatten(-3, -2).unsqueeze(-3) @ z
-        z = z.reshape(*lead, core.shape[-3], -1)
+        size = core.shape[-3]
+        z = z.reshape(*lead, size, z.shape[-2] * z.shape[-1] // size)
     return z.flatten(-2)
+
+
+def rows_at(cores: Sequence[Tensor], index: Tensor, *, reverse: bool = False) -> Tensor:
+    """Rows ``index`` of the product of left cores, ``(*b, P, R)``.
+
+    With ``reverse`` the cores come from the last mode to the first, and the index is still
+    row-major over the modes in their original order.
+    """
+    sizes = [core.shape[-2] for core in cores]
+    digits = torch.unravel_index(index, sizes[::-1] if reverse else sizes)
+    if reverse:
+        digits = digits[::-1]
+    rows = cores[0][..., 0, :, :].index_select(-2, digits[0])
+    for core, digit in zip(cores[1:], digits[1:], strict=True):
+        rows = torch.einsum("...pr,...rps->...ps", rows, core.index_select(-2, digit))
+    return rows
+
+
+def group_cores(
+    cores: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]]
+) -> tuple[Tensor, ...]:
+    """Contract neighbouring cores until they have ``shapes``."""
+    grouped, rest = [], list(cores)
+    for shape in shapes:
+        core = rest.pop(0)
+        while tuple(core.shape[-3:]) != shape:
+            following = rest.pop(0)
+            size = core.shape[-2] * following.shape[-2]
+            product = core.flatten(-3, -2) @ following.flatten(-2)
+            core = product.reshape(*core.shape[:-2], size, following.shape[-1])
+        grouped.append(core)
+    return tuple(grouped)
+
+
+def triangle_of_sum(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Triangular factor of ``[A, B]`` for two products ``A`` and ``B`` of left cores."""
+    triangle = torch.cat((first[0], second[0]), -1).flatten(-3, -2)
+    triangle = torch.linalg.qr(triangle, mode="r").R
+    for a, b in zip(first[1:], second[1:], strict=True):
+        split = a.shape[-3]
+        blocks = (
+            triangle[..., :split] @ a.flatten(-2),
+            triangle[..., split:] @ b.flatten(-2),
+        )
+        parts = [
+            block.unflatten(-1, core.shape[-2:]).flatten(-3, -2)
+            for block, core in zip(blocks, (a, b), strict=True)
+        ]
+        triangle = torch.linalg.qr(torch.cat(parts, -1), mode="r").R
+    return triangle
+
+
+def frobenius(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Euclidean norm over ``dims``, whose squares neither overflow nor vanish."""
+    scale = x.detach().abs().amax(dims, keepdim=True)
+    scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
+    norm = torch.linalg.vector_norm(x / scale, dim=dims, keepdim=True) * scale
+    result: Tensor = norm.squeeze(dims)
+    return result
 
 
 def _gemm(rows: int, inner: int, columns: int) -> float:
@@ -155,14 +226,11 @@ def linear_plan(shape: TTShape, count: int) -> Plan:
         size *= m
         core_by_core += _gemm(count * merged.d_in // size, m * b, a)
     low_rank = _gemm(count, merged.d_in, r) + _gemm(count, r, merged.d_out)
-    costs: dict[Plan, float] = {
-        "dense": form
-        + _gemm(merged.d_out, r, merged.d_in)
-        + _gemm(count, merged.d_in, merged.d_out),
-        "lowrank": form + low_rank,
-        "cores": core_by_core,
-    }
-    return min(costs, key=lambda plan: costs[plan])
+    dense = _gemm(merged.d_out, r, merged.d_in) + _gemm(count, merged.d_in, merged.d_out)
+    # Comparisons, not min(key=...): torch.compile traces this with a symbolic count.
+    if dense <= low_rank and form + dense <= core_by_core:
+        return "dense"
+    return "lowrank" if form + low_rank <= core_by_core else "cores"
 
 
 @lru_cache(maxsize=4096)

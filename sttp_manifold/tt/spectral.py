@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
@@ -12,17 +12,21 @@ from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.tt.contract import (
+    frobenius,
+    group_cores,
     left_frame,
     left_matrix,
     linear_plan,
     mirror,
     right_frame,
     right_matrix,
+    rows_at,
     rows_times_u,
     rows_times_ut,
     rows_times_v,
     rows_times_vt,
     times_bond,
+    triangle_of_sum,
 )
 from sttp_manifold.tt.shape import TTShape
 
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from sttp_manifold.tt.contract import Plan
 
 __all__ = ["SpectralTT"]
+
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,7 +68,8 @@ class SpectralTT:
         - right: ``(*b, R_{k-1}, m_k, R_k)``
 
     Raises:
-        ShapeError: cores that do not chain, or do not follow ``shape``; mixed dtypes or devices.
+        ShapeError: cores that do not chain, or do not follow ``shape``; mixed dtypes or devices;
+            numbers that are not real floating-point ones.
 
     Example:
         >>> W = torch.arange(12.0, dtype=torch.float64).reshape(4, 3)
@@ -102,6 +109,7 @@ class SpectralTT:
             len(self.left) == len(plan.out_modes)
             and [tuple(core.shape) for core in cores] == expected
             and tuple(s.shape) in ((*batch, plan.rank), (*batch, plan.rank, plan.rank))
+            and s.is_floating_point()
             and all(core.dtype == s.dtype and core.device == s.device for core in cores)
         )
 
@@ -120,6 +128,11 @@ class SpectralTT:
         kinds = {(t.dtype, t.device) for t in tensors}
         if len(kinds) > 1:
             raise ShapeError(f"cores and spectrum must share dtype and device, got {kinds}")
+        if not self.spectrum.is_floating_point():
+            raise ShapeError(
+                f"cores and spectrum must be real floating-point tensors, got {self.dtype}; "
+                "convert them first, as by core.double()"
+            )
         r = self.left[-1].shape[-1]
         if tuple(self.spectrum.shape) not in ((*batch, r), (*batch, r, r)):
             raise ShapeError(
@@ -174,7 +187,7 @@ class SpectralTT:
 
     def norm(self) -> Tensor:
         """Frobenius norm of ``W``, ``(*b,)``."""
-        return torch.linalg.vector_norm(self.spectrum, dim=(-2, -1) if self.is_full else -1)
+        return frobenius(self.spectrum, (-2, -1) if self.is_full else (-1,))
 
     def frames(self) -> tuple[Tensor, Tensor]:
         """Orthonormal frames ``U`` of shape ``(*b, d_out, r)`` and ``V``, ``(*b, d_in, r)``."""
@@ -189,7 +202,8 @@ class SpectralTT:
         errors = []
         for frame in self.core_frames():
             eye = torch.eye(frame.shape[-1], dtype=self.dtype, device=self.device)
-            errors.append((frame.mT @ frame - eye).abs().amax())
+            error = (frame.mT @ frame - eye).abs()
+            errors.append(error.amax() if error.numel() else error.sum())
         return torch.stack(errors).amax()
 
     # -- what it does ---------------------------------------------------------------------------
@@ -207,7 +221,8 @@ class SpectralTT:
             - output: ``(*b, *n, d_out)``
 
         Raises:
-            ShapeError: if ``x`` does not end in ``d_in`` or does not start with ``b``.
+            ShapeError: if ``x`` does not end in ``d_in``, does not start with ``b``, or has
+                another dtype.
         """
         return self._multiply(x, "matvec", self.shape.d_in)
 
@@ -219,7 +234,8 @@ class SpectralTT:
             - output: ``(*b, *n, d_in)``
 
         Raises:
-            ShapeError: if ``y`` does not end in ``d_out`` or does not start with ``b``.
+            ShapeError: if ``y`` does not end in ``d_out``, does not start with ``b``, or has
+                another dtype.
         """
         return self._multiply(y, "rmatvec", self.shape.d_out)
 
@@ -231,7 +247,12 @@ class SpectralTT:
                 f"{tuple(batch)} takes ({', '.join(map(str, (*batch, '*', size)))}), got "
                 f"{tuple(x.shape)}"
             )
-        rows = x.reshape(*batch, -1, size)
+        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ShapeError(
+                f"{name} of a weight in {self.dtype} got {x.dtype}; "
+                f"call tt.{name}(x.to(tt.dtype)) or tt.to(x.dtype).{name}(x)"
+            )
+        rows = x.reshape(*batch, math.prod(x.shape[len(batch) : -1]), size)
         plan = linear_plan(self.shape, rows.shape[-2])
         multiply = self._rows_times_wt if name == "matvec" else self._rows_times_w
         product = multiply(rows, plan)
@@ -267,10 +288,11 @@ class SpectralTT:
             - output: ``(*b, P)``
 
         Raises:
-            ShapeError: index vectors of different lengths or out of range.
+            ShapeError: index vectors of different lengths, not of integers, or out of range.
         """
         i, j = torch.as_tensor(i, device=self.device), torch.as_tensor(j, device=self.device)
-        if i.ndim != 1 or i.shape != j.shape or i.is_floating_point() or j.is_floating_point():
+        kinds = {i.dtype, j.dtype}
+        if i.ndim != 1 or i.shape != j.shape or not kinds <= _INTEGERS:
             raise ShapeError(
                 "entries takes two integer vectors of one length, as in tt.entries(i, j); got "
                 f"{i.dtype} {tuple(i.shape)} and {j.dtype} {tuple(j.shape)}"
@@ -281,8 +303,8 @@ class SpectralTT:
                     f"{name} runs from {int(index.min())} to {int(index.max())}, outside "
                     f"0 <= {name} < {size}"
                 )
-        rows = self._times_bond(_rows(self.left, i), self.spectrum)
-        return (rows * _rows(mirror(self.right), j, reverse=True)).sum(-1)
+        rows = self._times_bond(rows_at(self.left, i), self.spectrum)
+        return (rows * rows_at(mirror(self.right), j, reverse=True)).sum(-1)
 
     # -- other representatives ------------------------------------------------------------------
 
@@ -291,8 +313,8 @@ class SpectralTT:
         plan = self.shape.merged
         if tuple(c.shape[-3:] for c in (*self.left, *self.right)) == plan.core_shapes:
             return self
-        left = _group(self.left, plan.left_core_shapes)
-        right = _group(self.right, plan.right_core_shapes)
+        left = group_cores(self.left, plan.left_core_shapes)
+        right = group_cores(self.right, plan.right_core_shapes)
         return SpectralTT(left, self.spectrum, right, self.shape)
 
     def distance(self, other: SpectralTT) -> Tensor:
@@ -300,10 +322,12 @@ class SpectralTT:
 
         Two values are the same weight when they differ by a gauge; this distance cannot tell them
         apart. The difference is a chain of ranks ``R + R'``; its triangular factors are swept to
-        the centre by QR, so that small distances are accurate to rounding of the norms.
+        the centre by QR, so that small distances are accurate to rounding of the norms. Batch
+        dimensions broadcast.
 
         Raises:
-            ShapeError: weights of different sizes or modes.
+            ShapeError: weights of different sizes, dtypes or devices, or of batch shapes that do
+                not broadcast.
         """
         a, b = self.merged(), other.merged()
         if (a.shape.d_out, a.shape.d_in) != (b.shape.d_out, b.shape.d_in):
@@ -311,9 +335,21 @@ class SpectralTT:
                 f"distance between a {a.shape.d_out} x {a.shape.d_in} and a "
                 f"{b.shape.d_out} x {b.shape.d_in} weight is not defined"
             )
+        if (a.dtype, a.device) != (b.dtype, b.device):
+            raise ShapeError(
+                f"distance between weights in {a.dtype} on {a.device} and {b.dtype} on {b.device}; "
+                "call tt.distance(other.to(tt.spectrum))"
+            )
+        try:
+            batch = torch.broadcast_shapes(a.batch_shape, b.batch_shape)
+        except RuntimeError:
+            raise ShapeError(
+                f"batch shapes {tuple(a.batch_shape)} and {tuple(b.batch_shape)} do not broadcast"
+            ) from None
+        a, b = a._expand(batch), b._expand(batch)
         if (a.shape.out_modes, a.shape.in_modes) == (b.shape.out_modes, b.shape.in_modes):
             sides = ((a.left, b.left), (mirror(a.right), mirror(b.right)))
-            left, right = (_triangle_of_sum(p, q) for p, q in sides)
+            left, right = (triangle_of_sum(p, q) for p, q in sides)
         else:
             (ua, va), (ub, vb) = a.frames(), b.frames()
             left, right = (
@@ -322,17 +358,25 @@ class SpectralTT:
         ra = a.shape.rank
         bond = left[..., :ra] @ a.bond @ right[..., :ra].mT
         bond = bond - left[..., ra:] @ b.bond @ right[..., ra:].mT
-        return torch.linalg.matrix_norm(bond)
+        return frobenius(bond, (-2, -1))
 
     def allclose(self, other: SpectralTT, rtol: float | None = None, atol: float = 0.0) -> bool:
         """Equality up to gauge: ``distance <= atol + rtol * max(norms)`` in every batch.
 
-        ``rtol`` defaults to ``1e-10`` in float64 and ``1e-5`` in float32.
+        ``rtol`` defaults to ``1e-10`` in float64 and ``1e-5`` in float32. Weights that are not
+        finite are equal to none.
         """
         if rtol is None:
             rtol = 1e-10 if self.dtype == torch.float64 else 1e-5
         scale = torch.maximum(self.norm(), other.norm())
-        return bool((self.distance(other) <= atol + rtol * scale).all())
+        distance = self.distance(other)
+        return bool(((distance <= atol + rtol * scale) & distance.isfinite()).all())
+
+    def _expand(self, batch: torch.Size) -> SpectralTT:
+        if batch == self.batch_shape:
+            return self
+        single = len(self.batch_shape)
+        return self._map(lambda t: t.expand(*batch, *t.shape[single:]))
 
     def to(self, *args: Any, **kwargs: Any) -> SpectralTT:
         """As :meth:`torch.Tensor.to`, applied to every core and the spectrum."""
@@ -359,51 +403,3 @@ class SpectralTT:
         bond = ", full bond" if self.is_full else ""
         dtype = str(self.dtype).removeprefix("torch.")
         return f"SpectralTT({self.shape}{bond}{batch}, {dtype}, {self.device})"
-
-
-def _rows(cores: Sequence[Tensor], index: Tensor, *, reverse: bool = False) -> Tensor:
-    """Rows ``index`` of the product of left cores, ``(*b, P, R)``.
-
-    With ``reverse`` the cores come from the last mode to the first, and the index is still
-    row-major over the modes in their original order.
-    """
-    sizes = [core.shape[-2] for core in cores]
-    digits = torch.unravel_index(index, sizes[::-1] if reverse else sizes)
-    if reverse:
-        digits = digits[::-1]
-    rows = cores[0][..., 0, :, :].index_select(-2, digits[0])
-    for core, digit in zip(cores[1:], digits[1:], strict=True):
-        rows = torch.einsum("...pr,...rps->...ps", rows, core.index_select(-2, digit))
-    return rows
-
-
-def _group(cores: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]]) -> tuple[Tensor, ...]:
-    """Contract neighbouring cores until they have ``shapes``."""
-    grouped, rest = [], list(cores)
-    for shape in shapes:
-        core = rest.pop(0)
-        while tuple(core.shape[-3:]) != shape:
-            following = rest.pop(0)
-            size = core.shape[-2] * following.shape[-2]
-            product = core.flatten(-3, -2) @ following.flatten(-2)
-            core = product.reshape(*core.shape[:-2], size, following.shape[-1])
-        grouped.append(core)
-    return tuple(grouped)
-
-
-def _triangle_of_sum(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Triangular factor of ``[A, B]`` for two products ``A`` and ``B`` of left cores."""
-    triangle = torch.cat((first[0], second[0]), -1).flatten(-3, -2)
-    triangle = torch.linalg.qr(triangle, mode="r").R
-    for a, b in zip(first[1:], second[1:], strict=True):
-        split = a.shape[-3]
-        blocks = (
-            triangle[..., :split] @ a.flatten(-2),
-            triangle[..., split:] @ b.flatten(-2),
-        )
-        parts = [
-            block.unflatten(-1, core.shape[-2:]).flatten(-3, -2)
-            for block, core in zip(blocks, (a, b), strict=True)
-        ]
-        triangle = torch.linalg.qr(torch.cat(parts, -1), mode="r").R
-    return triangle

@@ -168,3 +168,48 @@ def test_it_prints_its_plan() -> None:
     assert repr(weight(TTShape.svd(3, 4, 2), "full", 0, (2,))) == (
         "SpectralTT(3 | 4, ranks 1-2-1, full bond, batch (2,), float64, cpu)"
     )
+
+
+def test_no_vectors_no_entries_and_empty_batches() -> None:
+    tt = weight(TTShape.for_matrix(6, 4, rank=2), "free", 0)
+    assert tt.matvec(normal(0, 0, 4)).shape == (0, 6)
+    assert tt.rmatvec(normal(0, 3, 0, 6)).shape == (3, 0, 4)
+    for plan in ("dense", "lowrank", "cores"):
+        assert tt._rows_times_wt(normal(0, 0, 4), plan).shape == (0, 6)
+        assert tt._rows_times_w(normal(0, 0, 6), plan).shape == (0, 4)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert tt.entries(none, none).shape == (0,)
+
+
+def test_norms_and_distances_at_any_scale() -> None:
+    """Squares of 1e-30 vanish in float32, those of 1e30 overflow; the norms must not."""
+    shape = TTShape.for_matrix(6, 4, rank=2)
+    for scale in (1e-30, 1e30):
+        a = tt_svd(normal(0, 6, 4).float(), shape)
+        a = SpectralTT(a.left, a.spectrum * scale, a.right, shape)
+        b = SpectralTT(a.left, a.spectrum * 2, a.right, shape)
+        torch.testing.assert_close(a.norm(), a.spectrum.double().norm().float())
+        torch.testing.assert_close(a.distance(b), a.norm())
+        assert not a.allclose(b)
+
+
+def test_distances_broadcast_over_batches() -> None:
+    shape = TTShape.for_matrix(6, 4, rank=2)
+    one, many = weight(shape, "free", 0), weight(shape, "free", 1, (3,))
+    expected = torch.linalg.matrix_norm(one.to_matrix() - many.to_matrix())
+    torch.testing.assert_close(one.distance(many), expected)
+    with pytest.raises(ShapeError, match="do not broadcast"):
+        many.distance(weight(shape, "free", 2, (2,)))
+    with pytest.raises(ShapeError, match="distance between weights in"):
+        one.distance(one.to(torch.float32))
+
+
+def test_numbers_that_are_not_real() -> None:
+    ones = torch.ones(1, 2, 1, dtype=torch.int64)
+    with pytest.raises(ShapeError, match="real floating-point"):
+        SpectralTT((ones,), torch.ones(1, dtype=torch.int64), (ones,))
+    tt = weight(TTShape.for_matrix(6, 4, rank=2), "free", 0)
+    with pytest.raises(ShapeError, match=r"x\.to\(tt\.dtype\)"):
+        tt.matvec(normal(0, 4).float())
+    with pytest.raises(ShapeError, match="two integer vectors"):
+        tt.entries(torch.tensor([True]), torch.tensor([True]))
