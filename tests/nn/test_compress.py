@@ -358,6 +358,15 @@ def test_a_budget_counts_layers_that_would_grow_in_full() -> None:
     assert pytest.approx(100 * budget) == summary(model).Z
 
 
+def test_a_budget_finds_the_largest_rank_where_more_rank_is_fewer_dimensions() -> None:
+    """Orthogonal 16 x 16 matrices have 120 dimensions, as many as rank 5; ranks between have more."""
+    counts = {r: TTShape.svd(16, 16, r).dim("identity") for r in (5, 10, 16)}
+    assert counts == {5: 120, 10: 165, 16: 120}
+    model = nn.Sequential(nn.Linear(16, 16, bias=False))
+    compress(model, budget=0.5, kind="svdp", spectrum="identity", init="eye")
+    assert model[0].spectral_weight.shape.rank == 16
+
+
 def test_a_budget_of_one_keeps_every_dimension() -> None:
     model = compress(network(), budget=1.0)
     assert summary(model).Z == 100
