@@ -359,7 +359,7 @@ def test_a_budget_counts_layers_that_would_grow_in_full() -> None:
 
 
 def test_a_budget_finds_the_largest_rank_where_more_rank_is_fewer_dimensions() -> None:
-    """Orthogonal 16 x 16 matrices have 120 dimensions, as many as rank 5; ranks between have more."""
+    """Orthogonal 16 x 16 matrices have 120 dimensions, as rank 5; the ranks between have more."""
     counts = {r: TTShape.svd(16, 16, r).dim("identity") for r in (5, 10, 16)}
     assert counts == {5: 120, 10: 165, 16: 120}
     model = nn.Sequential(nn.Linear(16, 16, bias=False))
