@@ -29,17 +29,11 @@ def conclude(records: Sequence[Record], note: Mapping[str, Any]) -> list[str]:
         here = [row for row in table if row.rank == rank and row.test]
         if here:
             said += _best(here, metric)
-        if any(row.spread is not None for row in here):
+        if any(len(row.test) > 1 for row in here):
             said += _held_two_ways(here, metric)
             said += _sets(here, metric)
     said += _times(table)
     return said
-
-
-def _told_apart(a: Row, b: Row) -> bool:
-    if a.spread is None or b.spread is None:
-        return False
-    return abs(a.mean - b.mean) > a.spread + b.spread
 
 
 def _show(row: Row, metric: Metric) -> str:
@@ -51,7 +45,7 @@ def _gap(a: Row, b: Row, metric: Metric) -> str:
     """How far apart two means are: a difference of percentages, a ratio of errors."""
     if metric.log:
         low, high = sorted((a.mean, b.mean))
-        return f"{high / low:.2g} times" if low > 0 else "a value against zero"
+        return f"a factor of {high / low:.2g}" if low > 0 else "a value against zero"
     return f"{metric.show(abs(a.mean - b.mean))} points"
 
 
@@ -100,7 +94,8 @@ def _reservations(
         said.append(
             f"The spread is over {len(seeds)} seeds, which draw initial weights and the order of "
             "data; the data and its splits are the same throughout. Two methods are told apart "
-            "when their means differ by more than the sum of their standard deviations."
+            "when their means differ by more than the sum of their standard deviations"
+            + (", both of logarithms." if metric.log else ".")
         )
     values = [row.mean for row in table if row.test]
     if metric.unit == "%" and values:
@@ -123,10 +118,10 @@ def _best(here: Sequence[Row], metric: Metric) -> list[str]:
         f"Rank {best.rank}: {best.method} has the {adjective} mean test {metric.name}, "
         f"{_show(best, metric)}"
     )
-    close = [row.method for row in rest if not _told_apart(best, row)]
+    close = [row.method for row in rest if not best.apart_from(row)]
     if not rest:
         return [said + "; it is the only method that finished."]
-    if best.spread is None:
+    if len(best.test) < 2:
         return [said + ", on one seed."]
     if close:
         return [said + f". These seeds do not tell it apart from {', '.join(close)}."]
@@ -146,7 +141,7 @@ def _held_two_ways(here: Sequence[Row], metric: Metric) -> list[str]:
             f"Rank {chart.rank}, {_NAMES.get(kind, kind)} by {_NAMES.get(optimizer, optimizer)}: "
             f"Householder chart {_show(chart, metric)}, Riemannian {_show(point, metric)}; "
         )
-        if _told_apart(chart, point):
+        if chart.apart_from(point):
             ahead = chart if metric.better(chart.mean, point.mean) else point
             seeds = sorted(set(chart.test) & set(point.test))
             behind = point if ahead is chart else chart
@@ -179,7 +174,7 @@ def _sets(here: Sequence[Row], metric: Metric) -> list[str]:
             f"Rank {a.rank}: {name} has {100 * a.dimension / b.dimension:.2g} % of the degrees of "
             f"freedom of {other}; "
         )
-        if not _told_apart(a, b):
+        if not a.apart_from(b):
             text += f"the best method of each ({a.method}, {b.method}) are not told apart."
         else:
             word = "better" if metric.better(a.mean, b.mean) else "worse"

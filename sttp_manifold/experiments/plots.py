@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from sttp_manifold.experiments.looks import STYLE, legend, looks_of
 from sttp_manifold.experiments.records import Record
-from sttp_manifold.experiments.summary import Row, metric_of, rows
+from sttp_manifold.experiments.summary import Row, average, metric_of, rows
 from sttp_manifold.experiments.tasks import Metric
 
 __all__ = ["Picture", "draw"]
@@ -57,7 +57,7 @@ def _panels(count: int, across: int, height: float = 3.3) -> tuple[Figure, list[
 
 
 def _mean_curve(
-    group: Sequence[Record], x: str, y: str
+    group: Sequence[Record], x: str, y: str, *, log: bool
 ) -> tuple[list[float], list[float], list[float], list[float]]:
     """Means over seeds of x and y, and the least and greatest y, epoch by epoch."""
     curves = [record["curves"] for record in group]
@@ -68,7 +68,7 @@ def _mean_curve(
         if any(value is None for value in values):
             continue
         xs.append(statistics.fmean(curve[x][k] for curve in curves))
-        ys.append(statistics.fmean(values))
+        ys.append(average(values, log=log))
         low.append(min(values))
         high.append(max(values))
     return xs, ys, low, high
@@ -104,7 +104,7 @@ def _curves(
         for axes, x in ((by_epoch, "epoch"), (by_time, "seconds")):
             for method, group in _by_method(records, rank):
                 look = looks[method]
-                xs, ys, low, high = _mean_curve(group, x, value)
+                xs, ys, low, high = _mean_curve(group, x, value, log=log)
                 if not xs:
                     continue
                 every = max(1, len(xs) // 6)
@@ -205,7 +205,7 @@ def _drift(records: Sequence[Record]) -> Picture | None:
     for rank, axes in zip(ranks, panels[0], strict=True):
         for method, group in _by_method(held, rank):
             look = looks[method]
-            xs, _, _, high = _mean_curve(group, "epoch", "drift")
+            xs, _, _, high = _mean_curve(group, "epoch", "drift", log=True)
             axes.plot(
                 xs,
                 # An exact zero has no place on a logarithmic axis.
@@ -221,9 +221,9 @@ def _drift(records: Sequence[Record]) -> Picture | None:
         axes.set_xlabel("epoch")
         axes.set_ylabel("largest |QᵀQ − I|")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        low, high_limit = axes.get_ylim()
-        # A decade on each side, or noise about rounding looks like a trend.
-        axes.set_ylim(low / 3, high_limit * 3)
+        # Whole decades, or noise about rounding looks like a trend.
+        low, high_limit = (math.log10(limit) for limit in axes.get_ylim())
+        axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high_limit))
     legend(figure, list(looks.values()))
     epsilon = "1.2e-7" if records[0]["spec"]["dtype"] == "float32" else "2.2e-16"
     caption = (
@@ -328,7 +328,10 @@ def draw(records: Sequence[Record]) -> list[Picture]:
     if not any(record["curves"]["epoch"] for record in records):
         return []
     metric = metric_of(records)
-    band = "Lines are means over seeds, bands go from the least to the greatest. "
+    band = (
+        "Lines are means over seeds (geometric for errors and losses), bands go from the least to "
+        "the greatest. "
+    )
     clock = "Training time leaves evaluation out."
 
     with mpl.rc_context(STYLE):

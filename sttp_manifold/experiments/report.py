@@ -14,7 +14,15 @@ from sttp_manifold.experiments.conclusions import conclude
 from sttp_manifold.experiments.files import write_bytes, write_text
 from sttp_manifold.experiments.plots import Picture, draw
 from sttp_manifold.experiments.records import Record
-from sttp_manifold.experiments.summary import cells, header, metric_of, rows, to_csv, to_markdown
+from sttp_manifold.experiments.summary import (
+    cells,
+    header,
+    metric_of,
+    rows,
+    spread_words,
+    to_csv,
+    to_markdown,
+)
 
 __all__ = ["write_outputs"]
 
@@ -82,6 +90,7 @@ def _page(
         header=header(metric),
         table=[cells(row, metric) for row in table],
         said=said,
+        spread_words=spread_words(metric),
         pictures=[
             {
                 "name": picture.name,

@@ -13,7 +13,16 @@ from typing import Any
 from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.tasks import Metric
 
-__all__ = ["Row", "metric_of", "rows", "show_spread", "to_csv", "to_markdown"]
+__all__ = [
+    "Row",
+    "average",
+    "metric_of",
+    "rows",
+    "show_spread",
+    "spread_words",
+    "to_csv",
+    "to_markdown",
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Row:
         dense: elements of the same weights when dense.
         diverged: runs that diverged.
         failed: runs that failed.
+        log: whether the metric is averaged by its logarithm.
     """
 
     method: str
@@ -55,6 +65,7 @@ class Row:
     dense: int | None
     diverged: int
     failed: int
+    log: bool
 
     @property
     def runs(self) -> int:
@@ -63,13 +74,20 @@ class Row:
 
     @property
     def mean(self) -> float:
-        """Mean test metric; not a number when no run finished."""
-        return statistics.fmean(self.test.values()) if self.test else math.nan
+        """Mean test metric, geometric for errors; not a number when no run finished."""
+        return average(list(self.test.values()), log=self.log) if self.test else math.nan
 
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation of the test metric over seeds; None for fewer than two."""
-        return statistics.stdev(self.test.values()) if len(self.test) > 1 else None
+    def apart_from(self, other: Row) -> bool:
+        """Whether two means differ by more than the sum of the two standard deviations.
+
+        Errors are compared by their logarithms: one run that ends at 1e-5 among others at 1e-12
+        would hide every difference below it.
+        """
+        if min(len(self.test), len(other.test)) < 2:
+            return False
+        a, b = (_scale(list(row.test.values()), self.log) for row in (self, other))
+        gap = abs(statistics.fmean(a) - statistics.fmean(b))
+        return gap > statistics.stdev(a) + statistics.stdev(b)
 
     @property
     def epoch_seconds(self) -> float:
@@ -77,6 +95,17 @@ class Row:
         if not self.seconds:
             return math.nan
         return statistics.median(self.seconds.values()) / self.epochs
+
+
+def _scale(values: Sequence[float], log: bool) -> list[float]:
+    # An error of exactly zero has no logarithm; nothing representable is further from it.
+    return [math.log10(max(value, 1e-300)) for value in values] if log else list(values)
+
+
+def average(values: Sequence[float], *, log: bool) -> float:
+    """Arithmetic mean, or geometric where the metric is logarithmic."""
+    mean = statistics.fmean(_scale(values, log))
+    return 10**mean if log else mean
 
 
 def metric_of(records: Sequence[Record]) -> Metric:
@@ -117,19 +146,31 @@ def rows(records: Sequence[Record]) -> list[Row]:
                 dense=first("dense_elements"),
                 diverged=sum(r["status"] == "diverged" for r in group),
                 failed=sum(r["status"] == "failed" for r in group),
+                log=group[0]["metric"]["log"],
             )
         )
     return table
 
 
 def show_spread(metric: Metric, values: Sequence[float]) -> str:
-    """Mean and standard deviation as text; one value alone has no spread."""
+    """Mean and standard deviation as text; one value alone has no spread.
+
+    A logarithmic metric shows its geometric mean and the factor that is one standard deviation.
+    """
     if not values:
         return "-"
-    text = metric.show(statistics.fmean(values))
-    if len(values) > 1:
-        text += f" ± {metric.show(statistics.stdev(values))}"
-    return text
+    text = metric.show(average(values, log=metric.log))
+    if len(values) < 2:
+        return text
+    deviation = statistics.stdev(_scale(values, metric.log))
+    return f"{text} ×÷ {10**deviation:.2g}" if metric.log else f"{text} ± {metric.show(deviation)}"
+
+
+def spread_words(metric: Metric) -> str:
+    """What :func:`show_spread` shows."""
+    if metric.log:
+        return "Geometric mean ×÷ the factor of one standard deviation, over seeds"
+    return "Mean ± standard deviation over seeds"
 
 
 def header(metric: Metric) -> list[str]:
@@ -197,7 +238,7 @@ def to_markdown(table: Sequence[Row], metric: Metric) -> str:
     rule = ("-" * width if k in left else "-" * (width - 1) + ":" for k, width in enumerate(widths))
     lines = [line(titles), "| " + " | ".join(rule) + " |", *(line(texts) for texts in body)]
     note = (
-        f"Mean ± standard deviation over seeds; {metric.name}: "
+        f"{spread_words(metric)}; {metric.name}: "
         f"{'higher' if metric.higher else 'lower'} is better. Stored, dimension and dense count "
         "the weight matrices, not the biases. Dense methods start at the rank given and are free "
         "to leave it. Train s leaves evaluation out."

@@ -140,7 +140,6 @@ TASKS.add(
         ranks=(4, 8),
         epochs=3,
         batch_size=128,
-        lrs=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     )
 )
 
@@ -159,6 +158,6 @@ TASKS.add(
         batch_size=None,
         repeats=20,
         dtype="float64",
-        lrs=(1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0),
+        lrs=(1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0),
     )
 )

@@ -7,9 +7,8 @@ dense weight are three different steps, and Riemannian Adam scales a whole frame
 from __future__ import annotations
 
 import json
-import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.files import write_text
 from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.summary import average
 from sttp_manifold.experiments.tasks import Task
 
 __all__ = ["TUNING_SEEDS", "best_rate", "load_tuned", "save_tuned", "tuned_path"]
@@ -79,12 +79,6 @@ def save_tuned(task: Task, found: dict[str, dict[str, Any]], given: Path | None 
     return path
 
 
-def _mean(values: Sequence[float], log: bool) -> float:
-    if log:
-        return math.exp(statistics.fmean(math.log(max(v, 1e-300)) for v in values))
-    return statistics.fmean(values)
-
-
 def best_rate(task: Task, records: Iterable[Record]) -> dict[str, Any] | None:
     """The best learning rate in the tuning records of one method, and how it was found.
 
@@ -103,7 +97,7 @@ def best_rate(task: Task, records: Iterable[Record]) -> dict[str, Any] | None:
         if ok:
             values = [record["val_metric"] for record in ok]
             losses = [record["curves"]["val_loss"][-1] for record in ok]
-            entry["val_metric"] = float(f"{_mean(values, task.metric.log):.7g}")
+            entry["val_metric"] = float(f"{average(values, log=task.metric.log):.7g}")
             entry["val_loss"] = float(f"{statistics.fmean(losses):.7g}")
         grid.append(entry)
     whole = [entry for entry in grid if not entry["unfinished"]]

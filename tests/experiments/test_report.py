@@ -154,6 +154,18 @@ def test_conclusions_name_their_reservations():
     assert "tuned for 3 epochs and used for 20" in text
 
 
+def test_errors_are_compared_by_their_logarithms():
+    errors = {"svdp_chart_sgd": [0.4, 0.2, 0.9], "svdp_riemannian_sgd": [1e-5, 1e-12, 1e-11]}
+    records = records_of(**errors)
+    metric = {"name": "error", "unit": "", "higher": False, "log": True, "spec": ".1e"}
+    records = [{**record, "metric": metric} for record in records]
+    text = said(records)
+    assert "svdp-riemannian-sgd has the lowest mean test error, 4.6e-10 ×÷" in text
+    assert "the Riemannian one is ahead by a factor of 9e+08, on 3 of 3 seeds" in text
+    zero = said([{**record, "test_metric": 0.0} for record in records])
+    assert "these seeds do not tell them apart" in zero
+
+
 def test_a_table_without_a_finished_run_has_dashes():
     (row,) = summary.rows([a_record(0, status="diverged", reason="x", test_metric=None)])
     cells = summary.cells(row, summary.metric_of([a_record()]))
