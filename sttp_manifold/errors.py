@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "ConversionError",
+    "ManifoldError",
     "OptimizerError",
     "RankError",
     "ShapeError",
@@ -39,6 +40,10 @@ class RankError(ShapeError):
 
 class SpectrumError(SttpError, ValueError):
     """A spectrum that the chosen spectrum map cannot hold, or an unknown map."""
+
+
+class ManifoldError(SttpError, ValueError):
+    """A manifold, cost or tangent vector that an operation of geometry cannot work with."""
 
 
 class OptimizerError(SttpError, TypeError):

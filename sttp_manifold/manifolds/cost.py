@@ -1,0 +1,172 @@
+r"""A cost on a manifold: value, Riemannian gradient and Hessian by automatic differentiation.
+
+A cost is a function that returns a scalar tensor. On a manifold of weights (one that has
+``unpack``) it takes a :class:`~sttp_manifold.SpectralTT`; on any other geoopt manifold it takes the
+point itself. Checks, solvers and pymanopt all see a cost through :class:`ManifoldCost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ProductManifold, geoopt
+from sttp_manifold.errors import ManifoldError
+
+__all__ = ["LinearMap", "ManifoldCost", "plain"]
+
+LinearMap = Callable[[Tensor], Tensor]
+"""A linear map of tangent vectors at one point."""
+
+
+def plain(x: Tensor) -> Tensor:
+    """The numbers of a point, outside of the graph and without geoopt's subclass."""
+    return x.detach().as_subclass(Tensor)
+
+
+class ManifoldCost:
+    r"""Value, gradient and Hessian of a cost, and how often each was asked for.
+
+    The gradient is ``manifold.egrad2rgrad`` of the Euclidean one. The Hessian is
+    ``manifold.hessian_operator`` where there is one; for Riemannian submanifolds of a Euclidean
+    space (geoopt's ``Euclidean``, ``EuclideanStiefel``, ``Sphere``, their products, and
+    :class:`~sttp_manifold.SpectralTTManifold`) it is the projected derivative of the gradient
+    field, :math:`\operatorname{Hess} f[u] = P_x\, D(\operatorname{grad} f)(x)[u]` (Absil, Mahony &
+    Sepulchre 2008, Prop. 5.3.2), evaluated by one more backward pass, since it is symmetric.
+
+    Args:
+        manifold: a geoopt manifold, or one of this package.
+        cost: the function.
+
+    Attributes:
+        evaluations: how often the cost function was called.
+        gradients: how many gradients were computed; each calls the function once.
+        products: how many Hessian-vector products were computed.
+
+    Example:
+        >>> from sttp_manifold._geoopt import EuclideanStiefel
+        >>> A = torch.diag(torch.arange(3.0))
+        >>> f = ManifoldCost(EuclideanStiefel(), lambda x: (x * (A @ x)).sum() / 2)
+        >>> value, gradient = f.gradient(torch.eye(3, 2))
+        >>> float(value), float(gradient.norm())
+        (0.5, 0.0)
+    """
+
+    def __init__(self, manifold: Any, cost: Callable[..., Tensor]) -> None:
+        self.manifold = manifold
+        self.cost = cost
+        self.evaluations = 0
+        self.gradients = 0
+        self.products = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The cost at a point, differentiable.
+
+        Raises:
+            ManifoldError: if the function does not return a scalar tensor.
+        """
+        unpack = getattr(self.manifold, "unpack", None)
+        return self.of(x if unpack is None else unpack(x))
+
+    def of(self, argument: Any) -> Tensor:
+        """The cost of what the function takes: a weight, or a point of a manifold without any.
+
+        Raises:
+            ManifoldError: if the function does not return a scalar tensor.
+        """
+        self.evaluations += 1
+        value: Any = self.cost(argument)  # a user's function may return anything
+        if not isinstance(value, Tensor) or value.ndim:
+            what = f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value)}"
+            raise ManifoldError(
+                f"a cost returns a scalar tensor, as (tt.entries(i, j) - b).square().sum() does; "
+                f"this one returned {what}"
+            )
+        return value
+
+    def value(self, x: Tensor) -> Tensor:
+        """The cost at a point, outside of the graph."""
+        with torch.no_grad():
+            return self(plain(x))
+
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The cost and its Riemannian gradient.
+
+        Shape:
+            - x, gradient: the manifold's points and tangent vectors
+            - value: ``()``
+        """
+        self.gradients += 1
+        x = plain(x)
+        leaf = x.clone().requires_grad_()
+        with torch.enable_grad():
+            value = self(leaf)
+            euclidean = _gradient(value, leaf)
+        with torch.no_grad():
+            return value.detach(), self.manifold.egrad2rgrad(x, euclidean)
+
+    def hessian(self, x: Tensor) -> LinearMap:
+        """The Riemannian Hessian at a point, as a map of tangent vectors.
+
+        The cost is evaluated once, here; each product after that is one backward pass.
+
+        Raises:
+            ManifoldError: a manifold whose Hessian is not known here.
+        """
+        operator = getattr(self.manifold, "hessian_operator", None)
+        if operator is None:
+            apply = self._embedded_hessian(plain(x))
+        else:
+            apply = operator(self.of, plain(x))
+
+        def counted(u: Tensor) -> Tensor:
+            self.products += 1
+            return apply(plain(u))
+
+        return counted
+
+    def _embedded_hessian(self, x: Tensor) -> LinearMap:
+        if not is_embedded(self.manifold):
+            raise ManifoldError(
+                f"the Hessian on {type(self.manifold).__name__} is not known here: it is no "
+                "Riemannian submanifold of a Euclidean space, and has no hessian_operator(cost, "
+                "x); use EuclideanStiefel() for Stiefel(), or a method of first order, as in "
+                "minimize(..., method='conjugate_gradient')"
+            )
+        leaf = x.clone().requires_grad_()
+        with torch.enable_grad():
+            value = self(leaf)
+            euclidean = _gradient(value, leaf, create_graph=True)
+            field = self.manifold.egrad2rgrad(leaf, euclidean)
+
+        def apply(u: Tensor) -> Tensor:
+            if not field.requires_grad:
+                return torch.zeros_like(u)
+            (moved,) = torch.autograd.grad(field, leaf, u, retain_graph=True)
+            with torch.no_grad():
+                return self.manifold.proju(x, moved)
+
+        return apply
+
+
+def _gradient(value: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(leaf)
+    (gradient,) = torch.autograd.grad(
+        value, leaf, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return gradient
+
+
+def is_embedded(manifold: Any) -> bool:
+    """Whether a manifold is known to carry the metric of the Euclidean space that its points fill.
+
+    By the exact type for geoopt's own, whose subclasses may change the metric.
+    """
+    if isinstance(manifold, ProductManifold):
+        return all(is_embedded(factor) for factor in manifold.manifolds)
+    known = {Euclidean, EuclideanStiefel, geoopt.EuclideanStiefelExact, geoopt.Sphere}
+    return type(manifold) in known | {geoopt.SphereExact}
