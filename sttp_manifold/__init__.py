@@ -11,12 +11,13 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from sttp_manifold import errors, nn, optim
-from sttp_manifold.manifolds import SpectralTTManifold
+from sttp_manifold.manifolds import FixedTTRankManifold, SpectralTTManifold
 from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
 
 __version__ = version("sttp-manifold")
 
 __all__ = [
+    "FixedTTRankManifold",
     "SpectralTT",
     "SpectralTTManifold",
     "TTShape",

@@ -71,7 +71,7 @@ class GroupedProduct(ProductManifold):
             position = span.stop
         self.spectrum_slice = slice(position, position + size)
 
-    def _join(self, frames: Sequence[Tensor], coordinates: Tensor) -> Tensor:
+    def join(self, frames: Sequence[Tensor], coordinates: Tensor) -> Tensor:
         """Flat vector of frames in the caller's order and flat coordinates."""
         return torch.cat([*(frames[k].flatten(-2) for k in self._order), coordinates], -1)
 

@@ -23,21 +23,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sttp_manifold._geoopt import ManifoldParameter, ManifoldTensor
+from sttp_manifold._geoopt import ManifoldTensor
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.gauge import haar_frame
 from sttp_manifold.manifolds.grouped import GroupedProduct
 from sttp_manifold.manifolds.horizontal import vertical_part
+from sttp_manifold.manifolds.points import WeightPoints
 from sttp_manifold.spectrum import SpectrumMap, hold_spectrum
 from sttp_manifold.tt.contract import left_frame, right_frame
-from sttp_manifold.tt.decompose import tt_svd
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
 __all__ = ["SpectralTTManifold"]
 
 
-class SpectralTTManifold(GroupedProduct):
+class SpectralTTManifold(WeightPoints, GroupedProduct):
     r"""Product of the Stiefel manifolds of all cores and a Euclidean spectrum.
 
     Args:
@@ -113,7 +113,7 @@ class SpectralTTManifold(GroupedProduct):
             ShapeError: a vector of another length.
         """
         self._assert_length(x, "unpack(x)")
-        return SpectralTT(*self._cores(x, self.map), shape=self.shape)
+        return SpectralTT(*self.cores(x, self.map), shape=self.shape)
 
     def pack(self, tt: SpectralTT, *, project: bool = False) -> Tensor:
         """Point that stands for a weight.
@@ -140,20 +140,7 @@ class SpectralTTManifold(GroupedProduct):
             first = s[..., None, None] * first
         frames = [*map(left_frame, tt.left), right_frame(first), *map(right_frame, tt.right[1:])]
         coordinates = self.map.inverse(s, project=self.spectrum != "bounded")
-        return self._join(frames, coordinates.flatten(len(tt.batch_shape)))
-
-    def from_matrix(self, W: Tensor, *, project: bool = False) -> ManifoldTensor:
-        """Point whose weight is the TT-SVD of a matrix.
-
-        Shape:
-            - W: ``(*b, d_out, d_in)``
-            - output: ``(*b, n_elements)``
-
-        Raises:
-            ShapeError: a matrix of another size, or not finite.
-            SpectrumError: a matrix that the spectrum cannot hold, unless ``project``.
-        """
-        return ManifoldTensor(self.pack(tt_svd(W, self.shape), project=project), manifold=self)
+        return self.join(frames, coordinates.flatten(len(tt.batch_shape)))
 
     def random(
         self,
@@ -186,19 +173,6 @@ class SpectralTTManifold(GroupedProduct):
         )
         return ManifoldTensor(torch.cat(parts, -1), manifold=self)
 
-    def random_parameter(
-        self,
-        *batch: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        generator: torch.Generator | None = None,
-    ) -> ManifoldParameter:
-        """Random point as a trainable ``geoopt.ManifoldParameter``, ``(*batch, n_elements)``."""
-        point = self.random(
-            *batch, self.n_elements, dtype=dtype, device=device, generator=generator
-        )
-        return ManifoldParameter(point, manifold=self)
-
     def origin(
         self,
         *size: int | tuple[int, ...],
@@ -220,16 +194,6 @@ class SpectralTTManifold(GroupedProduct):
         ]
         spectrum = self.map.initial(*batch, dtype=dtype, device=device).flatten(len(batch))
         return ManifoldTensor(torch.cat([*eyes, spectrum], -1), manifold=self)
-
-    def weight_dist(self, x: Tensor, y: Tensor) -> Tensor:
-        r"""Gauge-invariant distance of points: :math:`\|W(x) - W(y)\|_F`, ``(*b,)``."""
-        return self.unpack(x).distance(self.unpack(y))
-
-    def same_weight(
-        self, x: Tensor, y: Tensor, rtol: float | None = None, atol: float = 0.0
-    ) -> bool:
-        """Whether points differ by a gauge only; see :meth:`SpectralTT.allclose`."""
-        return self.unpack(x).allclose(self.unpack(y), rtol=rtol, atol=atol)
 
     def weight_decay_grad(self, x: Tensor) -> Tensor:
         r"""Gradient of :math:`\tfrac12 \|W(x)\|_F^2` in the total space.
@@ -271,7 +235,7 @@ class SpectralTTManifold(GroupedProduct):
             theta, v = x[..., self.spectrum_slice], u[..., self.spectrum_slice]
             along = theta * ((theta * v).sum(-1, True) / theta.square().sum(-1, True))
         frames = [*map(left_frame, parts[:centre]), *map(right_frame, parts[centre:])]
-        return self._join(frames, along)
+        return self.join(frames, along)
 
     def horizontal(self, x: Tensor, u: Tensor) -> Tensor:
         """Part of a tangent vector orthogonal to the gauge orbit of ``x``.
@@ -285,14 +249,15 @@ class SpectralTTManifold(GroupedProduct):
 
     def _chain(self, x: Tensor) -> list[Tensor]:
         """Cores in the order of the chain, with a full bond as a core of mode one."""
-        left, bond, right = self._cores(x, lambda theta: theta)
+        left, bond, right = self.cores(x, lambda theta: theta)
         if self.spectrum == "full":
             return [*left, bond.unsqueeze(-2), *right]
         return [*left, *right]
 
-    def _cores(
+    def cores(
         self, x: Tensor, spectrum: Callable[[Tensor], Tensor]
     ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
+        """Cores of ``U``, ``spectrum`` of the coordinates, and cores of ``V^T``, as views."""
         plan = self.shape.merged
         cores = []
         for k, ((a, mode, b), (d, r)) in enumerate(
@@ -308,21 +273,3 @@ class SpectralTTManifold(GroupedProduct):
             coordinates = coordinates.unflatten(-1, self.map.coordinate_shape)
         split = len(plan.out_modes)
         return tuple(cores[:split]), spectrum(coordinates), tuple(cores[split:])
-
-    def _batch_of(self, size: tuple[int | tuple[int, ...], ...], name: str) -> tuple[int, ...]:
-        flat: list[int] = []
-        for entry in size:
-            flat.extend([entry] if isinstance(entry, int) else entry)
-        if size and (not flat or flat[-1] != self.n_elements):
-            raise ShapeError(
-                f"{name}(*size) takes a shape ending in n_elements = {self.n_elements}, got "
-                f"{tuple(flat)}; M.{name}() gives one point, "
-                f"M.{name}(8, {self.n_elements}) a batch of eight"
-            )
-        return tuple(flat[:-1])
-
-    def _assert_length(self, x: Tensor, call: str) -> None:
-        if x.ndim < 1 or x.shape[-1] != self.n_elements:
-            raise ShapeError(
-                f"{call} takes a flat point (*b, {self.n_elements}), got {tuple(x.shape)}"
-            )

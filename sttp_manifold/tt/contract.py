@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "conv_plan",
+    "digits_of",
+    "environments",
     "frobenius",
     "group_cores",
     "left_frame",
@@ -26,9 +28,11 @@ __all__ = [
     "linear_plan",
     "mirror",
     "mirrored_frame",
+    "regroup_cores",
     "right_frame",
     "right_matrix",
     "rows_at",
+    "rows_of_digits",
     "rows_times_u",
     "rows_times_ut",
     "rows_times_v",
@@ -140,10 +144,20 @@ def rows_at(cores: Sequence[Tensor], index: Tensor, *, reverse: bool = False) ->
     With ``reverse`` the cores come from the last mode to the first, and the index is still
     row-major over the modes in their original order.
     """
+    return rows_of_digits(cores, digits_of(cores, index, reverse=reverse))
+
+
+def digits_of(
+    cores: Sequence[Tensor], index: Tensor, *, reverse: bool = False
+) -> tuple[Tensor, ...]:
+    """Index into each mode, in the order of the cores; ``reverse`` as in :func:`rows_at`."""
     sizes = [core.shape[-2] for core in cores]
-    digits = torch.unravel_index(index, sizes[::-1] if reverse else sizes)
-    if reverse:
-        digits = digits[::-1]
+    digits: tuple[Tensor, ...] = torch.unravel_index(index, sizes[::-1] if reverse else sizes)
+    return digits[::-1] if reverse else digits
+
+
+def rows_of_digits(cores: Sequence[Tensor], digits: Sequence[Tensor]) -> Tensor:
+    """Rows of the product of left cores, ``(*b, P, R)``, each given by its index in each mode."""
     rows = cores[0][..., 0, :, :].index_select(-2, digits[0])
     for core, digit in zip(cores[1:], digits[1:], strict=True):
         rows = torch.einsum("...pr,...rps->...ps", rows, core.index_select(-2, digit))
@@ -158,12 +172,56 @@ def group_cores(
     for shape in shapes:
         core = rest.pop(0)
         while tuple(core.shape[-3:]) != shape:
-            following = rest.pop(0)
-            size = core.shape[-2] * following.shape[-2]
-            product = core.flatten(-3, -2) @ following.flatten(-2)
-            core = product.reshape(*core.shape[:-2], size, following.shape[-1])
+            core = _contract(core, rest.pop(0))
         grouped.append(core)
     return tuple(grouped)
+
+
+def regroup_cores(cores: Sequence[Tensor], modes: Sequence[int]) -> tuple[Tensor, ...]:
+    """The same product on other modes, coarser or finer, of one row-major index.
+
+    Neighbours are contracted where a mode is too small; where it is too large, the core is split
+    by an identity on the side that needs the lower rank.
+    """
+    grouped, rest = [], list(cores)
+    for mode in modes:
+        core = rest.pop(0)
+        while core.shape[-2] < mode:
+            core = _contract(core, rest.pop(0))
+        a, n, b = core.shape[-3:]
+        if n > mode:
+            tail = n // mode
+            if a * mode <= tail * b:
+                eye = torch.eye(a * mode, dtype=core.dtype, device=core.device)
+                rest.insert(0, core.unflatten(-2, (mode, tail)).flatten(-4, -3))
+                core = eye.reshape(a, mode, a * mode)
+            else:
+                eye = torch.eye(tail * b, dtype=core.dtype, device=core.device)
+                rest.insert(0, eye.reshape(tail * b, tail, b))
+                core = core.unflatten(-2, (mode, tail)).flatten(-2)
+        grouped.append(core)
+    return tuple(grouped)
+
+
+def _contract(core: Tensor, following: Tensor) -> Tensor:
+    """Two neighbours as one core."""
+    product = core.flatten(-3, -2) @ following.flatten(-2)
+    size = core.shape[-2] * following.shape[-2]
+    return product.reshape(*product.shape[:-2], core.shape[-3], size, following.shape[-1])
+
+
+def environments(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
+    """``A_{<=k}^T B_{<=k}`` of two products of left cores on equal modes, ``k = 0, ..., D``.
+
+    Shape:
+        - first, second: cores ``(*b, A_{k-1}, n_k, A_k)`` and ``(*b, B_{k-1}, n_k, B_k)``
+        - output: ``D + 1`` matrices ``(*b, A_k, B_k)``
+    """
+    swept = [torch.ones(1, 1, dtype=first[0].dtype, device=first[0].device)]
+    for a, b in zip(first, second, strict=True):
+        pushed = (swept[-1] @ b.flatten(-2)).unflatten(-1, b.shape[-2:])
+        swept.append(left_frame(a).mT @ left_frame(pushed))
+    return swept
 
 
 def triangle_of_sum(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:

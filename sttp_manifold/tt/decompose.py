@@ -12,7 +12,7 @@ from sttp_manifold.tt.contract import left_matrix, mirror, right_matrix
 from sttp_manifold.tt.shape import TTShape, clip_ranks
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["orthogonalize", "truncate", "tt_svd"]
+__all__ = ["orthogonalize", "qr_sweep", "truncate", "tt_svd"]
 
 
 def tt_svd(W: Tensor, shape: TTShape) -> SpectralTT:
@@ -128,8 +128,8 @@ def orthogonalize(
     if not left or not right:
         raise ShapeError("orthogonalize needs at least one core on each side")
     try:
-        left_q, left_r = _qr_sweep(left)
-        right_q, right_r = _qr_sweep(mirror(right))
+        left_q, left_r = qr_sweep(left)
+        right_q, right_r = qr_sweep(mirror(right))
         if bond is None:
             centre = left_r @ right_r.mT
         elif bond.ndim == left_r.ndim:
@@ -188,7 +188,7 @@ def _svd_sweep(
     return cores, rest
 
 
-def _qr_sweep(cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+def qr_sweep(cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Orthonormal left cores with the same product up to a triangular factor at the inner end."""
     swept = []
     rest = torch.eye(1, dtype=cores[0].dtype, device=cores[0].device)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from sttp_manifold.tt.contract import Plan
 
-__all__ = ["SpectralTT"]
+__all__ = ["SpectralTT", "check_places"]
 
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
@@ -290,19 +290,7 @@ class SpectralTT:
         Raises:
             ShapeError: index vectors of different lengths, not of integers, or out of range.
         """
-        i, j = torch.as_tensor(i, device=self.device), torch.as_tensor(j, device=self.device)
-        kinds = {i.dtype, j.dtype}
-        if i.ndim != 1 or i.shape != j.shape or not kinds <= _INTEGERS:
-            raise ShapeError(
-                "entries takes two integer vectors of one length, as in tt.entries(i, j); got "
-                f"{i.dtype} {tuple(i.shape)} and {j.dtype} {tuple(j.shape)}"
-            )
-        for name, index, size in (("i", i, self.shape.d_out), ("j", j, self.shape.d_in)):
-            if index.numel() and (int(index.min()) < 0 or int(index.max()) >= size):
-                raise ShapeError(
-                    f"{name} runs from {int(index.min())} to {int(index.max())}, outside "
-                    f"0 <= {name} < {size}"
-                )
+        i, j = check_places(i, j, self.shape.d_out, self.shape.d_in, self.device)
         rows = self._times_bond(rows_at(self.left, i), self.spectrum)
         return (rows * rows_at(mirror(self.right), j, reverse=True)).sum(-1)
 
@@ -403,3 +391,26 @@ class SpectralTT:
         bond = ", full bond" if self.is_full else ""
         dtype = str(self.dtype).removeprefix("torch.")
         return f"SpectralTT({self.shape}{bond}{batch}, {dtype}, {self.device})"
+
+
+def check_places(
+    i: Tensor, j: Tensor, d_out: int, d_in: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Places of a matrix as two index vectors on a device.
+
+    Raises:
+        ShapeError: index vectors of different lengths, not of integers, or out of range.
+    """
+    i, j = torch.as_tensor(i, device=device), torch.as_tensor(j, device=device)
+    if i.ndim != 1 or i.shape != j.shape or not {i.dtype, j.dtype} <= _INTEGERS:
+        raise ShapeError(
+            "entries takes two integer vectors of one length, as in tt.entries(i, j); got "
+            f"{i.dtype} {tuple(i.shape)} and {j.dtype} {tuple(j.shape)}"
+        )
+    for name, index, size in (("i", i, d_out), ("j", j, d_in)):
+        if index.numel() and (int(index.min()) < 0 or int(index.max()) >= size):
+            raise ShapeError(
+                f"{name} runs from {int(index.min())} to {int(index.max())}, outside "
+                f"0 <= {name} < {size}"
+            )
+    return i, j

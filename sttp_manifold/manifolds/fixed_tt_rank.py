@@ -1,0 +1,347 @@
+r"""`FixedTTRankManifold`: the weights of fixed TT rank themselves, centred at their bond.
+
+Set: the weights :math:`W = U S V^\top` whose unfolding at every bond ``k`` has rank exactly
+:math:`R_k`; with ``spectrum="identity"`` those whose singular values are all one, with
+``spectrum=values`` those of given ones. It is an embedded submanifold of the matrices with the
+Frobenius metric, of dimension ``shape.dim("full")`` less what the spectrum takes away; nothing is
+redundant in it, and nothing happens where singular values meet.
+
+Representation: the flat vector of the total space ``SpectralTTManifold(shape, "full")``, cores of
+``U`` and ``V`` with orthonormal unfoldings and the bond ``S``. A weight has many such vectors,
+which differ by a gauge; every operation gives the same weights and tangent vectors whichever it is
+given.
+
+Tangent space: :math:`(\delta U_k, \delta S, \delta V_k)` with :math:`U_k^\top \delta U_k = 0`, laid
+out like a point, standing for
+
+.. math::
+    \xi = \sum_k U_{<k}\, \delta U_k\, Q_{>k} V^\top + U\, \delta S\, V^\top + \text{mirror}
+
+with interfaces ``Q`` as in :mod:`sttp_manifold.manifolds.halves`.
+
+Metric: that of the matrices. In these coordinates it is the plain Euclidean inner product, since
+the terms are orthogonal to each other.
+
+References:
+    Holtz, Rohwedder & Schneider, *On manifolds of tensors of fixed TT-rank*, 2012; Steinlechner,
+    *Riemannian optimization for high-dimensional tensor completion*, 2016; Vandereycken,
+    *Low-rank matrix completion by Riemannian optimization*, 2013 (one mode on each side); Psenka &
+    Boumal, *Second-order optimization for tensors with fixed tensor-train rank*, 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sttp_manifold.errors import ShapeError
+from sttp_manifold.manifolds import bond_centred as geometry
+from sttp_manifold.manifolds.bond_centred import Point, Vector
+from sttp_manifold.manifolds.bond_points import BondCentredPoints
+from sttp_manifold.manifolds.cost import LinearMap, ManifoldCost, plain
+from sttp_manifold.tt.contract import left_matrix, mirror, regroup_cores, right_matrix
+from sttp_manifold.tt.decompose import orthogonalize
+from sttp_manifold.tt.spectral import SpectralTT, check_places
+
+__all__ = ["FixedTTRankManifold"]
+
+
+class FixedTTRankManifold(BondCentredPoints):
+    r"""Weights of fixed TT rank with the metric of the matrices around them.
+
+    Args:
+        shape: the plan; its merged chain is what points hold.
+        spectrum: ``"full"`` (any singular values), ``"identity"`` (all of them one), or a sequence
+            of ``r`` positive singular values that every point keeps.
+        retraction: ``"svd"``, TT-SVD of the point moved in the space of matrices, a retraction of
+            second order; ``"qr"``, QR of every core moved along its velocity, of first order and
+            cheaper; or ``"auto"``, by TT-SVD in :meth:`retr`, which solvers call, and by QR in
+            :meth:`retr_transp`, which stochastic optimizers call in every step.
+        damping: where a core's velocity is divided by the singular values of an interface, they
+            are raised to about this fraction of the largest one. Zero is the geometry; more bounds
+            the gradient, the QR retraction and the Hessian near weights of lower rank, at the cost
+            of exactness there.
+
+    Shape:
+        - points and tangent vectors: ``(*b, n_elements)``, float32 or float64
+
+    Raises:
+        SpectrumError: an unknown spectrum, or given values that are not ``r`` positive numbers.
+        ManifoldError: an unknown retraction, or a damping that is negative or not below one.
+
+    Note:
+        ``expmap``, ``logmap`` and ``dist`` raise ``NotImplementedError``: no closed form is known.
+
+    Example:
+        >>> from sttp_manifold import TTShape
+        >>> F = FixedTTRankManifold(TTShape.for_matrix(12, 10, rank=3))
+        >>> x = F.random(dtype=torch.float64)
+        >>> u = F.project_matrix(x, torch.randn(12, 10, dtype=torch.float64))
+        >>> y = F.retr(x, u)
+        >>> F.unpack(y).shape.ranks == F.shape.ranks
+        True
+    """
+
+    # -- tangent vectors ------------------------------------------------------------------------
+
+    def proju(self, x: Tensor, u: Tensor) -> Tensor:
+        """Nearest tangent coordinates, orthogonally in the metric."""
+        x, u = torch.broadcast_tensors(x, u)
+        return self._flat(geometry.tangent_part(self._point(x), self._cores(u), self.centre))
+
+    def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
+        r"""Riemannian gradient, from derivatives ``u`` in the entries of ``x``.
+
+        :math:`\delta U_k = \Pi_k(g_k G_k^{-\top})` and :math:`\delta S = \partial f/\partial S`,
+        for a cost of the weight that autograd has differentiated through :meth:`unpack`.
+        """
+        x, u = torch.broadcast_tensors(x, u)
+        point, gradient = self._point(x), self._cores(u)
+        return self._flat(
+            Vector(
+                tuple(point.left.gradient(gradient.left)),
+                self.centre.project(point.bond, gradient.bond),
+                tuple(point.right.gradient(gradient.right)),
+            )
+        )
+
+    def inner(
+        self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
+    ) -> Tensor:
+        """Frobenius inner product of two tangent vectors, ``(*b,)``."""
+        x, u, v = torch.broadcast_tensors(x, u, u if v is None else v)
+        return (u * v).sum(-1, keepdim=keepdim)
+
+    def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Frobenius norm of a tangent vector, ``(*b,)``."""
+        x, u = torch.broadcast_tensors(x, u)
+        return torch.linalg.vector_norm(u, dim=-1, keepdim=keepdim)
+
+    def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
+        """Inner products core by core, spread over the elements of each.
+
+        An adaptive optimizer scales by them: a number for each core keeps a vector tangent.
+        """
+        product = self._cores(torch.mul(*torch.broadcast_tensors(u, u if v is None else v, x)[:2]))
+
+        def spread(part: Tensor, dims: tuple[int, ...]) -> Tensor:
+            return part.sum(dims, keepdim=True).expand_as(part)
+
+        return self._flat(
+            Vector(
+                tuple(spread(core, (-3, -2, -1)) for core in product.left),
+                spread(product.bond, (-2, -1)),
+                tuple(spread(core, (-3, -2, -1)) for core in product.right),
+            )
+        )
+
+    def project_matrix(self, x: Tensor, Z: Tensor) -> Tensor:
+        """Projection of a dense matrix onto the tangent space.
+
+        Shape:
+            - x: ``(*b, n_elements)``
+            - Z: ``(*b, d_out, d_in)``
+            - output: ``(*b, n_elements)``
+
+        Raises:
+            ShapeError: a matrix of another size.
+        """
+        if Z.ndim < 2 or tuple(Z.shape[-2:]) != (self.shape.d_out, self.shape.d_in):
+            raise ShapeError(
+                f"project_matrix takes a matrix (*b, {self.shape.d_out}, {self.shape.d_in}), got "
+                f"{tuple(Z.shape)}"
+            )
+        batch = torch.broadcast_shapes(x.shape[:-1], Z.shape[:-2])
+        point = self._point(x.expand(*batch, x.shape[-1]))
+        return self._tangent(point, geometry.project_matrix(point, Z))
+
+    def project_weight(self, x: Tensor, tt: SpectralTT) -> Tensor:
+        """Projection of a low-rank matrix, given as a train of any ranks on the same modes.
+
+        Nothing is formed; the cores of ``tt`` need not be orthonormal.
+
+        Shape:
+            - x: ``(*b, n_elements)``
+            - output: ``(*b, n_elements)``
+
+        Raises:
+            ShapeError: a train on other modes.
+        """
+        plan = self.shape.merged
+        if (tt.shape.out_modes, tt.shape.in_modes) != (self.shape.out_modes, self.shape.in_modes):
+            raise ShapeError(
+                f"a train on modes {tt.shape.out_modes} and {tt.shape.in_modes} cannot be "
+                f"projected core by core on {self.shape!r}; F.project_matrix(x, tt.to_matrix()) can"
+            )
+        # Its merged chain follows its own ranks, and may be coarser or finer than ours.
+        chain = Vector(
+            regroup_cores(tt.left, plan.out_modes),
+            tt.bond,
+            mirror(regroup_cores(tt.right, plan.in_modes)),
+        )
+        return self._project_chain(x, chain, tt.batch_shape)
+
+    def project_entries(self, x: Tensor, i: Tensor, j: Tensor, values: Tensor) -> Tensor:
+        r"""Projection of a sparse matrix with ``values`` at places ``(i, j)``.
+
+        :math:`O(P (D + E) r^2)` for ``P`` entries; repeated places add up.
+
+        Shape:
+            - x: ``(*b, n_elements)``
+            - i, j: ``(P,)`` integers
+            - values: ``(*b, P)``
+            - output: ``(*b, n_elements)``
+
+        Raises:
+            ShapeError: places outside of the matrix, or values of another length.
+        """
+        i, j = check_places(i, j, self.shape.d_out, self.shape.d_in, x.device)
+        if values.ndim < 1 or values.shape[-1:] != i.shape:
+            raise ShapeError(
+                f"project_entries(x, i, j, values) takes one value for each of {len(i)} places, "
+                f"got values of shape {tuple(values.shape)}"
+            )
+        batch = torch.broadcast_shapes(x.shape[:-1], values.shape[:-1])
+        point = self._point(x.expand(*batch, x.shape[-1]))
+        values = values.expand(*batch, values.shape[-1])
+        return self._tangent(point, geometry.project_entries(point, i, j, values))
+
+    def ambient_vector(self, x: Tensor, u: Tensor) -> Tensor:
+        """The dense matrix that a tangent vector stands for, ``(*b, d_out, d_in)``."""
+        x, u = torch.broadcast_tensors(x, u)
+        point = self._point(x)
+        chain = geometry.tangent_chain(point, self._cores(u))
+        return left_matrix(chain.left) @ chain.bond @ right_matrix(mirror(chain.right))
+
+    def tangent_weight(self, x: Tensor, u: Tensor) -> SpectralTT:
+        """The matrix that a tangent vector stands for, as a spectral tensor train.
+
+        Its ranks are twice those of the plan, or what the modes can carry.
+        """
+        x, u = torch.broadcast_tensors(x, u)
+        chain = geometry.tangent_chain(self._point(x), self._cores(u))
+        return orthogonalize(chain.left, chain.bond, mirror(chain.right))
+
+    # -- moving ---------------------------------------------------------------------------------
+
+    def retr(self, x: Tensor, u: Tensor) -> Tensor:
+        """Retraction: by TT-SVD, second order, unless ``retraction="qr"``.
+
+        Shape:
+            - x, u: ``(*b, n_elements)``
+            - output: ``(*b, n_elements)``
+        """
+        return self._retract(x, u, "svd" if self.retraction == "auto" else self.retraction)
+
+    def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Transport of ``v`` from ``x`` to ``y``: projection of its chain of ranks ``2R``."""
+        x, y, v = torch.broadcast_tensors(x, y, v)
+        chain = geometry.tangent_chain(self._point(x), self._cores(v))
+        return self._project_chain(y, chain, x.shape[:-1])
+
+    def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Retraction of ``u``, by QR unless ``retraction="svd"``, and transport of ``v``."""
+        y = self._retract(x, u, "qr" if self.retraction == "auto" else self.retraction)
+        return y, self.transp(x, y, v)
+
+    def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Transport of ``v`` along the retraction of ``u``."""
+        return self.transp(x, self.retr(x, u), v)
+
+    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
+        """Not known in closed form; :meth:`retr` agrees with it to second order.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "geodesics of fixed TT rank have no closed form; F.retr(x, u) follows them to second "
+            "order"
+        )
+
+    def _retract(self, x: Tensor, u: Tensor, kind: str) -> Tensor:
+        x, u = torch.broadcast_tensors(x, u)
+        point, vector = self._point(x), self._cores(u)
+        if kind == "qr":
+            return self._flat(geometry.core_wise_qr(point, vector, self.centre))
+        chain = geometry.tangent_chain(point, vector, moved=True)
+        return self._flat(geometry.round_chain(chain, point, self.centre))
+
+    # -- second order ---------------------------------------------------------------------------
+
+    def hessian(self, cost: Callable[[SpectralTT], Tensor], x: Tensor, u: Tensor) -> Tensor:
+        """Riemannian Hessian of a cost along a tangent vector, exact; see :meth:`hessian_operator`.
+
+        Args:
+            cost: a function of the weight that returns a scalar tensor.
+            x: a point.
+            u: a tangent vector.
+
+        Shape:
+            - x, u, output: ``(n_elements,)``
+
+        Raises:
+            ManifoldError: a cost that returns something else.
+        """
+        return ManifoldCost(self, cost).hessian(x)(u)
+
+    def hessian_operator(self, cost: Callable[[SpectralTT], Tensor], x: Tensor) -> LinearMap:
+        r"""Riemannian Hessian at ``x``, as a map of tangent vectors: one backward pass for each.
+
+        Let :math:`\varphi(d)` be a curve in the manifold for each tangent ``d``, right to second
+        order, and :math:`\eta` the Riemannian gradient, held constant. Then
+        :math:`h(d) = f(\varphi(d)) - \langle \eta, \varphi(d) \rangle` has the normal part of the
+        Euclidean gradient as its gradient in the space of matrices, so that its second derivative
+        at zero has the curvature of the manifold in it, and
+        :math:`\operatorname{Hess} f[u] = \nabla^2 h(0)\, u`. No Weingarten map is needed.
+
+        Shape:
+            - x: ``(n_elements,)``
+        """
+        x = plain(x)
+        point = self._point(x)
+        d = torch.zeros_like(x, requires_grad=True)
+        with torch.enable_grad():
+            tangent = geometry.tangent_part(point, self._cores(d), self.centre)
+            moved = geometry.curve(point, tangent, self.centre)
+            weight = SpectralTT(moved.left, moved.bond, mirror(moved.right), self.shape)
+            value = cost(weight)
+            if not value.requires_grad:
+                return torch.zeros_like
+            (slope,) = torch.autograd.grad(value, d, create_graph=True, materialize_grads=True)
+            # The derivative of a curve's cost in its velocity is the gradient itself.
+            eta = geometry.tangent_chain(point, self._cores(slope.detach()))
+            linear = geometry.chain_inner(eta, moved)
+            (along,) = torch.autograd.grad(linear, d, create_graph=True)
+            field = slope - along
+
+        def apply(u: Tensor) -> Tensor:
+            (curved,) = torch.autograd.grad(field, d, u, retain_graph=True)
+            with torch.no_grad():
+                return self.proju(x, curved)
+
+        return apply
+
+    def weight_decay_grad(self, x: Tensor) -> Tensor:
+        r"""Derivatives of :math:`\tfrac12 \|W(x)\|_F^2` in the entries of ``x``."""
+        return self.total_space.weight_decay_grad(x)
+
+    def _check_vector_on_tangent(
+        self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        if u.ndim < 1 or u.shape[-1] != self.n_elements:
+            return False, f"a vector has shape (*b, {self.n_elements}), not {tuple(u.shape)}"
+        error = float((u - self.proju(x, u)).abs().amax())
+        if not error <= atol + rtol * float(u.abs().amax()):
+            return False, f"the vector is off the tangent space by {error:.2g}; F.proju(x, u)"
+        return True, None
+
+    def _tangent(self, point: Point, vector: Vector) -> Tensor:
+        return self._flat(vector._replace(bond=self.centre.project(point.bond, vector.bond)))
+
+    def _project_chain(self, x: Tensor, chain: Vector, batch: torch.Size) -> Tensor:
+        batch = torch.broadcast_shapes(x.shape[:-1], batch)
+        point = self._point(x.expand(*batch, x.shape[-1]))
+        return self._tangent(point, geometry.project_chain(point, chain))
