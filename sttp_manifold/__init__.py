@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 from sttp_manifold import errors, nn, optim
 from sttp_manifold.manifolds import FixedTTRankManifold, SpectralTTManifold
+from sttp_manifold.quotient import transfer, transfer_vector
 from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
 
 __version__ = version("sttp-manifold")
@@ -26,6 +27,8 @@ __all__ = [
     "nn",
     "optim",
     "orthogonalize",
+    "transfer",
+    "transfer_vector",
     "truncate",
     "tt_svd",
 ]

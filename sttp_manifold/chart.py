@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
@@ -114,6 +115,46 @@ class HouseholderChart:
         if self.spectrum == "identity":
             s = point.signs
         return SpectralTT(tuple(left), s, tuple(right), self.shape)
+
+    @property
+    def n_elements(self) -> int:
+        """Length of the flat coordinates, ``shape.num_parameters(spectrum)``."""
+        return sum(self.frame_sizes) + self.shape.spectrum_size(self.spectrum)
+
+    def flatten(self, point: ChartPoint) -> Tensor:
+        """Coordinates as one vector: frames in the order of the chain, then the spectrum's.
+
+        The constant signs of an identity spectrum are no coordinates and stay behind.
+
+        Shape:
+            - output: ``(*b, n_elements)``
+        """
+        spectrum = point.spectrum.flatten(point.signs.ndim - 1)
+        return torch.cat([*point.frames, spectrum], -1)
+
+    def unflatten(self, z: Tensor, signs: Tensor | None = None) -> ChartPoint:
+        """Coordinates of a vector: the inverse of :meth:`flatten`.
+
+        Args:
+            z: the vector.
+            signs: constant signs of an identity spectrum, ones if absent.
+
+        Shape:
+            - z: ``(*b, n_elements)``
+            - signs: ``(*b, r)``
+
+        Raises:
+            ShapeError: a vector of another length.
+        """
+        if z.ndim < 1 or z.shape[-1] != self.n_elements:
+            raise ShapeError(
+                f"coordinates on {self.shape!r} with spectrum={self.spectrum!r} are "
+                f"(*b, {self.n_elements}), got {tuple(z.shape)}"
+            )
+        *frames, spectrum = z.split([*self.frame_sizes, z.shape[-1] - sum(self.frame_sizes)], -1)
+        if signs is None:
+            signs = z.new_ones(*z.shape[:-1], self.shape.rank)
+        return ChartPoint(tuple(frames), spectrum.unflatten(-1, self.map.coordinate_shape), signs)
 
     def encode(self, tt: SpectralTT, *, project: bool = False) -> ChartPoint:
         """Coordinates of a weight, exact to rounding and well conditioned.

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from sttp_manifold.frames.retractions import orthonormalize
 from sttp_manifold.manifolds.centre import FullBond
-from sttp_manifold.manifolds.halves import Half, gauged, round_outwards, tangent_cores
+from sttp_manifold.manifolds.halves import (
+    Half,
+    derivative_cores,
+    gauged,
+    round_outwards,
+    tangent_cores,
+)
 from sttp_manifold.tt.contract import (
     digits_of,
     environments,
@@ -33,6 +39,7 @@ __all__ = [
     "chain_inner",
     "core_wise_qr",
     "curve",
+    "derivative_chain",
     "project_chain",
     "project_entries",
     "project_matrix",
@@ -123,12 +130,26 @@ def tangent_chain(point: Point, vector: Vector, *, moved: bool = False) -> Vecto
     """A tangent vector as a chain of ranks ``2R``; with ``moved``, the point plus it."""
     corner = point.bond + vector.bond if moved else vector.bond
     eye = torch.eye(corner.shape[-1], dtype=corner.dtype, device=corner.device).expand_as(corner)
-    top, bottom = torch.cat((torch.zeros_like(corner), eye), -1), torch.cat((eye, corner), -1)
     return Vector(
         tuple(tangent_cores(point.left, vector.left)),
-        torch.cat((top, bottom), -2),
+        _corner(eye, corner),
         tuple(tangent_cores(point.right, vector.right)),
     )
+
+
+def derivative_chain(cores: Vector, velocities: Vector) -> Vector:
+    """The derivative of a product of cores along velocities of them, as a chain of ranks ``2R``."""
+    return Vector(
+        tuple(derivative_cores(cores.left[1:], cores.left, velocities.left)),
+        _corner(cores.bond, velocities.bond),
+        tuple(derivative_cores(cores.right[1:], cores.right, velocities.right)),
+    )
+
+
+def _corner(arm: Tensor, corner: Tensor) -> Tensor:
+    """The bond ``[[0, arm], [arm, corner]]``."""
+    top, bottom = torch.cat((torch.zeros_like(arm), arm), -1), torch.cat((arm, corner), -1)
+    return torch.cat((top, bottom), -2)
 
 
 def chain_inner(a: Vector, b: Vector) -> Tensor:

@@ -121,7 +121,7 @@ class BondCentredPoints(WeightPoints, Manifold):
                 )
             bond = tt.spectrum
         x = self.total_space.pack(SpectralTT(tt.left, bond, tt.right, tt.shape))
-        ok, reason = self._check_rank(x)
+        ok, reason = self._check_rank(plain(x))
         if not ok:
             raise ManifoldError(
                 f"{reason}; truncate(tt, rank=...) gives the plan that this weight fills"
@@ -195,6 +195,7 @@ class BondCentredPoints(WeightPoints, Manifold):
     ) -> tuple[bool, str | None]:
         if x.ndim < 1 or x.shape[-1] != self.n_elements:
             return False, f"a point has shape (*b, {self.n_elements}), not {tuple(x.shape)}"
+        x = plain(x)
         error = float(self.unpack(x).orthonormality_error())
         if not error <= atol + rtol:
             return False, f"the cores are orthonormal to {error:.2g} only; F.projx(x) mends it"
@@ -206,7 +207,7 @@ class BondCentredPoints(WeightPoints, Manifold):
 
     def _check_rank(self, x: Tensor) -> tuple[bool, str | None]:
         """Whether every unfolding has the rank of the plan, to rounding."""
-        point = self._point(plain(x))
+        point = self._point(x)
         for side, half in (("left", point.left), ("right", point.right)):
             for k, gauge in enumerate(half.gauges, start=1):
                 s = torch.linalg.svdvals(gauge)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sttp_manifold.errors import SpectrumError
 
-__all__ = ["FullBond", "GivenBond", "OrthogonalBond", "bond_set"]
+__all__ = ["FullBond", "GivenBond", "OrthogonalBond", "bond_set", "skew_pair"]
 
 
 class FullBond:
@@ -110,21 +110,31 @@ class GivenBond(FullBond):
 
     def curve(self, bond: Tensor, vector: Tensor) -> Tensor:
         """``exp(A) S exp(-B)`` to second order, with the skew ``A`` and ``B`` of the vector."""
-        a, bt, equal, rotated = self._rotated(bond.detach(), vector)
+        a, bt, equal, rotated = self._rotated(bond, vector)
         sigma = self._sigma(bond)
-        left, right = sigma[:, None], sigma[None, :]
-        gap = torch.where(equal, 1.0, right.square() - left.square())
-        # rotated = A diag(s) - diag(s) B, solved for one pair of entries (ij, ji) at a time;
-        # where the values are equal only A - B matters, and is shared.
-        turn_a = (right * rotated + left * rotated.mT) / gap
-        turn_b = (left * rotated + right * rotated.mT) / gap
-        shared = (rotated - rotated.mT) / (4 * left)
-        turn_a, turn_b = torch.where(equal, shared, turn_a), torch.where(equal, -shared, turn_b)
+        left, right = skew_pair(sigma, rotated, equal)
         middle = torch.diag(sigma)
-        second = turn_a @ turn_a @ middle - 2 * turn_a @ middle @ turn_b
-        second = second + middle @ turn_b @ turn_b
+        second = left @ left @ middle - 2 * left @ middle @ right + middle @ right @ right
         moved: Tensor = a @ (middle + rotated + second / 2) @ bt
         return moved
+
+
+def skew_pair(s: Tensor, vector: Tensor, equal: Tensor) -> tuple[Tensor, Tensor]:
+    """Skew ``A`` and ``B`` with ``A diag(s) - diag(s) B`` equal to ``vector`` off the diagonal.
+
+    One pair of entries ``(ij, ji)`` at a time. Where singular values are equal, only ``A - B``
+    matters and only the skew part of ``vector`` can be had; it is shared by the two.
+
+    Shape:
+        - s: ``(*b, r)``
+        - vector, equal, outputs: ``(*b, r, r)``; ``equal`` says which pairs count as equal
+    """
+    row, column = s.unsqueeze(-1), s.unsqueeze(-2)
+    gap = torch.where(equal, 1.0, column.square() - row.square())
+    left = (column * vector + row * vector.mT) / gap
+    right = (row * vector + column * vector.mT) / gap
+    shared = (vector - vector.mT) / (4 * row)
+    return torch.where(equal, shared, left), torch.where(equal, -shared, right)
 
 
 def bond_set(spectrum: str | Sequence[float], rank: int) -> FullBond:

@@ -9,7 +9,7 @@ redundant in it, and nothing happens where singular values meet.
 Representation: the flat vector of the total space ``SpectralTTManifold(shape, "full")``, cores of
 ``U`` and ``V`` with orthonormal unfoldings and the bond ``S``. A weight has many such vectors,
 which differ by a gauge; every operation gives the same weights and tangent vectors whichever it is
-given.
+given, but for the QR retraction, whose step depends on it to second order.
 
 Tangent space: :math:`(\delta U_k, \delta S, \delta V_k)` with :math:`U_k^\top \delta U_k = 0`, laid
 out like a point, standing for
@@ -181,7 +181,13 @@ class FixedTTRankManifold(BondCentredPoints):
             tt.bond,
             mirror(regroup_cores(tt.right, plan.in_modes)),
         )
-        return self._project_chain(x, chain, tt.batch_shape)
+        return self.project_chain(x, chain)
+
+    def project_chain(self, x: Tensor, chain: Vector) -> Tensor:
+        """As :meth:`project_weight`, of raw cores on the modes of ``shape.merged``."""
+        batch = torch.broadcast_shapes(x.shape[:-1], chain.bond.shape[:-2])
+        point = self._point(x.expand(*batch, x.shape[-1]))
+        return self._tangent(point, geometry.project_chain(point, chain))
 
     def project_entries(self, x: Tensor, i: Tensor, j: Tensor, values: Tensor) -> Tensor:
         r"""Projection of a sparse matrix with ``values`` at places ``(i, j)``.
@@ -224,6 +230,25 @@ class FixedTTRankManifold(BondCentredPoints):
         chain = geometry.tangent_chain(self._point(x), self._cores(u))
         return orthogonalize(chain.left, chain.bond, mirror(chain.right))
 
+    def velocities(self, x: Tensor, u: Tensor) -> Tensor:
+        r"""Velocities of the cores along a tangent vector, laid out like a point.
+
+        :math:`\delta U_k G_k^{-1}`: a vector of the total space that moves the weight as ``u``
+        says. Its horizontal part, ``total_space.horizontal(x, ...)``, is the horizontal lift.
+
+        Shape:
+            - x, u, output: ``(*b, n_elements)``
+        """
+        x, u = torch.broadcast_tensors(x, u)
+        point, vector = self._point(x), self._cores(u)
+        return self._flat(
+            Vector(
+                tuple(point.left.velocities(vector.left)),
+                vector.bond,
+                tuple(point.right.velocities(vector.right)),
+            )
+        )
+
     # -- moving ---------------------------------------------------------------------------------
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
@@ -239,7 +264,7 @@ class FixedTTRankManifold(BondCentredPoints):
         """Transport of ``v`` from ``x`` to ``y``: projection of its chain of ranks ``2R``."""
         x, y, v = torch.broadcast_tensors(x, y, v)
         chain = geometry.tangent_chain(self._point(x), self._cores(v))
-        return self._project_chain(y, chain, x.shape[:-1])
+        return self.project_chain(y, chain)
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Retraction of ``u``, by QR unless ``retraction="svd"``, and transport of ``v``."""
@@ -333,6 +358,7 @@ class FixedTTRankManifold(BondCentredPoints):
     ) -> tuple[bool, str | None]:
         if u.ndim < 1 or u.shape[-1] != self.n_elements:
             return False, f"a vector has shape (*b, {self.n_elements}), not {tuple(u.shape)}"
+        x, u = plain(x), plain(u)
         error = float((u - self.proju(x, u)).abs().amax())
         if not error <= atol + rtol * float(u.abs().amax()):
             return False, f"the vector is off the tangent space by {error:.2g}; F.proju(x, u)"
@@ -340,8 +366,3 @@ class FixedTTRankManifold(BondCentredPoints):
 
     def _tangent(self, point: Point, vector: Vector) -> Tensor:
         return self._flat(vector._replace(bond=self.centre.project(point.bond, vector.bond)))
-
-    def _project_chain(self, x: Tensor, chain: Vector, batch: torch.Size) -> Tensor:
-        batch = torch.broadcast_shapes(x.shape[:-1], batch)
-        point = self._point(x.expand(*batch, x.shape[-1]))
-        return self._tangent(point, geometry.project_chain(point, chain))

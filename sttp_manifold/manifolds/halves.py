@@ -30,7 +30,7 @@ from sttp_manifold.errors import ManifoldError
 from sttp_manifold.tt.contract import environments, left_frame
 from sttp_manifold.tt.decompose import qr_sweep
 
-__all__ = ["Half", "gauged", "round_outwards", "tangent_cores"]
+__all__ = ["Half", "derivative_cores", "gauged", "round_outwards", "tangent_cores"]
 
 # Elements of an outer product that are held at a time.
 _CHUNK = 2**24
@@ -217,16 +217,30 @@ def _broadcast_rows(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 def tangent_cores(half: Half, vectors: Sequence[Tensor]) -> list[Tensor]:
     r"""Cores of :math:`[\sum_k U_{<k} \delta_k Q_{>k},\; U]`, of ranks ``2R``.
 
-    The first core is ``[d_1, U_1]``, the others ``[[Q_k, 0], [d_k, U_k]]``; with the bond
-    ``[[0, I], [I, dS]]`` between two of them they are a tangent vector, with ``S + dS`` the point
-    moved along it.
+    With the bond ``[[0, I], [I, dS]]`` between two of them they are a tangent vector, with
+    ``S + dS`` the point moved along it.
     """
-    cores = [torch.cat((vectors[0], half.cores[0]), -1)]
-    for core, facing, d in zip(half.cores[1:], half.facing, vectors[1:], strict=True):
-        facing, core, d = torch.broadcast_tensors(facing, core, d)
-        top = torch.cat((facing, torch.zeros_like(core)), -1)
-        cores.append(torch.cat((top, torch.cat((d, core), -1)), -3))
-    return cores
+    return derivative_cores(half.facing, half.cores, vectors)
+
+
+def derivative_cores(
+    ahead: Sequence[Tensor], cores: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> list[Tensor]:
+    r"""Cores of :math:`[\sum_k C_{<k} d_k A_{>k},\; C]`: first ``[d_1, C_1]``, then blocks.
+
+    Each of the others is ``[[A_k, 0], [d_k, C_k]]``, of ranks ``2R``. With ``A = C`` the sum is
+    the derivative of the product of the cores.
+
+    Shape:
+        - ahead: ``A_2, ..., A_D``, as ``cores`` from the second on
+        - cores, vectors: ``(*b, R_{k-1}, n_k, R_k)``
+    """
+    blocks = [torch.cat(torch.broadcast_tensors(vectors[0], cores[0]), -1)]
+    for a, core, d in zip(ahead, cores[1:], vectors[1:], strict=True):
+        a, core, d = torch.broadcast_tensors(a, core, d)
+        top = torch.cat((a, torch.zeros_like(core)), -1)
+        blocks.append(torch.cat((top, torch.cat((d, core), -1)), -3))
+    return blocks
 
 
 def round_outwards(
