@@ -183,21 +183,29 @@ def regroup_cores(cores: Sequence[Tensor], modes: Sequence[int]) -> tuple[Tensor
     Neighbours are contracted where a mode is too small; where it is too large, the core is split
     by an identity on the side that needs the lower rank.
     """
-    grouped, rest = [], list(cores)
-    for mode in modes:
+
+    def identity(rank: int, *size: int) -> Tensor:
+        eye = torch.eye(rank, dtype=cores[0].dtype, device=cores[0].device)
+        return eye.reshape(size).expand(*cores[0].shape[:-3], *size)
+
+    grouped: list[Tensor] = []
+    rest = list(cores)
+    for k, mode in enumerate(modes):
+        if not rest:
+            # Modes of size one are left, which the cores had merged away.
+            r = grouped[-1].shape[-1]
+            rest = [identity(r, r, 1, r)]
         core = rest.pop(0)
-        while core.shape[-2] < mode:
+        while core.shape[-2] < mode or (rest and k + 1 == len(modes)):
             core = _contract(core, rest.pop(0))
         a, n, b = core.shape[-3:]
         if n > mode:
             tail = n // mode
             if a * mode <= tail * b:
-                eye = torch.eye(a * mode, dtype=core.dtype, device=core.device)
                 rest.insert(0, core.unflatten(-2, (mode, tail)).flatten(-4, -3))
-                core = eye.reshape(a, mode, a * mode)
+                core = identity(a * mode, a, mode, a * mode)
             else:
-                eye = torch.eye(tail * b, dtype=core.dtype, device=core.device)
-                rest.insert(0, eye.reshape(tail * b, tail, b))
+                rest.insert(0, identity(tail * b, tail * b, tail, b))
                 core = core.unflatten(-2, (mode, tail)).flatten(-2)
         grouped.append(core)
     return tuple(grouped)
