@@ -12,7 +12,7 @@ from sttp_manifold.manifolds.check_result import Law
 from sttp_manifold.manifolds.cost import plain
 from sttp_manifold.manifolds.site import Site, norm
 
-__all__ = ["gradient_laws", "manifold_laws", "point_laws", "transport_laws"]
+__all__ = ["gradient_laws", "hessian_laws", "manifold_laws", "point_laws", "transport_laws"]
 
 # Above so many numbers in a point the rank of the projection is not computed.
 _RANK_LIMIT = 256
@@ -71,13 +71,14 @@ def manifold_laws(site: Site, u: Tensor) -> None:
         ),
     )
     site.law("retr lands on the manifold", lambda: site.off_manifold(plain(M.retr(x, 0.1 * u))))
-    site.law("arguments are left as they are", lambda: _overwritten(site, e, u))
+    site.law("arguments are left as they are", lambda: _overwritten(site, u))
     _dimension_law(site)
     _batch_laws(site)
 
 
-def _overwritten(site: Site, e: Tensor, u: Tensor) -> float:
-    arguments = [site.x.clone(), e.clone(), u.clone()]
+def _overwritten(site: Site, u: Tensor) -> float:
+    # Fresh numbers: those of before may be overwritten already, and stay the same from then on.
+    arguments = [site.x.clone(), site.normal(), u.clone()]
     x, e, u = arguments
     before = [a.clone() for a in arguments]
     for operation, vector in (
@@ -102,6 +103,26 @@ def gradient_laws(site: Site, grad: Tensor, derivative: Tensor) -> None:
     site.law(
         "<grad, v> is Df(x)[v]",
         lambda: abs(site.inner(grad, v) - float((derivative * v).sum())) / scale,
+    )
+
+
+def hessian_laws(
+    site: Site, apply: Callable[[Tensor], Tensor], u: Tensor, H_u: Tensor, floor: float
+) -> None:
+    """A Hessian is a linear map of tangent vectors, symmetric in the metric."""
+    v = site.tangent()
+    H_v = plain(apply(v))
+    lengths = [math.sqrt(max(site.inner(w, w), 0.0)) for w in (H_u, H_v)]
+    scale = sum(lengths) + floor
+    mixed = plain(apply(_A * u + _B * v))
+    site.law("Hess[u] is tangent", lambda: site.off_tangent(site.x, H_u, norm(H_u) + floor))
+    site.law(
+        "Hess is linear",
+        lambda: site.same(mixed, _A * H_u + _B * H_v, norm(H_u) + norm(H_v) + floor),
+    )
+    site.law(
+        "Hess is symmetric",
+        lambda: abs(site.inner(H_u, v) - site.inner(u, H_v)) / max(scale, 1e-300),
     )
 
 
@@ -150,7 +171,8 @@ def transport_laws(site: Site, u: Tensor, v: Tensor) -> None:
 def _metric_laws(site: Site, vectors: list[Tensor]) -> None:
     M, x = site.M, site.x
     u, v, w, _ = vectors
-    gram = torch.tensor([[site.inner(a, b) for b in vectors] for a in vectors])
+    rows = [[site.inner(a, b) for b in vectors] for a in vectors]
+    gram = torch.tensor(rows, dtype=torch.float64)
     scale = max(float(gram.diagonal().max()), 1e-300)
 
     def positive() -> float:

@@ -14,7 +14,6 @@ References: Absil, Mahony & Sepulchre 2008, chapters 4, 5 and 8; Boumal 2023, se
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +22,17 @@ from torch import Tensor
 
 from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.ambient import euclidean_gradient
+from sttp_manifold.manifolds.check_curves import (
+    field_model,
+    first_order,
+    model,
+    returns,
+    second_order,
+    without_acceleration,
+)
 from sttp_manifold.manifolds.check_laws import (
     gradient_laws,
+    hessian_laws,
     manifold_laws,
     point_laws,
     transport_laws,
@@ -32,7 +40,6 @@ from sttp_manifold.manifolds.check_laws import (
 from sttp_manifold.manifolds.check_result import CheckResult
 from sttp_manifold.manifolds.cost import ManifoldCost, plain
 from sttp_manifold.manifolds.site import Site, norm
-from sttp_manifold.manifolds.slopes import Slope
 
 __all__ = [
     "check_gradient",
@@ -41,8 +48,6 @@ __all__ = [
     "check_retraction",
     "check_vector_transport",
 ]
-
-Curve = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_manifold(
@@ -97,7 +102,7 @@ def check_manifold(
     point_laws(site)
     manifold_laws(site, u)
     transport_laws(site, u, site.tangent())
-    result = site.result("check_manifold", _first_order(site, u, M.retr))
+    result = site.result("check_manifold", first_order(site, u, M.retr))
     return result.raise_if_failed() if raises else result
 
 
@@ -151,12 +156,12 @@ def check_retraction(
     if order not in (1, 2):
         raise ManifoldError(f"a retraction is checked for order=1 or order=2, not {order!r}")
     site, u = _start(M, x, u, size, dtype, device, seed)
-    site.law("retr(x, 0) is x", lambda: _returns(site, M.retr))
+    site.law("retr(x, 0) is x", lambda: returns(site, M.retr))
     y = plain(M.retr(site.x, 0.1 * u))
     site.law("retr lands on the manifold", lambda: site.off_manifold(y))
-    slopes = [_first_order(site, u, M.retr)]
+    slopes = [first_order(site, u, M.retr)]
     if order == 2:
-        slopes.append(_second_order(site, u, M.retr))
+        slopes.append(second_order(site, u, M.retr))
     result = site.result("check_retraction", *slopes)
     return result.raise_if_failed() if raises else result
 
@@ -305,7 +310,7 @@ def check_gradient(
     grad = plain(field(site.x))
     derivative = euclidean_gradient(f, site.x)
     gradient_laws(site, grad, derivative)
-    slope = _model(site, f, u, M.retr, "|f(R(tu)) - f(x) - t<grad, u>|", grad, derivative)
+    slope = model(site, f, u, M.retr, "|f(R(tu)) - f(x) - t<grad, u>|", grad, derivative)
     result = site.result("check_gradient", slope)
     return result.raise_if_failed() if raises else result
 
@@ -376,28 +381,17 @@ def check_hessian(
     derivative = euclidean_gradient(f, site.x)
     # Rounding of an operator that is zero, or nearly, is seen against what it is computed from.
     floor = site.floor * norm(derivative)
-    _hessian_laws(site, apply, u, H_u, floor)
+    hessian_laws(site, apply, u, H_u, floor)
     slopes = []
     euclidean = site.is_euclidean(u)
     if euclidean:
-        start, second = site.velocity(grad), site.velocity(H_u)
-
-        place = norm(site.ambient.point(site.x))
-        scale = norm(start) + norm(derivative) + norm(second) * place
-
-        def change(t: float) -> tuple[float, float]:
-            y = plain(M.retr(site.x, t * u))
-            there = site.ambient.velocity(y, plain(f.gradient(y)[1]))
-            moved = site.ambient.tangential(site.x, there - start - t * second)
-            return norm(moved), scale + norm(there)
-
-        slopes.append(site.slope("|P(grad f(R(tu)) - grad f(x)) - t Hess[u]|", change, 2))
+        slopes.append(field_model(site, f, u, grad, derivative, H_u))
     else:
         site.notes.append("the metric is not that of the ambient space: gradients not compared")
-    curve = _without_acceleration(site, u, euclidean, norm(grad) <= site.tol * norm(derivative))
+    curve = without_acceleration(site, u, euclidean, norm(grad) <= site.tol * norm(derivative))
     if curve is not None:
         name = "|f(c(t)) - f(x) - t<grad, u> - t^2/2 <Hess[u], u>|"
-        slopes.append(_model(site, f, u, curve, name, grad, derivative, H_u))
+        slopes.append(model(site, f, u, curve, name, grad, derivative, H_u))
     if not slopes:
         raise ManifoldError(
             f"no Hessian can be checked on {M!r} at this point: its metric is not that of the "
@@ -405,9 +399,6 @@ def check_hessian(
         )
     result = site.result("check_hessian", *slopes)
     return result.raise_if_failed() if raises else result
-
-
-# -- parts of the above -------------------------------------------------------------------------
 
 
 def _start(
@@ -423,111 +414,3 @@ def _start(
         raise ManifoldError("u is tangent at a point: give x as well")
     site = Site(M, x, size, dtype, device, seed)
     return site, site.direction(u)
-
-
-def _returns(site: Site, curve: Curve) -> float:
-    there = site.ambient.point(plain(curve(site.x, torch.zeros_like(site.x))))
-    return site.same(there, site.ambient.point(site.x))
-
-
-def _displacement(site: Site, u: Tensor, curve: Curve) -> Callable[[float], Tensor]:
-    start, velocity = site.ambient.point(site.x), site.velocity(u)
-    return lambda t: site.ambient.point(plain(curve(site.x, t * u))) - start - t * velocity
-
-
-def _first_order(site: Site, u: Tensor, curve: Curve) -> Slope:
-    displacement = _displacement(site, u, curve)
-    size, speed = norm(site.ambient.point(site.x)), norm(site.velocity(u))
-    return site.slope("|R(tu) - x - tu|", lambda t: (norm(displacement(t)), size + t * speed), 2)
-
-
-def _second_order(site: Site, u: Tensor, curve: Curve) -> Slope:
-    size, speed = norm(site.ambient.point(site.x)), norm(site.velocity(u))
-    if site.is_euclidean(u):
-        displacement = _displacement(site, u, curve)
-        return site.slope(
-            "|P(R(tu) - x - tu)|",
-            lambda t: (
-                norm(site.ambient.tangential(site.x, displacement(t))),
-                size + t * speed,
-            ),
-            3,
-        )
-
-    def from_geodesic(t: float) -> tuple[float, float]:
-        there = site.ambient.point(plain(curve(site.x, t * u)))
-        exact = site.ambient.point(plain(site.M.expmap(site.x, t * u)))
-        return norm(there - exact), size + t * speed
-
-    site.notes.append("the metric is not that of the ambient space: compared to expmap")
-    try:
-        return site.slope("|R(tu) - Exp(tu)|", from_geodesic, 3)
-    except NotImplementedError:
-        raise ManifoldError(
-            f"the second order is not known on {site.M!r}: its metric is not that of the ambient "
-            "space and it has no expmap; check_retraction(M, order=1) needs neither"
-        ) from None
-
-
-def _model(
-    site: Site,
-    f: ManifoldCost,
-    u: Tensor,
-    curve: Curve,
-    name: str,
-    grad: Tensor,
-    derivative: Tensor,
-    H_u: Tensor | None = None,
-) -> Slope:
-    value = float(f.value(site.x))
-    first = site.inner(grad, u)
-    second = 0.0 if H_u is None else site.inner(H_u, u)
-    # A point is rounded as well; what that does to the cost is all there is at a zero of the cost.
-    place = norm(site.ambient.point(site.x))
-    slack = abs(value) + place * norm(derivative)
-
-    def error(t: float) -> tuple[float, float]:
-        there = float(f.value(plain(curve(site.x, t * u))))
-        terms = t * first, t**2 / 2 * second
-        size = slack + abs(there) + sum(map(abs, terms)) + place * t * abs(second)
-        return abs(there - value - sum(terms)), size
-
-    return site.slope(name, error, 2 if H_u is None else 3)
-
-
-def _without_acceleration(site: Site, u: Tensor, euclidean: bool, critical: bool) -> Curve | None:
-    M = site.M
-    if critical:
-        site.notes.append("c is retr: the point is critical")
-        return M.retr
-    if euclidean and _second_order(site, u, M.retr).passed:
-        site.notes.append("c is retr, which is of second order here")
-        return M.retr
-    try:
-        M.expmap(site.x, u)
-        if not euclidean or _second_order(site, u, M.expmap).passed:
-            site.notes.append("c is expmap")
-            return M.expmap
-    except NotImplementedError:
-        pass
-    site.notes.append("retr is of first order and there is no expmap: no model of second order")
-    return None
-
-
-def _hessian_laws(
-    site: Site, apply: Callable[[Tensor], Tensor], u: Tensor, H_u: Tensor, floor: float
-) -> None:
-    v = site.tangent()
-    H_v = plain(apply(v))
-    lengths = [math.sqrt(max(site.inner(w, w), 0.0)) for w in (H_u, H_v)]
-    scale = sum(lengths) + floor
-    mixed = plain(apply(0.7 * u - 1.3 * v))
-    site.law("Hess[u] is tangent", lambda: site.off_tangent(site.x, H_u, norm(H_u) + floor))
-    site.law(
-        "Hess is linear",
-        lambda: site.same(mixed, 0.7 * H_u - 1.3 * H_v, norm(H_u) + norm(H_v) + floor),
-    )
-    site.law(
-        "Hess is symmetric",
-        lambda: abs(site.inner(H_u, v) - site.inner(u, H_v)) / max(scale, 1e-300),
-    )

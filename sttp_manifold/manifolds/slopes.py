@@ -20,7 +20,7 @@ import torch
 __all__ = ["Slope", "fit_slope", "measure_slope"]
 
 # Steps a decade, and how many of them a line is fitted to: one decade.
-_DENSITY = 8
+_DENSITY = 5
 _WINDOW = _DENSITY + 1
 # Below so many points over the rounding, the error counts as zero.
 _FEWEST = 4
