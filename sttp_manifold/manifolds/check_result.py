@@ -182,7 +182,7 @@ class CheckResult:
         for k, slope in enumerate(self.slopes):
             points = [(t, e) for t, e in zip(slope.steps, slope.errors, strict=True) if e > 0]
             color = f"C{k}"
-            label = f"{slope.name}: {slope.verdict}"
+            label = f"{slope.name}: {'' if slope.exact else 'slope '}{slope.verdict}"
             ax.plot(
                 [t for t, _ in points], [e for _, e in points], color=color, lw=1.2, label=label
             )
@@ -197,19 +197,31 @@ class CheckResult:
                 t0, e0 = slope.steps[last], slope.errors[last]
                 reference = [e0 * (t / t0) ** slope.expected for t in slope.steps]
                 ax.plot(
-                    slope.steps, reference, "--", color=color, lw=0.9, label=f"t^{slope.expected:g}"
+                    slope.steps,
+                    reference,
+                    "--",
+                    color=color,
+                    lw=0.9,
+                    label=f"slope {slope.expected:g}, wanted",
                 )
         ax.set_xscale("log")
         ax.set_yscale("log")
         last_slope = self.slopes[-1]
         ax.fill_between(
-            last_slope.steps, 1e-300, last_slope.rounding, color="0.5", alpha=0.15, lw=0
+            last_slope.steps,
+            1e-300,
+            last_slope.rounding,
+            color="0.5",
+            alpha=0.15,
+            lw=0,
+            label="rounding",
         )
         top = top if top > 0 else 1.0
         ax.set_ylim(max(bottom, 1e-30) / 30, top * 30)
         ax.set_xlabel("step t")
         ax.set_ylabel("error")
-        ax.set_title(f"{self.check}: {'passed' if self.passed else 'FAILED'}", fontsize="medium")
+        verdict = "passed" if self.passed else "FAILED"
+        ax.set_title(f"{self.subject}\n{self.check}: {verdict}", fontsize="small", parse_math=False)
         ax.grid(alpha=0.25, lw=0.5)
         ax.legend(fontsize="small", frameon=False, loc="upper left")
         return ax

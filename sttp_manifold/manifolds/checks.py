@@ -349,8 +349,8 @@ def check_hessian(
             point, to a scalar tensor, twice differentiable.
         x: the point; a random one if absent.
         u: a tangent vector at ``x``, taken at unit length; a random one if absent.
-        hessian: the Hessian ``(x, u) -> Hess f(x)[u]`` to check; by default that of
-            :class:`~sttp_manifold.manifolds.cost.ManifoldCost`.
+        hessian: the Hessian ``(x, u) -> Hess f(x)[u]`` to check; by default that of the manifold's
+            ``hessian_operator``, or the one by autograd on a Riemannian submanifold that is known.
         size: shape of the random point, for manifolds of points of any shape.
         dtype: of the random point, as for :func:`check_manifold`.
         device: of the random point.

@@ -1,7 +1,8 @@
 """Verdicts of our checks against those of pymanopt's, on the same manifolds and costs.
 
 pymanopt 2.2 stores the residual of ``numpy.polyfit``, an array of one element, as a number, which
-NumPy 2 refuses. It gets the number here; everything else is its own.
+NumPy 2 refuses. It gets the number here; everything else is its own. Its check of a retraction is
+left out: it takes the logarithm of errors that are zero, and fits ``nan``.
 """
 
 from __future__ import annotations
@@ -70,15 +71,3 @@ def test_verdicts_on_derivatives_agree(ours, size, pymanopts, scale) -> None:
     assert gradient.passed == (theirs(pymanopts, scale, second=False) > 1.8) == (scale == 1)
     hessian = sm.check_hessian(ours, cost, size=size, hessian=lambda x, u: scale * f.hessian(x)(u))
     assert hessian.passed == (theirs(pymanopts, scale, second=True) > 2.8) == (scale == 1)
-
-
-def test_verdicts_on_the_retraction_of_the_sphere_agree(capsys) -> None:
-    """It needs a distance, so that the sphere is what both can do; theirs is printed only."""
-    diagnostics.plt.show()
-    with np.errstate(divide="ignore"):
-        diagnostics.check_retraction(pymanopt.manifolds.Sphere(6))
-    line = next(x for x in capsys.readouterr().out.splitlines() if "appears" in x)
-    slope = float(line.split(":")[1].rstrip("."))
-    result = sm.check_retraction(geoopt.Sphere(), size=(6,), order=2)
-    assert result.passed == (slope > 2.8)
-    diagnostics.plt.close("all")
