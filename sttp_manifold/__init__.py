@@ -13,16 +13,31 @@ from importlib.metadata import version
 from sttp_manifold import errors, nn, optim
 from sttp_manifold.manifolds import FixedTTRankManifold, SpectralTTManifold
 from sttp_manifold.quotient import transfer, transfer_vector
+from sttp_manifold.manifolds import (
+    CheckResult,
+    SpectralTTManifold,
+    check_gradient,
+    check_hessian,
+    check_manifold,
+    check_retraction,
+    check_vector_transport,
+)
 from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
 
 __version__ = version("sttp-manifold")
 
 __all__ = [
     "FixedTTRankManifold",
+    "CheckResult",
     "SpectralTT",
     "SpectralTTManifold",
     "TTShape",
     "__version__",
+    "check_gradient",
+    "check_hessian",
+    "check_manifold",
+    "check_retraction",
+    "check_vector_transport",
     "errors",
     "nn",
     "optim",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
+    "CheckError",
     "ConfigError",
     "ConversionError",
     "ManifoldError",
@@ -44,6 +47,18 @@ class SpectrumError(SttpError, ValueError):
 
 class ManifoldError(SttpError, ValueError):
     """A manifold, cost or tangent vector that an operation of geometry cannot work with."""
+
+
+class CheckError(SttpError, AssertionError):
+    """A manifold, retraction, transport or derivative that fails its numerical check.
+
+    Attributes:
+        result: the :class:`~sttp_manifold.manifolds.CheckResult` that did not pass.
+    """
+
+    def __init__(self, message: str, *, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class OptimizerError(SttpError, TypeError):
