@@ -11,10 +11,9 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from sttp_manifold import errors, nn, optim
-from sttp_manifold.manifolds import FixedTTRankManifold, SpectralTTManifold
-from sttp_manifold.quotient import transfer, transfer_vector
 from sttp_manifold.manifolds import (
     CheckResult,
+    FixedTTRankManifold,
     SpectralTTManifold,
     check_gradient,
     check_hessian,
@@ -22,13 +21,14 @@ from sttp_manifold.manifolds import (
     check_retraction,
     check_vector_transport,
 )
+from sttp_manifold.quotient import transfer, transfer_vector
 from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
 
 __version__ = version("sttp-manifold")
 
 __all__ = [
-    "FixedTTRankManifold",
     "CheckResult",
+    "FixedTTRankManifold",
     "SpectralTT",
     "SpectralTTManifold",
     "TTShape",

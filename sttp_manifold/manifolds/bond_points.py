@@ -8,12 +8,12 @@ vectors, which differ by a gauge.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sttp_manifold._geoopt import Manifold, ManifoldTensor
+from sttp_manifold._geoopt import Manifold, ManifoldParameter, ManifoldTensor
 from sttp_manifold.errors import ManifoldError, SpectrumError
 from sttp_manifold.frames.gauge import haar_frame
 from sttp_manifold.manifolds.bond_centred import Point, Vector
@@ -27,9 +27,12 @@ from sttp_manifold.tt.decompose import qr_sweep
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["BondCentredPoints"]
 
-RETRACTIONS = ("auto", "svd", "qr")
+RETRACTIONS = ("svd", "qr")
 
 
 class BondCentredPoints(WeightPoints, Manifold):
@@ -47,11 +50,11 @@ class BondCentredPoints(WeightPoints, Manifold):
         shape: TTShape,
         spectrum: str | Sequence[float] = "full",
         *,
-        retraction: str = "auto",
+        retraction: str | None = None,
         damping: float = 0.0,
     ) -> None:
         super().__init__()
-        if retraction not in RETRACTIONS:
+        if retraction is not None and retraction not in RETRACTIONS:
             names = ", ".join(map(repr, RETRACTIONS))
             raise ManifoldError(f"unknown retraction {retraction!r}; expected one of {names}")
         if not 0 <= damping < 1:
@@ -61,7 +64,8 @@ class BondCentredPoints(WeightPoints, Manifold):
             )
         self.shape = shape
         self.spectrum = spectrum if isinstance(spectrum, str) else tuple(map(float, spectrum))
-        self.retraction = retraction
+        self.retraction = retraction or "svd"
+        self._training_retraction = retraction or "qr"
         self.damping = float(damping)
         self.centre = bond_set(self.spectrum, shape.rank)
         self.total_space = SpectralTTManifold(shape, "full")
@@ -175,6 +179,29 @@ class BondCentredPoints(WeightPoints, Manifold):
         if device is None:
             device = torch.get_default_device()
         return ManifoldTensor(x.as_subclass(Tensor).to(device), manifold=self)
+
+    def random_parameter(
+        self,
+        *batch: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ManifoldParameter:
+        """Random point as a trainable ``geoopt.ManifoldParameter``, ``(*batch, n_elements)``.
+
+        It lies on this manifold with the retraction for training: QR, unless one was named.
+        """
+        point = self.random(
+            *batch, self.n_elements, dtype=dtype, device=device, generator=generator
+        )
+        manifold = self.with_retraction(self._training_retraction)
+        return ManifoldParameter(point.as_subclass(Tensor), manifold=manifold)
+
+    def with_retraction(self, retraction: str) -> Self:
+        """The same manifold with a retraction of another name."""
+        if retraction == self.retraction:
+            return self
+        return type(self)(self.shape, self.spectrum, retraction=retraction, damping=self.damping)
 
     def projx(self, x: Tensor) -> Tensor:
         """A point of the same weight where cores were not orthonormal; its nearest bond.

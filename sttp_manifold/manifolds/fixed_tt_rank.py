@@ -57,8 +57,8 @@ class FixedTTRankManifold(BondCentredPoints):
             of ``r`` positive singular values that every point keeps.
         retraction: ``"svd"``, TT-SVD of the point moved in the space of matrices, a retraction of
             second order; ``"qr"``, QR of every core moved along its velocity, of first order and
-            cheaper; or ``"auto"``, by TT-SVD in :meth:`retr`, which solvers call, and by QR in
-            :meth:`retr_transp`, which stochastic optimizers call in every step.
+            cheaper. If None, the manifold takes ``"svd"``, as solvers want it, and the parameters
+            that :meth:`random_parameter` makes for stochastic training take ``"qr"``.
         damping: where a core's velocity is divided by the singular values of an interface, they
             are raised to about this fraction of the largest one. Zero is the geometry; more bounds
             the gradient, the QR retraction and the Hessian near weights of lower rank, at the cost
@@ -252,13 +252,18 @@ class FixedTTRankManifold(BondCentredPoints):
     # -- moving ---------------------------------------------------------------------------------
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
-        """Retraction: by TT-SVD, second order, unless ``retraction="qr"``.
+        """Retraction, by TT-SVD (second order) or core-wise QR (first), as :attr:`retraction` says.
 
         Shape:
             - x, u: ``(*b, n_elements)``
             - output: ``(*b, n_elements)``
         """
-        return self._retract(x, u, "svd" if self.retraction == "auto" else self.retraction)
+        x, u = torch.broadcast_tensors(x, u)
+        point, vector = self._point(x), self._cores(u)
+        if self.retraction == "qr":
+            return self._flat(geometry.core_wise_qr(point, vector, self.centre))
+        chain = geometry.tangent_chain(point, vector, moved=True)
+        return self._flat(geometry.round_chain(chain, point, self.centre))
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Transport of ``v`` from ``x`` to ``y``: projection of its chain of ranks ``2R``."""
@@ -267,8 +272,8 @@ class FixedTTRankManifold(BondCentredPoints):
         return self.project_chain(y, chain)
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Retraction of ``u``, by QR unless ``retraction="svd"``, and transport of ``v``."""
-        y = self._retract(x, u, "qr" if self.retraction == "auto" else self.retraction)
+        """Retraction of ``u``, and transport of ``v`` to the new point."""
+        y = self.retr(x, u)
         return y, self.transp(x, y, v)
 
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -285,14 +290,6 @@ class FixedTTRankManifold(BondCentredPoints):
             "geodesics of fixed TT rank have no closed form; F.retr(x, u) follows them to second "
             "order"
         )
-
-    def _retract(self, x: Tensor, u: Tensor, kind: str) -> Tensor:
-        x, u = torch.broadcast_tensors(x, u)
-        point, vector = self._point(x), self._cores(u)
-        if kind == "qr":
-            return self._flat(geometry.core_wise_qr(point, vector, self.centre))
-        chain = geometry.tangent_chain(point, vector, moved=True)
-        return self._flat(geometry.round_chain(chain, point, self.centre))
 
     # -- second order ---------------------------------------------------------------------------
 

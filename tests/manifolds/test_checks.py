@@ -8,7 +8,6 @@ import math
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from fixed_rank_matrices import FixedRankMatrices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import normal, seeds, shapes, spectra
@@ -34,6 +33,7 @@ GRADIENT = "|f(R(tu)) - f(x) - t<grad, u>|"
 HESSIAN = "|f(c(t)) - f(x) - t<grad, u> - t^2/2 <Hess[u], u>|"
 FIELD = "|P(grad f(R(tu)) - grad f(x)) - t Hess[u]|"
 PLAN = sm.TTShape((3, 2), (2, 4), rank=3)
+GIVEN = [2.0, 2.0, 1.0][: PLAN.rank]
 
 
 class PolarStiefel(EuclideanStiefel):
@@ -55,6 +55,10 @@ def failures(result: sm.CheckResult) -> list[str]:
     return [part.name for part in result.failures]
 
 
+def fixed_rank(m: int, n: int, r: int, retraction: str | None = None) -> sm.FixedTTRankManifold:
+    return sm.FixedTTRankManifold(sm.TTShape.svd(m, n, r), retraction=retraction)
+
+
 # -- what is right passes -----------------------------------------------------------------------
 
 SOUND = [
@@ -68,8 +72,8 @@ SOUND = [
     (PolarStiefel(), (6, 3)),
     (SPD(), (4, 4)),
     (ProductManifold((EuclideanStiefel(), (4, 2)), (geoopt.Sphere(), 3)), None),
-    (FixedRankMatrices(6, 5, 2), None),
-    (FixedRankMatrices(6, 5, 2, "qr"), None),
+    (sm.FixedTTRankManifold(PLAN, retraction="qr"), None),
+    *((sm.FixedTTRankManifold(PLAN, kind), None) for kind in ("full", "identity", GIVEN)),
     *((sm.SpectralTTManifold(PLAN, spectrum), None) for spectrum in SPECTRA),
 ]
 
@@ -302,8 +306,8 @@ def test_only_what_is_planted_is_found() -> None:
         (geoopt.EuclideanStiefelExact(), (6, 3), 3),
         (EuclideanStiefel(), (6, 3), 2),
         (sm.SpectralTTManifold(PLAN), None, 2),
-        (FixedRankMatrices(6, 5, 2), None, 3),
-        (FixedRankMatrices(6, 5, 2, "qr"), None, 2),
+        (fixed_rank(6, 5, 2), None, 3),
+        (fixed_rank(6, 5, 2, "qr"), None, 2),
         (SPD(), (4, 4), 3),
         (geoopt.PoincareBall(c=torch.tensor(1.0, dtype=torch.float64)), (4,), 2),
     ],
@@ -350,7 +354,7 @@ COSTS = [
     (EuclideanStiefel(), (6, 2), bent),
     (PolarStiefel(), (6, 2), bent),
     (Euclidean(ndim=1), (6,), bent),
-    (FixedRankMatrices(6, 8, 2), None, dense_cost),
+    (fixed_rank(6, 8, 2), None, dense_cost),
     *((sm.SpectralTTManifold(PLAN, spectrum), None, completion) for spectrum in SPECTRA),
 ]
 
@@ -472,9 +476,9 @@ def test_the_curve_suits_the_retraction() -> None:
     names, why = notes(WithoutExp(), stiefel_hessian)
     assert names == [FIELD]
     assert "no expmap" in why[0]
-    qr = FixedRankMatrices(6, 8, 2, "qr")
+    qr = fixed_rank(6, 8, 2, "qr")
     assert notes(qr, size=None, cost=dense_cost)[0] == [FIELD]
-    svd = FixedRankMatrices(6, 8, 2)
+    svd = fixed_rank(6, 8, 2)
     assert notes(svd, size=None, cost=dense_cost) == (both, second)
 
 
@@ -557,7 +561,7 @@ def test_transports() -> None:
         (geoopt.Sphere(), (5,)),
         (EuclideanStiefel(), (6, 3)),
         (sm.SpectralTTManifold(PLAN), None),
-        (FixedRankMatrices(6, 5, 2), None),
+        (fixed_rank(6, 5, 2), None),
     ):
         result = sm.check_vector_transport(M, size=size, order=2)
         assert result.passed
