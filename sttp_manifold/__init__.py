@@ -11,7 +11,8 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from sttp_manifold import errors, nn, optim
-from sttp_manifold.manifolds import SpectralTTManifold
+from sttp_manifold.manifolds import SpectralTTManifold, pymanopt_problem, to_pymanopt
+from sttp_manifold.optim import minimize
 from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
 
 __version__ = version("sttp-manifold")
@@ -22,9 +23,12 @@ __all__ = [
     "TTShape",
     "__version__",
     "errors",
+    "minimize",
     "nn",
     "optim",
     "orthogonalize",
+    "pymanopt_problem",
+    "to_pymanopt",
     "truncate",
     "tt_svd",
 ]

@@ -1,5 +1,6 @@
 """Manifolds of spectral tensor-train weights, on geoopt's contract."""
 
+from sttp_manifold.manifolds.interop import pymanopt_problem, to_pymanopt
 from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
 
-__all__ = ["SpectralTTManifold"]
+__all__ = ["SpectralTTManifold", "pymanopt_problem", "to_pymanopt"]
