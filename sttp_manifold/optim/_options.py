@@ -125,7 +125,9 @@ class TrustRegionOptions(Options):
         accept: a step is taken if the cost falls by more than this part of the prediction.
         kappa: the inner iteration ends when its residual is below ``kappa`` times the gradient
         theta: or, near the end, below the gradient norm to the power ``1 + theta``, relative to
-            the first gradient norm: convergence of order ``1 + theta``.
+            the first gradient norm: convergence of order ``1 + theta``. Quadratic with one, but
+            fewer Hessian products in all with a half, where the Hessian is singular along a
+            gauge; never below what rounding or ``gradient_tolerance`` make of no use.
         max_inner: Hessian products of one inner iteration; the number of coordinates if absent.
         rho_regularization: where a step promises a decrease below so many units of rounding of
             the cost, it is judged by the slopes at its ends instead of by the values.
@@ -135,7 +137,7 @@ class TrustRegionOptions(Options):
     max_radius: float | None = None
     accept: float = 0.1
     kappa: float = 0.1
-    theta: float = 1.0
+    theta: float = 0.5
     max_inner: int | None = None
     rho_regularization: float = 1e3
 

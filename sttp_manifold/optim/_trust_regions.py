@@ -80,6 +80,18 @@ def _steihaug_toint(
     # Squares and products in the metric of the preconditioner (Conn, Gould & Toint, 7.5.6-7).
     e_e, e_d, d_d = 0.0, 0.0, z_r
     target = at.grad_norm * min(options.kappa, (at.grad_norm / first_norm) ** options.theta)
+    # Below these a residual is rounding, or of no use. To go on would follow directions in which
+    # the Hessian is singular (those of a gauge) as far as the radius allows.
+    target = max(
+        target,
+        min(
+            options.kappa * at.grad_norm,
+            max(
+                options.kappa * objective.limits.gradient,
+                10 * torch.finfo(x.dtype).eps * first_norm,
+            ),
+        ),
+    )
     model, at_boundary = 0.0, False
     for _ in range(options.max_inner or at.x.numel()):
         hd = hessian(d)
