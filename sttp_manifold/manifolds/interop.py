@@ -127,10 +127,11 @@ class PointCache:
 
     def at(self, point: Array) -> Evaluation:
         """The evaluation at a point."""
-        if self._evaluation is None or not np.array_equal(self._point, point):
+        if self._point is None or not np.array_equal(self._point, point):
             evaluation = self.cost.at(self.theirs.tensor(point), curvature=self.curvature)
             self.hold(point, evaluation)
             return evaluation
+        assert self._evaluation is not None
         return self._evaluation
 
     def gradient_at(self, point: Array) -> Tensor:
@@ -158,15 +159,12 @@ def make_problem(
     pymanopt = _pymanopt()
     tensor, array = theirs.tensor, theirs.array
 
-    @pymanopt.function.numpy(theirs)
     def cost(point: Array) -> float:
         return float(cache.at(point).value)
 
-    @pymanopt.function.numpy(theirs)
     def gradient(point: Array) -> Array:
         return array(cache.gradient_at(point))
 
-    @pymanopt.function.numpy(theirs)
     def hessian(point: Array, vector: Array) -> Array:
         return array(cache.hessian(point)(tensor(vector)))
 
@@ -177,11 +175,12 @@ def make_problem(
         def apply(point: Array, vector: Array) -> Array:
             return array(given(tensor(point), tensor(vector)))
 
+    function = pymanopt.function.numpy(theirs)
     return pymanopt.Problem(
         theirs,
-        cost,
-        riemannian_gradient=gradient,
-        riemannian_hessian=hessian,
+        function(cost),
+        riemannian_gradient=function(gradient),
+        riemannian_hessian=function(hessian),
         preconditioner=apply,
     )
 
@@ -200,7 +199,7 @@ def _pymanopt() -> Any:
 def _adapter() -> Any:
     pymanopt = _pymanopt()
 
-    class TorchManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[misc, name-defined]
+    class TorchManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[name-defined]
         """A manifold of torch tensors, seen through numpy arrays."""
 
         def __init__(
@@ -279,7 +278,7 @@ def _adapter() -> Any:
                 )
             # The derivative of the gradient field along u, the Euclidean gradient moving by the
             # Euclidean Hessian (Absil, Mahony & Sepulchre 2008, Prop. 5.3.2).
-            _, moved = torch.func.jvp(
+            _, moved = torch.autograd.functional.jvp(
                 self.manifold.egrad2rgrad,
                 (self.tensor(point), self.tensor(gradient)),
                 (self.tensor(u), self.tensor(hessian)),

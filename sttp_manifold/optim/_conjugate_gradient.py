@@ -27,7 +27,6 @@ def conjugate_gradient(
 
 
 def _descend(objective: Objective, at: Iterate, options: SteepestDescentOptions) -> None:
-    inner, transp = objective.inner, objective.transp
     conjugate = options if isinstance(options, ConjugateGradientOptions) else None
     line = LineSearch(objective, options.decrease, options.curvature, options.max_trials)
     z = options.precondition(at.x, at.gradient)
@@ -41,7 +40,6 @@ def _descend(objective: Objective, at: Iterate, options: SteepestDescentOptions)
                 raise objective.stalled(at, "no step along the negative gradient lowers the cost")
             d, since = -z, 0
             slope, length = _slope_and_length(objective, at, d)
-            trial_step = trial_step if math.isfinite(trial_step) else options.initial_step / length
             continue
         new = trial.iterate()
         objective.record(new, trial.step * length)
@@ -50,7 +48,7 @@ def _descend(objective: Objective, at: Iterate, options: SteepestDescentOptions)
         since += 1
         if conjugate is not None and since != conjugate.restart_every:
             assert trial.direction is not None
-            g_old = transp(at.x, new.x, at.gradient)
+            g_old = objective.transp(at.x, new.x, at.gradient)
             beta = _beta(objective, conjugate, at, new, z, z_new, g_old, trial.direction, slope)
             d_new = beta * trial.direction - z_new
         else:

@@ -2,6 +2,7 @@ r"""What a solver sees: a cost on a manifold, within a budget, and the record of
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from enum import IntEnum
@@ -15,6 +16,9 @@ from sttp_manifold.manifolds.cost import Evaluation, LinearMap, ManifoldCost
 from sttp_manifold.optim._progress import Progress
 
 __all__ = ["Iterate", "Limits", "Objective", "Status", "Stopped"]
+
+# Iterates in a row that lower neither the cost nor the gradient before a run counts as stalled.
+_MOST_IDLE = 20
 
 
 class Status(IntEnum):
@@ -105,6 +109,8 @@ class Objective:
         self._progress = progress
         self._start = time.perf_counter()
         self._initial = 0.0
+        self._best_norm = math.inf
+        self._idle = 0
 
         def budgeted(argument: Any) -> Tensor:
             self._check_budget()
@@ -176,7 +182,7 @@ class Objective:
         if self.last is None:
             self._initial = at.value
             self.noise = 100 * torch.finfo(at.x.dtype).eps
-        self.last = at
+        before, self.last = self.last, at
         self.nit += 1
         row = (at.value, at.grad_norm, step, self.nfev, self.seconds)
         for column, entry in zip(self.history.values(), row, strict=True):
@@ -186,6 +192,7 @@ class Objective:
         self._progress.show(self.nit, at.value, at.grad_norm, self.nfev)
         self._tell(at)
         self._check(at, step)
+        self._check_idle(before, at)
 
     def _tell(self, at: Iterate) -> None:
         if self._callback is None:
@@ -211,13 +218,22 @@ class Objective:
                 f"gradient norm {at.grad_norm:.3g} <= gradient_tolerance = {limits.gradient:g}",
             )
         if limits.cost is not None and at.value <= limits.cost:
-            raise Stopped(
-                Status.COST, f"cost {at.value:.3g} <= cost_tolerance = {limits.cost:g}"
-            )
+            raise Stopped(Status.COST, f"cost {at.value:.3g} <= cost_tolerance = {limits.cost:g}")
         if limits.step is not None and self.nit > 0 and step <= limits.step:
             raise Stopped(Status.STEP, f"step {step:.3g} <= step_tolerance = {limits.step:g}")
         if limits.iterations is not None and self.nit >= limits.iterations:
             raise Stopped(Status.ITERATIONS, f"max_iterations = {limits.iterations} made")
+
+    def _check_idle(self, before: Iterate | None, at: Iterate) -> None:
+        unseen = self.resolution(at.value) / 100
+        better = before is None or before.value - at.value > unseen
+        if better or at.grad_norm < self._best_norm:
+            self._idle = 0
+        else:
+            self._idle += 1
+        self._best_norm = min(self._best_norm, at.grad_norm)
+        if self._idle == _MOST_IDLE:
+            raise self.stalled(at, f"nothing gained in {_MOST_IDLE} iterations")
 
     def stalled(self, at: Iterate, why: str) -> Stopped:
         """The end of a run that can go no further."""

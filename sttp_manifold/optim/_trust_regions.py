@@ -14,6 +14,9 @@ from sttp_manifold.optim._options import TrustRegionOptions
 
 __all__ = ["trust_regions"]
 
+# The radius falls by 4 each time: to 1e-24 of what it was.
+_MOST_REJECTED = 40
+
 
 class _Step(NamedTuple):
     vector: Tensor
@@ -29,7 +32,7 @@ def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions
     radius = min(options.initial_radius or largest / 8, largest)
     first_norm = at.grad_norm
     hessian = objective.hessian(at)
-    doubtful = 0
+    rejected = 0
     while True:
         step = _steihaug_toint(objective, at, hessian, radius, first_norm, options)
         y = objective.retr(at.x, step.vector)
@@ -43,19 +46,21 @@ def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions
             new = objective.iterate(evaluation)
             moved = objective.transp(at.x, y, step.vector)
             decrease = -(step.slope + float(objective.inner(y, new.gradient, moved))) / 2
-            doubtful = doubtful + 1 if new.grad_norm >= at.grad_norm else 0
         rho = decrease / step.predicted if step.predicted > 0 else -math.inf
         # Written so that a cost that is not finite counts as a bad step.
         if not rho >= 0.25:
             radius /= 4
         elif rho > 0.75 and step.at_boundary:
             radius = min(2 * radius, largest)
-        if rho > options.accept and doubtful == 0:
+        if rho > options.accept:
+            rejected = 0
             at = new or objective.iterate(evaluation)
             objective.record(at, step.length)
             hessian = objective.hessian(at)
-        elif doubtful >= 2 or radius <= torch.finfo(at.x.dtype).eps * step.length * 1e-3:
-            raise objective.stalled(at, "no trust region is small enough for its model to hold")
+        else:
+            rejected += 1
+            if rejected == _MOST_REJECTED:
+                raise objective.stalled(at, "no trust region is small enough for its model")
 
 
 def _steihaug_toint(

@@ -123,7 +123,12 @@ def minimize(
     read = read_options(chosen.options, options or {}, method)
     x0 = _start(manifold, x0)
     limits = Limits(
-        gradient_tolerance, cost_tolerance, step_tolerance, max_iterations, max_evaluations, max_time
+        gradient_tolerance,
+        cost_tolerance,
+        step_tolerance,
+        max_iterations,
+        max_evaluations,
+        max_time,
     )
     title = method.replace("_", " ")
     with Progress(title, quiet=not progress) as line, torch.no_grad():
@@ -146,7 +151,7 @@ def minimize(
             return make_result(objective, stopped)
 
 
-def _start(manifold: Any, x0: Tensor) -> Tensor:
+def _start(manifold: Any, x0: Any) -> Tensor:
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         kind = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
         raise ManifoldError(

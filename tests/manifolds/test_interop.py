@@ -104,14 +104,14 @@ def test_pymanopts_solvers_reach_our_cost(solver, ours) -> None:
     problem = sm.pymanopt_problem(M, counts)
     torch.manual_seed(4)
     x0 = problem.manifold.random_point()
-    arguments = {"verbosity": 0, "min_gradient_norm": 1e-8, "max_iterations": 3000}
+    arguments = {"verbosity": 0, "min_gradient_norm": 1e-5, "max_iterations": 3000}
     theirs = solver(**arguments).run(problem, initial_point=x0)
     assert counts.evaluations == cost.calls > 0
     result = sm.minimize(M, cost, torch.as_tensor(x0), ours, gradient_tolerance=1e-8)
     assert result.success
     assert theirs.cost == pytest.approx(result.fun, rel=1e-9)
     driven = sm.minimize(
-        M, cost, torch.as_tensor(x0), f"pymanopt:{ours}", gradient_tolerance=1e-8,
+        M, cost, torch.as_tensor(x0), f"pymanopt:{ours}", gradient_tolerance=1e-5,
         max_iterations=3000,
     )  # fmt: skip
     assert driven.success
@@ -145,7 +145,7 @@ def test_steepest_descent_driven_from_here() -> None:
 
 @pytest.mark.parametrize("spectrum", sm.tt.SPECTRA)
 def test_gradient_and_hessian_are_those_of_pymanopts_backend(spectrum) -> None:
-    """pymanopt differentiates the flat point by itself, and turns that by our manifold."""
+    """Pymanopt differentiates the flat point by itself, and turns that by our manifold."""
     plan = sm.TTShape((2, 3), (3, 2), rank=2)
     ours = sm.SpectralTTManifold(plan, spectrum)
     target = normal(6, plan.d_out, plan.d_in)
