@@ -91,15 +91,16 @@ class LineSearch:
                 break
             trial = self._value(at, d, step)
             decreased = trial.value <= at.value + self.decrease * step * slope
-            unclear = trial.value <= at.value + resolution
+            # A promise below the resolution is kept or broken by the slope, not by the value.
+            unseen = step * abs(slope) <= resolution
             higher = trial.value > low.value + resolution
-            if not math.isfinite(trial.value) or not (decreased or unclear) or higher:
+            if not math.isfinite(trial.value) or higher or not (decreased or unseen):
                 high = trial
             else:
                 self._slope(at, d, trial)
                 if not math.isfinite(trial.slope):
                     high = Trial(step, math.inf)
-                elif self._accepts(trial, slope, decreased, resolution):
+                elif self._accepts(trial, slope, decreased, unseen):
                     return trial
                 elif trial.slope >= 0:
                     high = trial
@@ -109,12 +110,10 @@ class LineSearch:
         # Not flat enough yet, but lower beyond doubt: better than nothing.
         return low if low.value < at.value + self.decrease * low.step * slope else None
 
-    def _accepts(self, trial: Trial, slope: float, decreased: bool, resolution: float) -> bool:
+    def _accepts(self, trial: Trial, slope: float, decreased: bool, unseen: bool) -> bool:
         flat = self.curvature * abs(slope)
         if decreased and abs(trial.slope) <= flat:
             return True
-        # By slopes only where the decrease they promise could not be seen in the values.
-        unseen = trial.step * abs(slope) <= resolution
         return unseen and -flat <= trial.slope <= (1 - 2 * _DELTA) * abs(slope)
 
     def _value(self, at: Iterate, d: Tensor, step: float) -> Trial:

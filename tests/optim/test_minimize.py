@@ -155,13 +155,87 @@ def test_conjugate_gradients_solve_a_quadratic_in_as_many_steps_as_curvatures(ru
 
 
 @pytest.mark.parametrize("method", ["conjugate_gradient", "lbfgs", "trust_regions"])
-def test_a_large_constant_hides_no_minimum(method) -> None:
-    """Values agree to all digits long before the gradient is small: slopes must decide."""
+def test_noise_in_the_values_hides_no_minimum(method) -> None:
+    """Values are right to rounding of a large constant only: slopes must decide in the end."""
     _, _, cost, x0 = brockett(6)
-    result = sm.minimize(
-        EuclideanStiefel(), lambda x: cost(x) + 1e6, x0, method, gradient_tolerance=1e-10
-    )
+
+    def noisy(x):
+        wobble = 1e6 * (1e3 * x.detach()).sin().sum()
+        return (cost(x) + 1e6 + wobble) - wobble
+
+    result = sm.minimize(EuclideanStiefel(), noisy, x0, method, gradient_tolerance=1e-10)
     assert result.success, result
+
+
+def test_steps_stay_within_the_trust_region() -> None:
+    x0 = torch.full((20,), -1.2, dtype=torch.float64)
+    options = {"initial_radius": 0.1, "max_radius": 0.3}
+    result = sm.minimize(Euclidean(ndim=1), rosenbrock, x0, options=options)
+    assert result.success
+    steps = np.array(result.history["step"])
+    assert steps.max() <= 0.3 * (1 + 1e-9)
+    # The recurrences for the length inside of the region are exact: steps end on its boundary.
+    assert np.isclose(steps, 0.3, rtol=1e-9).sum() >= 5
+
+
+class TurningPlane(Euclidean):
+    """The plane in a frame ``(phi, a, b)`` that every retraction turns: a gauge, as on fixed rank.
+
+    Whoever subtracts points, or vectors of two points without transport, is lost here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(ndim=1)
+
+    def turn(self, angle, v):
+        c, s = angle.cos(), angle.sin()
+        a, b = v[..., 1], v[..., 2]
+        return torch.stack([torch.zeros_like(a), c * a - s * b, s * a + c * b], -1)
+
+    def unpack(self, x):
+        return self.turn(x[0], x)[1:]
+
+    def egrad2rgrad(self, x, u):
+        return u * u.new_tensor([0.0, 1.0, 1.0])
+
+    proju = egrad2rgrad
+
+    def retr(self, x, u):
+        angle = x.new_tensor(0.7)
+        moved = self.turn(-angle, x + self.proju(x, u))
+        return torch.cat([(x[0] + angle).view(1), moved[1:]])
+
+    def transp(self, x, y, v):
+        return self.turn(x[0] - y[0], v)
+
+    def hessian_operator(self, cost, x):
+        leaf = x.clone().requires_grad_()
+        with torch.enable_grad():
+            value = cost(self.unpack(leaf))
+            (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+            gradient = self.proju(x, gradient)
+
+        def apply(u):
+            (moved,) = torch.autograd.grad(gradient, leaf, u, retain_graph=True)
+            return self.proju(x, moved)
+
+        return apply
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gauge_that_turns_with_every_step_changes_nothing(method) -> None:
+    turning = TurningPlane()
+    x0 = torch.tensor([0.0, -1.2, 1.0], dtype=torch.float64)
+    options = {"return_all": True}
+    if method == "trust_regions":  # whose defaults look at the number of coordinates
+        options |= {"initial_radius": 0.3, "max_radius": 2.0, "max_inner": 2}
+    limits = {"max_iterations": 12, "gradient_tolerance": 0, "options": options}
+    result = sm.minimize(turning, rosenbrock, x0, method, **limits)
+    plain = sm.minimize(Euclidean(ndim=1), rosenbrock, x0[1:], method, **limits)
+    assert result.nit == plain.nit == 12
+    assert result.nhev == plain.nhev
+    path = torch.stack([turning.unpack(x) for x in result.allvecs])
+    assert torch.allclose(path, torch.stack(plain.allvecs), atol=1e-6)
 
 
 # -- laws --------------------------------------------------------------------------------------
