@@ -68,21 +68,21 @@ def minimize(
 ) -> MinimizeResult:
     r"""Minimize a cost over a manifold, on torch tensors, on the device of ``x0``.
 
-    ===================== ==========================================================================
-    method                what it does
-    ===================== ==========================================================================
-    ``trust_regions``     Steihaug-Toint conjugate gradients on the exact Hessian; ends
-                          quadratically
+    ====================== =========================================================================
+    method                 what it does
+    ====================== =========================================================================
+    ``trust_regions``      Steihaug-Toint conjugate gradients on the exact Hessian; ends
+                           superlinearly
     ``conjugate_gradient`` Polak-Ribiere+ or Hestenes-Stiefel, with a Wolfe line search
-    ``lbfgs``             transported pairs, with a Wolfe line search
-    ``steepest_descent``  along the gradient
-    ``pymanopt:...``      pymanopt's ``steepest_descent``, ``conjugate_gradient``,
-                          ``trust_regions``, on the CPU, with gradients and Hessians from here
-    ===================== ==========================================================================
+    ``lbfgs``              transported pairs, with a Wolfe line search
+    ``steepest_descent``   along the gradient
+    ``pymanopt:...``       pymanopt's ``steepest_descent``, ``conjugate_gradient``,
+                           ``trust_regions``, on the CPU, with gradients and Hessians from here
+    ====================== =========================================================================
 
     The options of each are those of ``SteepestDescentOptions``, ``ConjugateGradientOptions``,
     ``LBFGSOptions``, ``TrustRegionOptions`` and ``PymanoptOptions`` in
-    :mod:`sttp_manifold.optim.solve`; an unknown name raises an error that lists them.
+    :mod:`sttp_manifold.optim`; an unknown name raises an error that lists them.
 
     Args:
         manifold: a geoopt manifold, or one of this package. If ``x0`` is a batch of points, they
