@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.interop import PointCache, make_problem, to_pymanopt
 from sttp_manifold.optim._objective import Iterate, Objective, Status, Stopped
 from sttp_manifold.optim._options import PymanoptOptions
@@ -20,6 +21,11 @@ def run_pymanopt(solver: str) -> Callable[[Objective, Iterate, PymanoptOptions],
     """A method of `minimize` that drives the solver of this name."""
 
     def run(objective: Objective, at: Iterate, options: PymanoptOptions) -> None:
+        if solver == "SteepestDescent" and options.preconditioner is not None:
+            raise ManifoldError(
+                "pymanopt's SteepestDescent takes no preconditioner; call "
+                "minimize(..., method='steepest_descent', options={'preconditioner': ...})"
+            )
         x, limits = at.x, objective.limits
         theirs = to_pymanopt(
             objective.manifold, size=tuple(x.shape), dtype=x.dtype, device=x.device

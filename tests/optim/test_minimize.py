@@ -474,6 +474,10 @@ def test_names_that_do_not_exist_are_answered_with_those_that_do() -> None:
         sm.minimize(M, cost, x0, "conjugate_gradient", options={"memory": 3})
     with pytest.raises(ManifoldError, match=r"'fletcher' is none of 'polak_ribiere_plus'"):
         sm.minimize(M, cost, x0, "conjugate_gradient", options={"beta_rule": "fletcher"})
+    with pytest.raises(ManifoldError, match="takes no preconditioner"):
+        sm.minimize(
+            M, cost, x0, "pymanopt:steepest_descent", options={"preconditioner": lambda x, u: u}
+        )
     with pytest.raises(ManifoldError, match=r"kappa=2"):
         sm.minimize(M, cost, x0, options={"kappa": 2.0})
 
