@@ -22,6 +22,8 @@ from sttp_manifold.manifolds import (
     check_vector_transport,
 )
 from sttp_manifold.quotient import transfer, transfer_vector
+from sttp_manifold.manifolds import SpectralTTManifold, pymanopt_problem, to_pymanopt
+from sttp_manifold.optim import minimize
 from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
 
 __version__ = version("sttp-manifold")
@@ -39,11 +41,14 @@ __all__ = [
     "check_retraction",
     "check_vector_transport",
     "errors",
+    "minimize",
     "nn",
     "optim",
     "orthogonalize",
     "transfer",
     "transfer_vector",
+    "pymanopt_problem",
+    "to_pymanopt",
     "truncate",
     "tt_svd",
 ]

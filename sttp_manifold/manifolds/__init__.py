@@ -24,3 +24,7 @@ __all__ = [
     "check_retraction",
     "check_vector_transport",
 ]
+from sttp_manifold.manifolds.interop import pymanopt_problem, to_pymanopt
+from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
+
+__all__ = ["SpectralTTManifold", "pymanopt_problem", "to_pymanopt"]
