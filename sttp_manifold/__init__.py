@@ -20,10 +20,11 @@ from sttp_manifold.manifolds import (
     check_manifold,
     check_retraction,
     check_vector_transport,
+    pymanopt_problem,
+    to_pymanopt,
 )
-from sttp_manifold.quotient import transfer, transfer_vector
-from sttp_manifold.manifolds import SpectralTTManifold, pymanopt_problem, to_pymanopt
 from sttp_manifold.optim import minimize
+from sttp_manifold.quotient import transfer, transfer_vector
 from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
 
 __version__ = version("sttp-manifold")
@@ -45,10 +46,10 @@ __all__ = [
     "nn",
     "optim",
     "orthogonalize",
-    "transfer",
-    "transfer_vector",
     "pymanopt_problem",
     "to_pymanopt",
+    "transfer",
+    "transfer_vector",
     "truncate",
     "tt_svd",
 ]

@@ -9,6 +9,7 @@ from sttp_manifold.manifolds.checks import (
     check_vector_transport,
 )
 from sttp_manifold.manifolds.fixed_tt_rank import FixedTTRankManifold
+from sttp_manifold.manifolds.interop import pymanopt_problem, to_pymanopt
 from sttp_manifold.manifolds.slopes import Slope
 from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
 
@@ -23,8 +24,6 @@ __all__ = [
     "check_manifold",
     "check_retraction",
     "check_vector_transport",
+    "pymanopt_problem",
+    "to_pymanopt",
 ]
-from sttp_manifold.manifolds.interop import pymanopt_problem, to_pymanopt
-from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
-
-__all__ = ["SpectralTTManifold", "pymanopt_problem", "to_pymanopt"]
