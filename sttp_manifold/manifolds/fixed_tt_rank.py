@@ -291,6 +291,13 @@ class FixedTTRankManifold(BondCentredPoints):
             "order"
         )
 
+    def typical_dist(self, x: Tensor) -> Tensor:
+        """The length scale of steps at ``x``: the Frobenius norm of the weight, ``(*b,)``.
+
+        A step as long as this changes all of the weight; a trust region starts well below it.
+        """
+        return self.unpack(x).norm()
+
     # -- second order ---------------------------------------------------------------------------
 
     def hessian(self, cost: Callable[[SpectralTT], Tensor], x: Tensor, u: Tensor) -> Tensor:

@@ -120,8 +120,10 @@ class TrustRegionOptions(Options):
     r"""Trust regions with Steihaug-Toint conjugate gradients (Absil, Baker & Gallivan 2007).
 
     Args:
-        initial_radius: the first radius; an eighth of ``max_radius`` if absent.
-        max_radius: the largest; the root of the number of coordinates if absent.
+        initial_radius: the first radius. If absent, an eighth of the manifold's length scale at
+            the start, ``manifold.typical_dist(x0)``, or where it has none, of the root of the
+            number of coordinates.
+        max_radius: the largest; if absent, ten times that scale, or that root.
         accept: a step is taken if the cost falls by more than this part of the prediction.
         kappa: the inner iteration ends when its residual is below ``kappa`` times the gradient
         theta: or, near the end, below the gradient norm to the power ``1 + theta``, relative to

@@ -28,8 +28,15 @@ class _Step(NamedTuple):
 
 def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions) -> None:
     """Run until the objective stops it."""
-    largest = options.max_radius or math.sqrt(at.x.numel())
-    radius = min(options.initial_radius or largest / 8, largest)
+    scale = getattr(objective.manifold, "typical_dist", None)
+    if scale is None:
+        largest = options.max_radius or math.sqrt(at.x.numel())
+        radius = options.initial_radius or largest / 8
+    else:
+        size = float(scale(at.x))
+        largest = options.max_radius or 10 * size
+        radius = options.initial_radius or size / 8
+    radius = min(radius, largest)
     first_norm = at.grad_norm
     hessian = objective.hessian(at)
     rejected = 0
