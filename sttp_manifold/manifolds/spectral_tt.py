@@ -193,7 +193,14 @@ class SpectralTTManifold(GroupedProduct):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> ManifoldParameter:
-        """Random point as a trainable ``geoopt.ManifoldParameter``, ``(*batch, n_elements)``."""
+        """Random point as a trainable ``geoopt.ManifoldParameter``, ``(*batch, n_elements)``.
+
+        Args:
+            batch: batch dimensions.
+            dtype: floating dtype, torch's default if absent.
+            device: device of the result.
+            generator: source of randomness.
+        """
         point = self.random(
             *batch, self.n_elements, dtype=dtype, device=device, generator=generator
         )
@@ -206,7 +213,13 @@ class SpectralTTManifold(GroupedProduct):
         device: torch.device | str | None = None,
         seed: int | None = 42,
     ) -> ManifoldTensor:
-        """The point of truncated identities and unit spectrum coordinates; ``seed`` has no effect.
+        """The point of truncated identities and unit spectrum coordinates.
+
+        Args:
+            size: as for :meth:`random`.
+            dtype: floating dtype, torch's default if absent.
+            device: device of the result.
+            seed: has no effect; geoopt's signature has it.
 
         Raises:
             ShapeError: a size that does not end in ``n_elements``.
@@ -222,7 +235,7 @@ class SpectralTTManifold(GroupedProduct):
         return ManifoldTensor(torch.cat([*eyes, spectrum], -1), manifold=self)
 
     def weight_dist(self, x: Tensor, y: Tensor) -> Tensor:
-        r"""Gauge-invariant distance of points: :math:`\|W(x) - W(y)\|_F`, ``(*b,)``."""
+        """Gauge-invariant distance of points, ``|W(x) - W(y)|`` (Frobenius), ``(*b,)``."""
         return self.unpack(x).distance(self.unpack(y))
 
     def same_weight(
@@ -232,7 +245,7 @@ class SpectralTTManifold(GroupedProduct):
         return self.unpack(x).allclose(self.unpack(y), rtol=rtol, atol=atol)
 
     def weight_decay_grad(self, x: Tensor) -> Tensor:
-        r"""Gradient of :math:`\tfrac12 \|W(x)\|_F^2` in the total space.
+        """Gradient of ``|W(x)|^2 / 2``, the Frobenius norm, in the total space.
 
         The norm depends on the spectrum alone; the frames' part is zero.
         """

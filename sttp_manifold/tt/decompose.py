@@ -117,6 +117,11 @@ def orthogonalize(
         bond: matrix or spectrum at the centre, or None for the identity.
         right: cores ``(*b, R_{k-1}, m_k, R_k)``, from the centre outwards.
 
+    Shape:
+        - left: each ``(*b, R_{k-1}, n_k, R_k)``
+        - bond: ``(*b, R, R')`` or ``(*b, R)``, between the last left rank and the first right one
+        - right: each ``(*b, R_{k-1}, m_k, R_k)``
+
     Raises:
         ShapeError: cores that do not chain.
 
