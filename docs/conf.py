@@ -6,7 +6,6 @@ Nothing here needs a network. With one, names of torch, geoopt and Python link t
 from __future__ import annotations
 
 import re
-import shutil
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as _version
@@ -50,8 +49,10 @@ def _notebooks_beside_the_pages() -> None:
         stale.unlink()
     for name, source in sources.items():
         copy = target / name
-        if not copy.exists() or copy.read_bytes() != source.read_bytes():
-            shutil.copyfile(source, copy)
+        # Links lead to docs/ in the repository, and to the folder above here.
+        text = source.read_text(encoding="utf-8").replace("](../docs/", "](../")
+        if not copy.exists() or copy.read_text(encoding="utf-8") != text:
+            copy.write_text(text, encoding="utf-8")
 
 
 _notebooks_beside_the_pages()
@@ -61,6 +62,7 @@ nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables among the outputs
 # Sliders need a running kernel; their cells are left out, and figures stand in for them.
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}
 
@@ -77,7 +79,7 @@ html_copy_source = False
 html_theme_options = {
     "logo": {"text": "sttp-manifold"},
     "navbar_align": "left",
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 8,
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],

@@ -186,7 +186,7 @@ def diagram_svg(plan: TTShape, *, full: bool = False) -> str:
         full: whether the centre is a full bond.
     """
     modes, centre, absorbed = plan.out_modes + plan.in_modes, len(plan.out_modes), _absorbed(plan)
-    step, y, half = 46.0, 62.0, 9.0
+    step, y, half = 41.0, 62.0, 8.0
     # The centre takes a place of its own between the two sides.
     places = [24 + step * (k + (k >= centre)) for k in range(len(modes))]
     middle = 24 + step * centre
@@ -209,7 +209,7 @@ def diagram_svg(plan: TTShape, *, full: bool = False) -> str:
             f"<path d='M{back:.1f} {y - half:.1f}L{tip:.1f} {y:.1f}L{back:.1f} {y + half:.1f}Z' "
             f"fill='{fill}' stroke='{colour}' stroke-width='1.6'/>"
         )
-    s = 8.0
+    s = 7.0
     shape = f"M{middle - s} {y}L{middle} {y - s}L{middle + s} {y}L{middle} {y + s}Z"
     if full:
         shape = f"M{middle - s} {y - s}h{2 * s}v{2 * s}h{-2 * s}Z"

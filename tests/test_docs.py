@@ -1,0 +1,51 @@
+"""The pages promise code; this runs it, each block of a page after the ones before it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from sttp_manifold.experiments.methods import METHODS
+from sttp_manifold.experiments.tasks import TASKS
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def pages_with_code() -> list[str]:
+    built = {"_build", "notebooks"}
+    return [
+        str(page.relative_to(DOCS))
+        for page in sorted(DOCS.rglob("*.md"))
+        if not built & set(page.relative_to(DOCS).parts) and BLOCK.search(page.read_text("utf-8"))
+    ]
+
+
+@pytest.mark.parametrize("page", pages_with_code())
+def test_every_python_block_of_a_page_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for registry in (METHODS, TASKS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    namespace: dict[str, object] = {"__name__": "page"}
+    for number, block in enumerate(BLOCK.findall((DOCS / page).read_text("utf-8")), start=1):
+        exec(compile(block, f"{page}, block {number}", "exec"), namespace)
+    plt.close("all")
+    for promised, printed in promises((DOCS / page).read_text("utf-8"), capsys.readouterr().out):
+        assert promised in printed
+
+
+def promises(text: str, out: str) -> list[tuple[str, str]]:
+    """What ``print(...)  # number`` says will be printed: plain numbers are held to it."""
+    comments = re.findall(r"^ *print\(.*\)  # ([\d,]+)$", text, flags=re.MULTILINE)
+    return [(comment, out) for comment in comments]
+
+
+def test_the_first_page_and_the_how_tos_are_among_them() -> None:
+    pages = pages_with_code()
+    assert {"index.md", "compress.md", "math/spectra.md"} <= set(pages)
+    assert sum(page.startswith("howto/own-") for page in pages) == 4
