@@ -49,3 +49,20 @@ def test_the_first_page_and_the_how_tos_are_among_them() -> None:
     pages = pages_with_code()
     assert {"index.md", "compress.md", "math/spectra.md"} <= set(pages)
     assert sum(page.startswith("howto/own-") for page in pages) == 4
+
+
+def test_every_term_is_defined_once_and_linked_to() -> None:
+    """That links lead to a term is the documentation's own build to say, warnings being errors."""
+    glossary = (DOCS / "glossary.md").read_text("utf-8")
+    blocks = re.findall(r"^:::\{glossary\}\n(.*?)^:::", glossary, flags=re.MULTILINE | re.DOTALL)
+    terms = [
+        line for block in blocks for line in block.splitlines() if line and not line.startswith(" ")
+    ]
+    assert len(terms) == len(set(terms)) > 30
+    pages = "".join(
+        page.read_text("utf-8")
+        for page in DOCS.rglob("*.md")
+        if page.name != "glossary.md" and "_build" not in page.parts
+    )
+    linked = re.findall(r"\{term\}`(?:[^`<]*<)?([^`>]+)>?`", pages)
+    assert not set(terms) - {" ".join(name.split()) for name in linked}
