@@ -33,8 +33,6 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["_build"]
-# Decisions and the changelog are read on their own as well, with a heading of their own.
-suppress_warnings = ["myst.header"]
 
 # -- notebooks ------------------------------------------------------------------------------------
 # They live outside of docs/, without outputs. What changed is executed, what did not comes from

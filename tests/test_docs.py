@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -66,3 +67,17 @@ def test_every_term_is_defined_once_and_linked_to() -> None:
     )
     linked = re.findall(r"\{term\}`(?:[^`<]*<)?([^`>]+)>?`", pages)
     assert not set(terms) - {" ".join(name.split()) for name in linked}
+
+
+@pytest.mark.parametrize(
+    "name", sorted(p.name for p in (DOCS.parent / "notebooks").glob("*.ipynb"))
+)
+def test_notebooks_carry_no_outputs_and_link_to_what_is_there(name: str) -> None:
+    path = DOCS.parent / "notebooks" / name
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    links = [x for x in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in x]
+    assert links
+    assert not [link for link in links if not (path.parent / link).exists()]
+    assert f"notebooks/{path.stem}\n" in (DOCS / "notebooks.md").read_text("utf-8")
