@@ -13,6 +13,7 @@ from sttp_manifold.experiments.methods import METHODS
 from sttp_manifold.experiments.tasks import TASKS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+NOTEBOOKS = DOCS.parent / "notebooks"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
