@@ -6,6 +6,7 @@ Nothing here needs a network. With one, names of torch, geoopt and Python link t
 from __future__ import annotations
 
 import re
+import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as _version
@@ -35,33 +36,14 @@ extensions = [
 exclude_patterns = ["_build"]
 
 # -- notebooks ------------------------------------------------------------------------------------
-# They live outside of docs/, without outputs. What changed is executed, what did not comes from
-# the cache, which a clone that never built does not have.
+# They live outside of docs/, without outputs; what is built from are executed copies.
+sys.path.insert(0, str(HERE))
+from _notebooks import prepare_notebooks  # noqa: E402
 
-
-def _notebooks_beside_the_pages() -> None:
-    target = HERE / "notebooks"
-    target.mkdir(exist_ok=True)
-    sources = {path.name: path for path in (HERE.parent / "notebooks").glob("*.ipynb")}
-    for stale in set(target.glob("*.ipynb")) - {target / name for name in sources}:
-        stale.unlink()
-    for name, source in sources.items():
-        copy = target / name
-        # Links lead to docs/ in the repository, and to the folder above here.
-        text = source.read_text(encoding="utf-8").replace("](../docs/", "](../")
-        if not copy.exists() or copy.read_text(encoding="utf-8") != text:
-            copy.write_text(text, encoding="utf-8")
-
-
-_notebooks_beside_the_pages()
-nb_execution_mode = "cache"
-nb_execution_cache_path = str(BUILD / ".jupyter_cache")
-nb_execution_timeout = 300
-nb_execution_raise_on_error = True
-nb_execution_show_tb = True
+prepare_notebooks(HERE / "notebooks")
+nb_execution_mode = "off"
 nb_merge_streams = True
 nb_render_markdown_format = "myst"  # tables among the outputs
-# Sliders need a running kernel; their cells are left out, and figures stand in for them.
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}
 
 # -- pages ----------------------------------------------------------------------------------------
