@@ -46,7 +46,7 @@ docs: $(VENV)/.installed-dev ## the documentation, warnings as errors, into docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-notebooks: $(VENV)/.installed-dev ## execute every notebook of notebooks/
+notebooks: $(VENV)/.installed-dev ## execute every notebook of notebooks/, as the documentation does
 	$(BIN)/python -m pytest -W default --nbmake --nbmake-timeout=600 notebooks
 
 constraints: ## resolve every requirement anew and pin what came out

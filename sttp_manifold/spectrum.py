@@ -116,6 +116,9 @@ class SpectrumMap:
         """Nearest spectrum that the map can hold, in the Euclidean norm, signs kept.
 
         For ``"bounded"``, which is open, the nearest one that stays a thousandth inside.
+
+        Shape:
+            - spectrum, output: ``(*b, r)``, for ``"full"`` ``(*b, r, r)``
         """
         sign = torch.where(spectrum < 0, -1.0, 1.0).to(spectrum.dtype)
         if self.name == "identity":
@@ -135,7 +138,16 @@ class SpectrumMap:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Coordinates to start from: a spectrum of ones, or ``L / sqrt 2`` for ``"bounded"``."""
+        """Coordinates to start from: a spectrum of ones, or ``L / sqrt 2`` for ``"bounded"``.
+
+        Args:
+            batch: batch dimensions.
+            dtype: floating dtype, torch's default if absent.
+            device: device of the result.
+
+        Shape:
+            - output: ``(*batch, *coordinate_shape)``
+        """
         if self.name == "full":
             eye = torch.eye(self.rank, dtype=dtype, device=device)
             return eye.expand(*batch, self.rank, self.rank).clone()

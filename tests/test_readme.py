@@ -23,6 +23,10 @@ def test_every_python_block_runs() -> None:
         exec(compile(block, f"README.md, block {number}", "exec"), namespace)
 
 
+def test_it_is_read_in_one_sitting() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 120
+
+
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
 def test_links_to_files_of_this_repository_lead_somewhere(document: str) -> None:
     path = ROOT / document

@@ -56,7 +56,12 @@ class Examples:
         return len(self.targets)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Examples:
-        """Floats to the dtype, all to the device."""
+        """Floats to the dtype, all to the device.
+
+        Args:
+            device: where to.
+            dtype: of what is floating; integers stay integers.
+        """
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)

@@ -109,7 +109,15 @@ class Method:
         )
 
     def make_optimizer(self, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-        """The optimizer of this method."""
+        """The optimizer of this method.
+
+        Args:
+            parameters: those of a model that :meth:`convert` has changed.
+            lr: learning rate.
+
+        Shape:
+            - parameters: any, as the model has them
+        """
         return _OPTIMIZERS[self.parameterization == "riemannian", self.optimizer](parameters, lr)
 
 

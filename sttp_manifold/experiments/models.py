@@ -55,7 +55,12 @@ class EntryModel(nn.Module):
         self.matrix = nn.Linear(columns, rows, bias=False)
 
     def forward(self, places: Tensor) -> Tensor:
-        """The entries at the places."""
+        """The entries at the places.
+
+        Shape:
+            - places: ``(n, 2)``, rows and columns
+            - output: ``(n,)``
+        """
         weight: Tensor = self.matrix.weight
         return weight[places[:, 0], places[:, 1]]
 

@@ -57,17 +57,30 @@ RELATIVE_ERROR = Metric("relative error", "", higher=False, log=True, spec=".2e"
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Percentage of rows whose largest output is at the target."""
+    """Percentage of rows whose largest output is at the target.
+
+    Shape:
+        - outputs: ``(n, classes)``
+        - targets: ``(n,)``
+    """
     return 100.0 * (outputs.argmax(dim=-1) == targets).double().mean().item()
 
 
 def relative_error(outputs: Tensor, targets: Tensor) -> float:
-    """Euclidean norm of the error over that of the targets."""
+    """Euclidean norm of the error over that of the targets.
+
+    Shape:
+        - outputs, targets: ``(n,)``
+    """
     return ((outputs - targets).double().norm() / targets.double().norm()).item()
 
 
 def relative_square(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean square of the error over that of the targets."""
+    """Mean square of the error over that of the targets, a scalar.
+
+    Shape:
+        - outputs, targets: ``(n,)``
+    """
     return nn.functional.mse_loss(outputs, targets) / targets.square().mean()
 
 

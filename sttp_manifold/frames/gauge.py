@@ -16,7 +16,7 @@ from sttp_manifold.frames.householder import reduced_reflectors
 from sttp_manifold.tt.contract import left_frame, mirror, mirrored_frame
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["canonical_gauge", "random_rotation", "rotate"]
+__all__ = ["canonical_gauge", "haar_frame", "random_rotation", "rotate"]
 
 
 def random_rotation(
@@ -26,7 +26,15 @@ def random_rotation(
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Orthogonal matrices from the Haar measure, ``(*batch, r, r)``; see :func:`haar_frame`."""
+    """Orthogonal matrices from the Haar measure, ``(*batch, r, r)``; see :func:`haar_frame`.
+
+    Args:
+        r: their size.
+        batch: batch dimensions.
+        dtype: floating dtype, torch's default if absent.
+        device: device of the result.
+        generator: source of randomness.
+    """
     return haar_frame(r, r, *batch, dtype=dtype, device=device, generator=generator)
 
 
@@ -42,6 +50,14 @@ def haar_frame(
 
     QR of a Gaussian matrix with the signs fixed so that ``R`` has a positive diagonal; without
     them the measure is not uniform (Mezzadri 2007).
+
+    Args:
+        d: rows of a frame.
+        r: its columns, ``r <= d``.
+        batch: batch dimensions.
+        dtype: floating dtype, torch's default if absent.
+        device: device of the result.
+        generator: source of randomness.
     """
     normal = torch.randn(*batch, d, r, dtype=dtype, device=device, generator=generator)
     q, triangle = torch.linalg.qr(normal)

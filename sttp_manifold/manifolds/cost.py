@@ -23,7 +23,11 @@ LinearMap = Callable[[Tensor], Tensor]
 
 
 def plain(x: Tensor) -> Tensor:
-    """The numbers of a point, outside of the graph and without geoopt's subclass."""
+    """The numbers of a point, outside of the graph and without geoopt's subclass.
+
+    Shape:
+        - x, output: any
+    """
     return x.detach().as_subclass(Tensor)
 
 
@@ -88,7 +92,12 @@ class ManifoldCost:
         return value
 
     def value(self, x: Tensor) -> Tensor:
-        """The cost at a point, outside of the graph."""
+        """The cost at a point, outside of the graph.
+
+        Shape:
+            - x: one of the manifold's points
+            - output: ``()``
+        """
         with torch.no_grad():
             return self(plain(x))
 
@@ -115,6 +124,9 @@ class ManifoldCost:
         """The Riemannian Hessian at a point, as a map of tangent vectors.
 
         The cost is evaluated once, here; each product after that is one backward pass.
+
+        Shape:
+            - x, and what the map takes and gives: the manifold's points and tangent vectors
 
         Raises:
             ManifoldError: a manifold whose Hessian is not known here.

@@ -180,7 +180,13 @@ class SpectralTTManifold(WeightPoints, GroupedProduct):
         device: torch.device | str | None = None,
         seed: int | None = 42,
     ) -> ManifoldTensor:
-        """The point of truncated identities and unit spectrum coordinates; ``seed`` has no effect.
+        """The point of truncated identities and unit spectrum coordinates.
+
+        Args:
+            size: as for :meth:`random`.
+            dtype: floating dtype, torch's default if absent.
+            device: device of the result.
+            seed: has no effect; geoopt's signature has it.
 
         Raises:
             ShapeError: a size that does not end in ``n_elements``.
@@ -196,7 +202,7 @@ class SpectralTTManifold(WeightPoints, GroupedProduct):
         return ManifoldTensor(torch.cat([*eyes, spectrum], -1), manifold=self)
 
     def weight_decay_grad(self, x: Tensor) -> Tensor:
-        r"""Gradient of :math:`\tfrac12 \|W(x)\|_F^2` in the total space.
+        """Gradient of ``|W(x)|^2 / 2``, the Frobenius norm, in the total space.
 
         The norm depends on the spectrum alone; the frames' part is zero.
         """

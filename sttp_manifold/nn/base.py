@@ -40,6 +40,12 @@ class SpectralWeight(nn.Module, ABC):
         spectrum: name of the spectrum map.
         bound: bound of the spectrum map ``"bounded"``.
         method: name of the way, ``"householder"`` or ``"riemannian"``.
+
+    Raises:
+        ShapeError: ``shape`` is no TTShape.
+
+    References:
+        [STTP] Sec. 3.
     """
 
     method: ClassVar[str]

@@ -249,7 +249,12 @@ class SpectralConv2d(SpectralLayer):
         return count
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer; see the class for shapes."""
+        """Apply the layer.
+
+        Shape:
+            - x: ``(n, c_in, h, w)`` or ``(c_in, h, w)``
+            - output: ``(n, c_out, h', w')`` or ``(c_out, h', w')``
+        """
         weight = self.spectral_weight
         if self.groups > 1 or conv_plan(weight.shape, self._positions(x)) == "dense":
             return self._convolve(x, self.weight, self.bias)

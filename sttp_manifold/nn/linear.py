@@ -49,6 +49,9 @@ class SpectralLinear(SpectralLayer):
         ConversionError: an unknown ``method``.
         SpectrumError: an unknown ``spectrum``.
 
+    References:
+        [STTP] Sec. 3 (spectral tensor trains in layers).
+
     Example:
         >>> layer = SpectralLinear(20, 12, rank=4)
         >>> layer(torch.randn(7, 20)).shape
@@ -157,7 +160,12 @@ class SpectralLinear(SpectralLayer):
         return nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer; see the class for shapes."""
+        """Apply the layer.
+
+        Shape:
+            - x: ``(*, in_features)``
+            - output: ``(*, out_features)``
+        """
         weight = self.spectral_weight
         count = x.numel() // max(x.shape[-1], 1) if x.ndim else 0
         plan = linear_plan(weight.shape, count) if count else "dense"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sttp_manifold.nn.base import SpectralWeight
 from sttp_manifold.nn.counts import count_elements, ratio
 from sttp_manifold.nn.layer import SpectralLayer
+from sttp_manifold.tt.display import box_html, table_html
 from sttp_manifold.tt.shape import TTShape
 
 __all__ = ["Summary", "SummaryRow", "summary"]
@@ -87,14 +88,16 @@ class Summary:
         """The network's compression ratio in percent, as published."""
         return self.total.Z
 
-    def _table(self, style: str) -> str:
+    def _lines(self) -> list[tuple[str, ...]]:
         cells = [_cells(row, row.layer or "(root)") for row in self.rows]
         if self.other.dense:
             cells.append(_cells(self.other, "(other)"))
-        cells.append(_cells(self.total, "total"))
+        return [*cells, _cells(self.total, "total")]
+
+    def _table(self, style: str) -> str:
         align = ("left",) * 4 + ("right",) * 5
         return tabulate(
-            cells, headers=_HEADERS, tablefmt=style, colalign=align, disable_numparse=True
+            self._lines(), headers=_HEADERS, tablefmt=style, colalign=align, disable_numparse=True
         )
 
     def to_markdown(self) -> str:
@@ -103,6 +106,9 @@ class Summary:
 
     def __str__(self) -> str:
         return self._table("simple")
+
+    def _repr_html_(self) -> str:
+        return box_html(table_html(_HEADERS, self._lines(), right=range(4, 9), bold=(-1,)))
 
 
 def _cells(row: SummaryRow, name: str) -> tuple[str, ...]:

@@ -277,8 +277,21 @@ def make_weight(
 ) -> SpectralWeight:
     """A weight held by the method of a name; the arguments are those of its class.
 
+    Args:
+        method: ``"householder"`` or ``"riemannian"``.
+        shape: the plan.
+        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``.
+        init: ``"eye"``, ``"noisy_eye"``, ``"random"``, or a value to take over.
+        bound: bound of ``"bounded"``.
+        init_std: deviation for ``"noisy_eye"``.
+        project: with a value as ``init``, take the nearest one that the spectrum can hold.
+        dtype: floating dtype; that of the value, or torch's default.
+        device: likewise.
+
     Raises:
         ConversionError: an unknown method.
+        ShapeError: an unknown ``init``, or a value on another plan.
+        SpectrumError: an unknown spectrum, or a value that it cannot hold.
 
     Example:
         >>> make_weight("riemannian", TTShape.svd(6, 5, rank=2)).method

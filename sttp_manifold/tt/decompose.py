@@ -20,8 +20,9 @@ def tt_svd(W: Tensor, shape: TTShape) -> SpectralTT:
 
     The centre bond is truncated first, then the bonds of either side from the outside inwards.
     Every step is an orthogonal projection whose error is at most that of the best approximation
-    at its bond, so that the error is at most :math:`\sqrt{D+E-1}` times the best one (Oseledets
-    2011, Cor. 2.4), and zero to rounding if the ranks of ``W`` allow it.
+    at its bond, so that the error is at most :math:`1 + \sqrt{D+E-2}` times the best one (proof in
+    docs/math/spectral-form.md, after Oseledets 2011, who truncates from one end to the other and
+    has :math:`\sqrt{D+E-1}`), and zero to rounding if the ranks of ``W`` allow it.
 
     Args:
         W: the matrix, or a batch of them, in float32 or float64.
@@ -63,8 +64,8 @@ def truncate(
 ) -> SpectralTT:
     r"""Lower the ranks of a spectral tensor train, quasi-optimally.
 
-    As :func:`tt_svd` of ``tt.to_matrix()`` with the error bound :math:`\sqrt{D+E-1}`, without
-    ever forming the matrix.
+    As :func:`tt_svd` of ``tt.to_matrix()``, with its bound on the error, without ever forming the
+    matrix.
 
     Args:
         tt: the value, on the modes of ``tt.shape``.
@@ -115,6 +116,11 @@ def orthogonalize(
         left: cores ``(*b, R_{k-1}, n_k, R_k)``, outermost first.
         bond: matrix or spectrum at the centre, or None for the identity.
         right: cores ``(*b, R_{k-1}, m_k, R_k)``, from the centre outwards.
+
+    Shape:
+        - left: each ``(*b, R_{k-1}, n_k, R_k)``
+        - bond: ``(*b, R, R')`` or ``(*b, R)``, between the last left rank and the first right one
+        - right: each ``(*b, R_{k-1}, m_k, R_k)``
 
     Raises:
         ShapeError: cores that do not chain.
@@ -177,14 +183,15 @@ def _svd_sweep(
     batch, cores = matrix.shape[:-2], []
     rest = matrix
     for k, mode in enumerate(modes):
-        unfolded = rest.reshape(*batch, ranks[k] * mode, -1)
+        rows = ranks[k] * mode
+        unfolded = rest.reshape(*batch, rows, rest.shape[-2] * rest.shape[-1] // rows)
         if k < len(modes) - 1:
             q, s, vt = torch.linalg.svd(unfolded, full_matrices=False)
             rank = ranks[k + 1]
             q, rest = q[..., :rank], s[..., :rank, None] * vt[..., :rank, :]
         else:
             q, rest = torch.linalg.qr(unfolded)
-        cores.append(q.reshape(*batch, ranks[k], mode, -1))
+        cores.append(q.reshape(*batch, ranks[k], mode, q.shape[-1]))
     return cores, rest
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sttp_manifold.errors import RankError, ShapeError, SpectrumError
+from sttp_manifold.tt.display import diagram_text, plan_html
 
 __all__ = ["SPECTRA", "TTShape", "check_spectrum", "clip_ranks", "prime_factors"]
 
@@ -367,6 +368,22 @@ class TTShape:
     def __str__(self) -> str:
         out_modes, in_modes = ("·".join(map(str, m)) for m in (self.out_modes, self.in_modes))
         return f"{out_modes} | {in_modes}, ranks {'-'.join(map(str, self.ranks))}"
+
+    def diagram(self) -> str:
+        """Tensor diagram as text, for ``print``: modes, cores and ranks of this chain.
+
+        Example:
+            >>> print(TTShape.svd(6, 5, rank=2).diagram())
+            6
+            │
+            ▶─2─◆─2─◀
+                    │
+                    5
+        """
+        return diagram_text(self)
+
+    def _repr_html_(self) -> str:
+        return plan_html(self)
 
 
 def _merge(modes: Sequence[int], ranks: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -28,6 +28,7 @@ from sttp_manifold.tt.contract import (
     times_bond,
     triangle_of_sum,
 )
+from sttp_manifold.tt.display import value_html, value_text
 from sttp_manifold.tt.shape import TTShape
 
 if TYPE_CHECKING:
@@ -391,6 +392,12 @@ class SpectralTT:
         bond = ", full bond" if self.is_full else ""
         dtype = str(self.dtype).removeprefix("torch.")
         return f"SpectralTT({self.shape}{bond}{batch}, {dtype}, {self.device})"
+
+    def __str__(self) -> str:
+        return value_text(self)
+
+    def _repr_html_(self) -> str:
+        return value_html(self)
 
 
 def check_places(

@@ -138,3 +138,10 @@ def test_zero_is_a_weight() -> None:
     tt = tt_svd(torch.zeros(6, 4), TTShape.for_matrix(6, 4, rank=3))
     assert float(tt.norm()) == 0
     assert float(tt.orthonormality_error()) < 1e-6
+
+
+def test_empty_batches() -> None:
+    shape = TTShape((4, 3), (5, 2), rank=3)
+    tt = tt_svd(torch.randn(0, 12, 10), shape)
+    assert tt.to_matrix().shape == (0, 12, 10)
+    assert truncate(tt, rank=2).to_matrix().shape == (0, 12, 10)
