@@ -117,6 +117,9 @@ class ManifoldCost:
         Args:
             x: the point.
             curvature: keep what :meth:`Evaluation.hessian` needs.
+
+        Shape:
+            - x: a point of the manifold
         """
         return Evaluation(self, plain(x), curvature=curvature)
 
@@ -200,7 +203,11 @@ class Evaluation:
         self._gradient: Tensor | None = None
 
     def gradient(self) -> Tensor:
-        """The Riemannian gradient; computed, and counted, the first time only."""
+        """The Riemannian gradient; computed, and counted, the first time only.
+
+        Shape:
+            - output: a tangent vector of the manifold
+        """
         if self._gradient is None:
             assert self._output is not None
             self._cost.gradients += 1

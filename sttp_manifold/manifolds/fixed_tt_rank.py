@@ -65,7 +65,7 @@ class FixedTTRankManifold(BondCentredPoints):
             of exactness there.
 
     Shape:
-        - points and tangent vectors: ``(*b, n_elements)``, float32 or float64
+        - points and vectors: ``(*b, n_elements)``, float32 or float64
 
     Raises:
         SpectrumError: an unknown spectrum, or given values that are not ``r`` positive numbers.

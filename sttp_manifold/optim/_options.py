@@ -55,6 +55,9 @@ class SteepestDescentOptions(Options):
             accepted one times the ratio of the slopes, or ``"decrease"``, that of a parabola with
             the decrease of the last iteration (Nocedal & Wright 2006, eq. 3.60).
         initial_step: length of the very first trial step.
+
+    Raises:
+        ManifoldError: a value out of its range, or none of the names.
     """
 
     decrease: float = 1e-4
@@ -81,6 +84,9 @@ class ConjugateGradientOptions(SteepestDescentOptions):
             :math:`|\langle g_{k+1}, T g_k\rangle| \ge \nu \langle g_{k+1}, g_{k+1}\rangle`
             (Powell 1977), with this :math:`\nu`; infinite for never.
         restart_every: back to the gradient after so many iterations at the latest.
+
+    Raises:
+        ManifoldError: a value out of its range, or none of the names.
     """
 
     beta_rule: str = "polak_ribiere_plus"
@@ -103,6 +109,9 @@ class LBFGSOptions(SteepestDescentOptions):
         cautious: a pair is kept only if
             :math:`\langle y, s\rangle \ge \epsilon \langle s, s\rangle |g|_{rel}`, with this
             :math:`\epsilon` and the gradient norm relative to the first one.
+
+    Raises:
+        ManifoldError: a value out of its range, or none of the names.
     """
 
     curvature: float = 0.9
@@ -133,6 +142,9 @@ class TrustRegionOptions(Options):
         max_inner: Hessian products of one inner iteration; the number of coordinates if absent.
         rho_regularization: where a step promises a decrease below so many units of rounding of
             the cost, it is judged by the slopes at its ends instead of by the values.
+
+    Raises:
+        ManifoldError: a value out of its range, or none of the names.
     """
 
     initial_radius: float | None = None

@@ -104,6 +104,10 @@ def minimize(
         progress: show a line that follows the run.
         options: of the method, by name.
 
+    Shape:
+        - x0, and ``x`` and ``jac`` of the result: ``(*b, n)`` on a flat manifold, of any shape
+          elsewhere; the dtype and device of ``x0`` throughout
+
     Raises:
         ManifoldError: an unknown method or option; a start that is not on the manifold, or where
             the cost is not finite; a cost that is not scalar; a method that needs a Hessian, on a
