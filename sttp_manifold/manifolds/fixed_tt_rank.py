@@ -259,7 +259,9 @@ class FixedTTRankManifold(BondCentredPoints):
             - output: ``(*b, n_elements)``
         """
         x, u = torch.broadcast_tensors(x, u)
-        point, vector = self._point(x), self._cores(u)
+        return self._retract(self._point(x), self._cores(u))
+
+    def _retract(self, point: Point, vector: Vector) -> Tensor:
         if self.retraction == "qr":
             return self._flat(geometry.core_wise_qr(point, vector, self.centre))
         chain = geometry.tangent_chain(point, vector, moved=True)
@@ -273,8 +275,10 @@ class FixedTTRankManifold(BondCentredPoints):
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Retraction of ``u``, and transport of ``v`` to the new point."""
-        y = self.retr(x, u)
-        return y, self.transp(x, y, v)
+        x, u, v = torch.broadcast_tensors(x, u, v)
+        point = self._point(x)  # its interfaces serve both
+        y = self._retract(point, self._cores(u))
+        return y, self.project_chain(y, geometry.tangent_chain(point, self._cores(v)))
 
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Transport of ``v`` along the retraction of ``u``."""
