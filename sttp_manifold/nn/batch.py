@@ -32,8 +32,9 @@ __all__ = ["compute"]
 _LARGE = 1 << 16
 # Elements of dense weights that a forward without gradient may hold at a time.
 _HELD = 1 << 24
-# Frames and chains that have to be computed at once, on average, for a batch to pay.
-_PARTNERS = 2.0
+# Frames and chains that have to be computed at once, on average, for a batch to pay, with a
+# gradient and without: measured, so that small networks lose nothing.
+_PARTNERS = {"householder": (2.0, 3.0), "riemannian": (4.0, 6.0)}
 
 # Exactly these: a subclass may compute its tensors otherwise, as a parametrized module does.
 _WEIGHTS = (HouseholderWeight, RiemannianWeight)
@@ -60,7 +61,7 @@ def compute(asked: Sequence[Asked], layouts: dict[object, Any]) -> tuple[Entries
         key = (trainable, device, tuple((id(m.weight), m.form, m.tensors[0].dtype) for m in some))
         known = layouts.get(key)
         if known is None:
-            gains = [count >= _PARTNERS for count in partners(some)]
+            gains = _gain(some, with_gradient)
             known = layouts[key] = gains, Layout(list(compress(some, gains)))
         gains, layout = known
         if any(gains):
@@ -92,6 +93,16 @@ def _member(weight: SpectralWeight, form: str) -> Member | None:
         ):
             return None
     return Member(weight, form, tensors)
+
+
+def _gain(members: Sequence[Member], with_gradient: bool) -> list[bool]:
+    """For each weight, whether it shares enough with others for a batch to be worth a copy."""
+    return [
+        count >= _PARTNERS[m.weight.method][not with_gradient]
+        # The cores of a point are views of it: there is nothing to compute.
+        and (m.form != "cores" or m.weight.method == "householder")
+        for m, count in zip(members, partners(members), strict=True)
+    ]
 
 
 def _within(members: list[Member], limit: int) -> list[Member]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ class HouseholderWeight(SpectralWeight):
             self.register_buffer("signs", point.signs.to(dtype))
         else:
             self.coordinates = nn.Parameter(point.spectrum.to(dtype))
+        self._names = tuple(map(str, range(len(self.frames))))
         self.tensor_sizes = tuple(tuple(tensor.shape) for tensor in self._tensors())
         if isinstance(init, SpectralTT):
             self.encode_(init, project=project)
@@ -116,7 +117,12 @@ class HouseholderWeight(SpectralWeight):
         return self._centre.device
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return (*self.frames, self._centre)
+        # A list of parameters is slow to walk, and this is done for each weight of each forward.
+        stored = cast("dict[str, Tensor]", self.frames._parameters)
+        try:
+            return (*[stored[name] for name in self._names], self._centre)
+        except KeyError:  # computed from other parameters
+            return (*self.frames, self._centre)
 
     def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
         *frames, centre = tensors

@@ -29,6 +29,7 @@ from sttp_manifold.nn import (
     batch,
     compress,
     decompress,
+    layout,
     make_weight,
     scope,
     switch,
@@ -117,7 +118,11 @@ def agree(ours: tuple[Tensor, list], wanted: tuple[Tensor, list]) -> None:
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """Whether each weight of a batch that was asked for could be given out."""
+    """Whether each weight of a batch that was asked for could be given out.
+
+    Whatever has a partner is batched: which batches are worth it is another matter.
+    """
+    monkeypatch.setattr(batch, "_gain", lambda some, _: [n >= 2 for n in layout.partners(some)])
     log: list[bool] = []
     take = Entry.take
 
@@ -1033,8 +1038,28 @@ def test_what_gains_nothing_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(batch._Run, "forward", lambda self: pytest.fail("a batch of one"))
     sizes = ((12, 30), (30, 7), (7, 19))
     model = together(nn.Sequential(*(SpectralLinear(a, b, 3, kind="svdp") for a, b in sizes)))
-    for _ in range(5):
+    for _ in range(12):
         model(torch.randn(4, 12))
+    memory = scope._memories[model][True, True]
+    assert memory.rest > 0
+    assert not scope._scopes.stack
+    with torch.no_grad():
+        pair = together(nn.Sequential(*(SpectralLinear(12, 12, 4) for _ in range(2))))
+        for _ in range(5):
+            pair(torch.randn(4, 12))
+
+
+def test_rest_ends_when_the_network_changes(taken: list[bool]) -> None:
+    model, x = together(Heads()), torch.randn(4, 12, **DOUBLE)
+    model.leave_out = {0, 1}
+    for _ in range(12):
+        model(x)
+    assert not taken
+    model.leave_out = set()
+    for _ in range(40):
+        model(x)
+    assert taken
+    assert all(taken)
 
 
 def test_large_weights_are_not_held_without_gradient(
