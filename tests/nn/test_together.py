@@ -347,6 +347,17 @@ def by_resize(model: Net) -> None:
     p.data.add_(0.25)
 
 
+def by_same_memory(model: Net) -> None:
+    """Another parameter in the same memory: nothing but its identity tells, and its gradient."""
+    module, name = owner(model)
+    old = module._parameters[name]
+    new = copy.copy(old)
+    new.data = old.data
+    assert new is not old
+    assert new.data_ptr() == old.data_ptr()
+    setattr(module, name, new)
+
+
 def by_freezing(model: Net) -> None:
     first_weight(model).requires_grad_(False)
 
@@ -358,7 +369,7 @@ def by_new_weight(model: Net) -> None:
 CHANGES = [
     by_optimizer, by_data, by_new_data, by_copy, in_place, by_detached_alias, by_numpy,
     by_state_dict, by_assigned_state_dict, by_swap, by_new_parameter, by_encode, by_resize,
-    by_freezing, by_new_weight,
+    by_same_memory, by_freezing, by_new_weight,
 ]  # fmt: skip
 
 
@@ -394,12 +405,25 @@ def test_no_stale_weight_is_seen(
         torch.manual_seed(5)
         wanted.append(run(m, x))
     agree(wanted[1], wanted[0])
-    if change not in (by_freezing, by_new_weight):
+    if change not in (by_same_memory, by_freezing, by_new_weight):
         assert not torch.allclose(before, wanted[0][0])
     for m in (model, other):
         m.middle = lambda: None
     agree(run(model, x), run(other, x))
     agree(run(model, x), run(other, x))
+
+
+def test_a_weight_is_unfrozen_in_the_middle_of_a_forward(taken: list[bool]) -> None:
+    model, x = made(), image()
+    warm(model, x, taken)
+    first_weight(model).requires_grad_(False)
+    for _ in range(2):
+        run(model, x)
+    other = alone(model)
+    for m in (model, other):
+        m.middle = lambda m=m: first_weight(m).requires_grad_(True)
+    agree(run(model, x), run(other, x))
+    assert parameter(model).grad is not None
 
 
 @every_method
@@ -519,8 +543,9 @@ def test_a_backward_pass_inside_of_a_forward_leaves_the_rest_alone(taken: list[b
     class Model(Heads):
         def forward(self, x: Tensor) -> Tensor:
             first = self.parts[0](x)
-            (slope,) = torch.autograd.grad(first.square().sum(), self.parts[0].bias)
-            return self.parts[2](self.parts[1](x)) + slope
+            inner = next(self.parts[0].spectral_weight.parameters())
+            (slope,) = torch.autograd.grad(first.square().sum(), inner)
+            return self.parts[2](self.parts[1](x)) + slope.sum()
 
     model, x = together(Model()), torch.randn(4, 12, **DOUBLE)
     other = alone(model)
@@ -918,7 +943,8 @@ def test_what_is_given_out_belongs_to_the_caller(taken: list[bool]) -> None:
             first.data.zero_()
             second = self.parts[1].weight
             second.mul_(2)
-            return self.parts[0](x) + self.parts[1](x) + x @ second + self.parts[2](x)
+            again = self.parts[0].weight + self.parts[1].weight
+            return x @ again + self.parts[1](x) + x @ second + self.parts[2](x)
 
     model, x = together(Model()), torch.randn(4, 12, **DOUBLE)
     for _ in range(3):
