@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.nn.layout import Layout, Member, partners
-from sttp_manifold.nn.scope import Asked, Entries, Entry, Ledger, Stamp
+from sttp_manifold.nn.scope import Asked, Copy, Entries, Entry, Ledger, Stamp
 from sttp_manifold.nn.torch_state import graph_is_kept, outside_autocast
 from sttp_manifold.nn.weight import HouseholderWeight, RiemannianWeight
 from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
@@ -131,23 +131,25 @@ class _Run:
     def into(self, entries: Entries) -> None:
         """Compute, and add what came out."""
         members = self.members
-        stamps = [tuple(map(Stamp.of, member.tensors)) for member in members]
+        on_cpu = members[0].tensors[0].device.type == "cpu"
+        stamps: list[list[Stamp | Copy]] = [
+            [] if on_cpu else [Stamp.of(t) for t in member.tensors] for member in members
+        ]
         if self.trainable:
             flat: tuple[Tensor, ...] = _Together.apply(  # type: ignore[no-untyped-call]
                 self, *(t for member in members for t in member.tensors)
             )
         else:
             flat = self.forward()
-        values: list[dict[int, Tensor]] = [{} for _ in members]
-        if self.leaves[0].device.type == "cpu":
-            for leaf, places in zip(self.leaves, self.layout.leaves, strict=True):
-                for value, (i, k) in zip(leaf.detach().unbind(0), places, strict=True):
-                    values[i][k] = value
+        if on_cpu:
+            values = [leaf.detach().unbind(0) for leaf in self.leaves]
+            for member, mine, rows in zip(members, stamps, self.layout.rows, strict=True):
+                for t, (leaf, row) in zip(member.tensors, rows, strict=True):
+                    mine.append(Copy(t, t.requires_grad, values[leaf][row]))
         start = 0
         for i, member in enumerate(members):
             end = start + self.layout.widths[i]
-            copies = tuple(values[i][k] for k in range(len(values[i])))
-            entry = Entry(stamps[i], copies, flat[start:end], i, self.ledger)
+            entry = Entry(stamps[i], flat[start:end], i, self.ledger)
             entries.setdefault((id(member.weight), member.form), []).append(entry)
             start = end
         # The graph is to keep neither the parameters nor, without gradient, anything.

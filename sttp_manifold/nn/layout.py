@@ -101,6 +101,7 @@ class Layout:
 
     Attributes:
         leaves: for each batch, its tensors: member and position among the tensors of that.
+        rows: for each weight, where its tensors are: batch, and row in it.
         chains: the weights by plan and form.
         shapes: for each weight, the shapes of its tensors.
         widths: for each weight, the number of tensors of its form.
@@ -139,6 +140,11 @@ class Layout:
             self.chains.append(chain)
         self._first_frame = len(self.leaves)
         self.leaves.extend(stacks[key] for key in self._groups)
+        places: list[dict[int, tuple[int, int]]] = [{} for _ in members]
+        for leaf, stack in enumerate(self.leaves):
+            for row, (i, k) in enumerate(stack):
+                places[i][k] = leaf, row
+        self.rows = [[mine[k] for k in range(len(mine))] for mine in places]
 
     def parts(self, leaves: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """For each chain ``U diag(s)`` and ``V^T``; for cores, all cores with ``s`` in between.

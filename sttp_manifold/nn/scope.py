@@ -6,10 +6,11 @@ start, equal frames and equal chains as one batch each (:mod:`sttp_manifold.nn.b
 out where they are asked for. Nothing outlives the forward.
 
 A weight of the batch is handed out once, and only if nothing has changed since: every tensor that
-it was computed from is the same object, in the same memory, at the same version, as trainable as
-before and, on a CPU, of the same value (writes through ``.data`` leave no other trace); and torch
-is doing the same (:func:`~sttp_manifold.nn.torch_state.circumstances`). Otherwise it is computed
-on its own, as it is outside of any scope.
+it was computed from is the same object, as trainable as before, and of the same value on a CPU
+(writes through ``.data`` leave no other trace), in the same memory at the same version elsewhere
+(comparing values would wait for the device); and torch is doing the same
+(:func:`~sttp_manifold.nn.torch_state.circumstances`). Otherwise it is computed on its own, as it
+is outside of any scope.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,28 +39,48 @@ _LONGEST_REST = 256
 
 
 class Stamp(NamedTuple):
-    """A tensor as it was before a weight was computed from it; ``memory`` keeps its place taken."""
+    """A tensor on an accelerator as it was before a weight was computed from it.
+
+    ``memory`` keeps its place taken, so that no other tensor can have the same pointer.
+    """
 
     tensor: Tensor
+    trainable: bool
     memory: Tensor
     version: int
     pointer: int
-    trainable: bool
 
     @classmethod
     def of(cls, tensor: Tensor) -> Stamp:
         """The stamp of a tensor now."""
         return cls(
-            tensor, tensor.detach(), tensor._version, tensor.data_ptr(), tensor.requires_grad
+            tensor, tensor.requires_grad, tensor.detach(), tensor._version, tensor.data_ptr()
         )
 
     def fits(self, tensor: Tensor) -> bool:
-        """Whether a tensor is this one, by everything but its value."""
+        """Whether a tensor is this one, by everything but its value: nothing waits for it."""
         return (
             tensor is self.tensor
+            and tensor.requires_grad == self.trainable
             and tensor._version == self.version
             and tensor.data_ptr() == self.pointer
+        )
+
+
+class Copy(NamedTuple):
+    """A tensor on a CPU, and the value from which a weight was computed."""
+
+    tensor: Tensor
+    trainable: bool
+    value: Tensor
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether a tensor is this one, with the same value."""
+        return (
+            tensor is self.tensor
             and tensor.requires_grad == self.trainable
+            and tensor.dtype == self.value.dtype
+            and torch.equal(tensor, self.value)
         )
 
 
@@ -77,14 +99,12 @@ class Entry(NamedTuple):
 
     Attributes:
         stamps: the tensors that it was computed from.
-        values: their values, where comparing does not wait for a device.
         outputs: what it consists of, in its form.
         place: its place in the computation.
         ledger: the computation's.
     """
 
-    stamps: tuple[Stamp, ...]
-    values: tuple[Tensor, ...]
+    stamps: Sequence[Stamp | Copy]
     outputs: tuple[Tensor, ...]
     place: int
     ledger: Ledger
@@ -92,10 +112,11 @@ class Entry(NamedTuple):
     def take(self, weight: SpectralWeight) -> tuple[Tensor, ...] | None:
         """The outputs, unless anything has changed."""
         tensors = weight._tensors()
-        if len(tensors) != len(self.stamps) or not all(map(Stamp.fits, self.stamps, tensors)):
+        if len(tensors) != len(self.stamps):
             return None
-        if self.values and not all(map(torch.equal, tensors, self.values)):
-            return None
+        for stamp, tensor in zip(self.stamps, tensors, strict=True):
+            if not stamp.fits(tensor):
+                return None
         self.ledger.given.add(self.place)
         return self.outputs
 

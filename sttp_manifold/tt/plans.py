@@ -8,7 +8,6 @@ in :mod:`sttp_manifold.tt.costs`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -64,7 +63,12 @@ class Work(NamedTuple):
 
     def plus(self, other: Work) -> Work:
         """Sum of two amounts."""
-        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+        return Work(
+            self.flops + other.flops,
+            self.calls + other.calls,
+            self.touched + other.touched,
+            self.permuted + other.permuted,
+        )
 
     def cost(self, unit: Costs) -> float:
         """In floating-point operations."""
@@ -81,7 +85,7 @@ def _gemm(rows: int, inner: int, columns: int) -> Work:
     return Work(2.0 * rows * inner * columns, 1.0, touched)
 
 
-def linear_plans(shape: TTShape, count: int) -> Iterator[tuple[LinearPlan, Work]]:
+def linear_plans(shape: TTShape, count: int) -> list[tuple[LinearPlan, Work]]:
     """Every way to apply a chain to ``count`` vectors, and its work.
 
     Args:
@@ -90,6 +94,7 @@ def linear_plans(shape: TTShape, count: int) -> Iterator[tuple[LinearPlan, Work]
     """
     right = shape.right_core_shapes
     forming, direct = _left_work(shape, count)
+    plans = []
     for formed in range(1, len(right) + 1):
         work = _right_work(shape, count, formed)
         whole = formed == len(right)
@@ -97,11 +102,13 @@ def linear_plans(shape: TTShape, count: int) -> Iterator[tuple[LinearPlan, Work]
             dense = _gemm(shape.d_out, shape.rank, shape.d_in)
             dense = dense.plus(_gemm(count, shape.d_in, shape.d_out))
             once = _right_forming(right).plus(forming).plus(dense)
-            yield LinearPlan("dense", formed, True), once
+            plans.append((LinearPlan("dense", formed, True), once))
         applied = _gemm(count, shape.rank, shape.d_out).plus(forming)
-        yield LinearPlan("lowrank" if whole else "cores", formed, True), work.plus(applied)
+        name: Plan = "lowrank" if whole else "cores"
+        plans.append((LinearPlan(name, formed, True), work.plus(applied)))
         if len(shape.out_modes) > 1:
-            yield LinearPlan("cores", formed, False), work.plus(direct)
+            plans.append((LinearPlan("cores", formed, False), work.plus(direct)))
+    return plans
 
 
 def _left_work(shape: TTShape, count: int) -> tuple[Work, Work]:
@@ -121,7 +128,9 @@ def _right_work(shape: TTShape, count: int, formed: int) -> Work:
     """Work of contracting the last cores to one, and of applying it and the others."""
     right = shape.right_core_shapes
     work = _right_forming(right[len(right) - formed :])
-    size = math.prod(m for _, m, _ in right[len(right) - formed :])
+    size = 1
+    for core in right[len(right) - formed :]:
+        size *= core[1]
     work = work.plus(_gemm(count * (shape.d_in // size), size, right[-formed][0]))
     for a, m, b in reversed(right[:-formed]):
         size *= m
@@ -138,7 +147,8 @@ def _right_forming(right: tuple[tuple[int, int, int], ...]) -> Work:
 
 
 def _choose(shape: TTShape, count: int, unit: Costs) -> LinearPlan:
-    # Comparisons, not min(key=...): torch.compile traces this with a symbolic count.
+    # Loops and comparisons here and above, no generators and no min(key=...): torch.compile traces
+    # this, perhaps with a symbolic count.
     best: LinearPlan | None = None
     least = math.inf
     for plan, work in linear_plans(shape, count):

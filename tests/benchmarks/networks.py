@@ -9,10 +9,11 @@ this package stores it. Ratios are medians over the turns of one process; ours i
 from __future__ import annotations
 
 import argparse
+import statistics
+import time
 from collections.abc import Callable
 
 import torch
-from steps import compare
 from torch import Tensor, nn
 
 from sttp_manifold import TTShape
@@ -77,6 +78,28 @@ class Weights(nn.Module):
         return [weight() for weight in self.weights]
 
 
+def compare(
+    competitors: dict[str, Callable[[], object]], turns: int, clock: Callable[[], float]
+) -> list[list[str]]:
+    """Time each competitor once a turn; the first one is what the others are held against."""
+    taken: dict[str, list[float]] = {name: [] for name in competitors}
+    for turn in range(turns + 2):
+        for name, work in competitors.items():
+            start = clock()
+            work()
+            if turn >= 2:  # the first turns fill caches
+                taken[name].append(clock() - start)
+    ours = next(iter(taken.values()))
+    return [
+        [
+            name,
+            f"{statistics.median(mine) * 1e3:.2f}",
+            f"{statistics.median(t / o for t, o in zip(mine, ours, strict=True)):.2f}x",
+        ]
+        for name, mine in taken.items()
+    ]
+
+
 def step(weights: Callable[[], list[Tensor]], parameters: list[Tensor], g: list[Tensor]) -> None:
     for parameter in parameters:
         parameter.grad = None
@@ -135,7 +158,9 @@ def _next(places: dict[tuple[int, int], int], key: tuple[int, int]) -> int:
     return places[key] - 1
 
 
-def bench(name: str, rank: int, turns: int, method: str) -> list[list[str]]:
+def bench(
+    name: str, rank: int, turns: int, method: str, clock: Callable[[], float]
+) -> list[list[str]]:
     """Rows of the table for one network."""
     shapes = [TTShape.for_conv(kernel, rank) for kernel in NETWORKS[name]()]
     make = {"householder": HouseholderWeight, "riemannian": RiemannianWeight}[method]
@@ -160,7 +185,7 @@ def bench(name: str, rank: int, turns: int, method: str) -> list[list[str]]:
             competitors[f"torch-householder + opt_einsum, {label}"] = lambda other=other: step(
                 other, other.all_parameters(), g
             )
-    return [[name, method, *row] for row in compare(competitors, turns)]
+    return [[name, method, *row] for row in compare(competitors, turns, clock)]
 
 
 def main() -> None:
@@ -170,11 +195,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads that torch may use")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, busy machine"
+    )
     arguments = parser.parse_args()
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(
-        f"torch {torch.__version__}, {arguments.threads} thread(s), rank {arguments.rank}, ", end=""
+        f"torch {torch.__version__}, {arguments.threads} thread(s), rank {arguments.rank}, "
+        f"{arguments.clock} clock, ",
+        end="",
     )
     print(f"{arguments.turns} turns\n")
     if opt_einsum is None:
@@ -183,7 +214,7 @@ def main() -> None:
         row
         for name in arguments.networks
         for method in ("householder", "riemannian")
-        for row in bench(name, arguments.rank, arguments.turns, method)
+        for row in bench(name, arguments.rank, arguments.turns, method, clock)
     ]
     table = [["network", "held by", "who", "median ms", "against ours"], ["---"] * 5, *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
