@@ -41,6 +41,8 @@ lint: $(VENV)/.installed-dev ## style, types, and the one-way import contract
 
 bench: $(VENV)/.installed-dev ## speed against the alternatives, as ratios in one process
 	$(BIN)/python tests/benchmarks/steps.py
+	$(BIN)/python tests/benchmarks/networks.py
+	$(BIN)/python tests/benchmarks/plans.py
 
 docs: $(VENV)/.installed-dev ## the documentation, warnings as errors, into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -357,6 +357,23 @@ def tasks() -> None:
     _out.print(table)
 
 
+@app.command("refit-costs")
+def refit_costs(
+    file: Annotated[Path, typer.Argument(help="The file to write.")],
+    repeats: Annotated[int, typer.Option(min=1, help="How often each plan is timed.")] = 7,
+) -> None:
+    """Fit the cost model of linear maps to this machine.
+
+    Takes a minute, best on an idle machine. The file is read when STTP_COSTS names it.
+    """
+    from sttp_manifold.tt.costs import VARIABLE
+    from sttp_manifold.tt.refit import refit
+
+    found = refit(file, repeats=repeats)
+    _out.print(found, soft_wrap=True)
+    _out.print(f"To use them: export {VARIABLE}={file.resolve()}", soft_wrap=True, highlight=False)
+
+
 def main() -> None:
     """Entry point of ``sttp``."""
     app(prog_name="sttp")

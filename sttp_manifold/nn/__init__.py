@@ -6,6 +6,7 @@ from sttp_manifold.nn.convert import SkippedLayerWarning, compress, decompress, 
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.linear import SpectralLinear
 from sttp_manifold.nn.penalty import spectral_penalty
+from sttp_manifold.nn.scope import together
 from sttp_manifold.nn.summary import Summary, SummaryRow, summary
 from sttp_manifold.nn.weight import HouseholderWeight, RiemannianWeight, make_weight
 
@@ -25,4 +26,5 @@ __all__ = [
     "spectral_penalty",
     "summary",
     "switch",
+    "together",
 ]

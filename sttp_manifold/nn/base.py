@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.nn.initial import computing_dtype
+from sttp_manifold.nn.scope import taken
+from sttp_manifold.nn.torch_state import outside_autocast
 from sttp_manifold.spectrum import SpectrumMap
 from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
 from sttp_manifold.tt.shape import TTShape
@@ -20,14 +22,6 @@ __all__ = ["SpectralWeight"]
 
 # A value farther from orthonormal than this is no SpectralTT, whatever its rounding.
 _ORTHONORMAL = 1e-3
-
-
-def _outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Frames need solves, which refuse bfloat16, and an accuracy that autocast would lose."""
-    kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
 
 
 class SpectralWeight(nn.Module, ABC):
@@ -40,6 +34,7 @@ class SpectralWeight(nn.Module, ABC):
         spectrum: name of the spectrum map.
         bound: bound of the spectrum map ``"bounded"``.
         method: name of the way, ``"householder"`` or ``"riemannian"``.
+        tensor_sizes: shape of each tensor that the weight is computed from.
 
     Raises:
         ShapeError: ``shape`` is no TTShape.
@@ -51,6 +46,7 @@ class SpectralWeight(nn.Module, ABC):
     method: ClassVar[str]
 
     shape: TTShape
+    tensor_sizes: tuple[tuple[int, ...], ...]
     spectrum: str
     bound: float
 
@@ -77,8 +73,15 @@ class SpectralWeight(nn.Module, ABC):
         """Device of the parameters."""
 
     @abstractmethod
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """What the weight is computed from, as it is stored now."""
+
+    @abstractmethod
+    def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
+        """The weight of such tensors; frames are computed in float32 at least, and cast back."""
+
     def _value(self) -> SpectralTT:
-        """The weight; frames are computed in float32 at least, and cast back."""
+        return self._value_of(self._tensors())
 
     @abstractmethod
     def _set(self, tt: SpectralTT, project: bool) -> None:
@@ -100,7 +103,11 @@ class SpectralWeight(nn.Module, ABC):
 
     def tt(self) -> SpectralTT:
         """The weight as a value, differentiable in the parameters."""
-        with _outside_autocast(self.device):
+        found = taken(self, "cores")
+        if found is not None:
+            split = len(self.shape.merged.out_modes)
+            return SpectralTT(found[:split], found[split], found[split + 1 :], self.shape)
+        with outside_autocast(self.device):
             return self._value()
 
     def forward(self) -> Tensor:
@@ -109,7 +116,10 @@ class SpectralWeight(nn.Module, ABC):
         Shape:
             - output: ``(d_out, d_in)``
         """
-        with _outside_autocast(self.device):
+        found = taken(self, "dense")
+        if found is not None:
+            return found[0]
+        with outside_autocast(self.device):
             return self._value().to_matrix()
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -119,7 +129,10 @@ class SpectralWeight(nn.Module, ABC):
             - first: ``(d_out, r)``
             - second: ``(r, d_in)``
         """
-        with _outside_autocast(self.device):
+        found = taken(self, "factors")
+        if found is not None:
+            return found[0], found[1]
+        with outside_autocast(self.device):
             tt = self._value()
             return times_bond(left_matrix(tt.left), tt.spectrum, 0), right_matrix(tt.right)
 

@@ -20,6 +20,7 @@ from sttp_manifold.nn.counts import count_elements, largest_rank
 from sttp_manifold.nn.layer import SpectralLayer, check_stock
 from sttp_manifold.nn.linear import SpectralLinear
 from sttp_manifold.nn.modules import Owners, carry_over, naming, replace, show
+from sttp_manifold.nn.scope import together as compute_together
 from sttp_manifold.nn.weight import make_weight, weight_class
 from sttp_manifold.tt.shape import TTShape, check_spectrum
 
@@ -64,6 +65,7 @@ def compress(
     bound: float = 1.0,
     project: bool = False,
     grow: str = "skip",
+    together: bool = True,
 ) -> nn.Module:
     """Hold the weights of all linear and convolution layers of a network in spectral form.
 
@@ -90,6 +92,8 @@ def compress(
         project: take the nearest weights that the spectrum can hold, instead of raising.
         grow: ``"skip"`` leaves layers that would store more than their dense weight, with a
             warning; ``"allow"`` converts them.
+        together: whether a forward of this model computes all spectral weights in it together,
+            which is faster and gives the same; see :func:`together` to change it later.
 
     Returns:
         The model; the new layer if the model itself is a layer.
@@ -170,7 +174,10 @@ def compress(
             SkippedLayerWarning,
             stacklevel=2,
         )
-    return replace(model, new)
+    converted = replace(model, new)
+    if together and converted is model:
+        compute_together(model)
+    return converted
 
 
 def _nothing(left: list[str]) -> ConversionError:
@@ -292,6 +299,8 @@ def decompress(model: nn.Module) -> nn.Module:
                     "of this package; give it a weight of its own",
                     layer=name,
                 )
+    for module in model.modules():
+        compute_together(module, False)
     return replace(model, new)
 
 

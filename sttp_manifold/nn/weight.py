@@ -7,7 +7,9 @@ point of the product manifold, which takes a Riemannian optimizer.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +79,8 @@ class HouseholderWeight(SpectralWeight):
     ) -> None:
         super().__init__(shape, spectrum, bound)
         self.chart = HouseholderChart(shape, spectrum, bound)
+        # torch.compile does not trace the lock that a cached property takes in Python 3.11.
+        _ = self.chart.map, self.chart.is_full, self.chart.frame_sizes
         dtype, device = _kind_of(init, dtype, device)
         point = initial_point(self.chart, init, init_std, dtype, device)
         # A constant core (an orthonormal square, its rotation absorbed elsewhere) has no entry.
@@ -88,6 +92,8 @@ class HouseholderWeight(SpectralWeight):
             self.register_buffer("signs", point.signs.to(dtype))
         else:
             self.coordinates = nn.Parameter(point.spectrum.to(dtype))
+        self._names = tuple(map(str, range(len(self.frames))))
+        self.tensor_sizes = tuple(tuple(tensor.shape) for tensor in self._tensors())
         if isinstance(init, SpectralTT):
             self.encode_(init, project=project)
 
@@ -110,10 +116,19 @@ class HouseholderWeight(SpectralWeight):
         """Device of the parameters."""
         return self._centre.device
 
-    def _value(self) -> SpectralTT:
-        wide, centre = computing_dtype(self.dtype), self._centre
+    def _tensors(self) -> tuple[Tensor, ...]:
+        # A list of parameters is slow to walk, and this is done for each weight of each forward.
+        stored = cast("dict[str, Tensor]", self.frames._parameters)
+        try:
+            return (*[stored[name] for name in self._names], self._centre)
+        except KeyError:  # computed from other parameters
+            return (*self.frames, self._centre)
+
+    def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
+        *frames, centre = tensors
+        dtype, wide = centre.dtype, computing_dtype(centre.dtype)
         constant = centre.new_empty(0, dtype=wide)
-        stored = iter(self.frames)
+        stored = iter(frames)
         vectors = tuple(
             next(stored).to(wide) if size else constant for size in self.chart.frame_sizes
         )
@@ -123,7 +138,7 @@ class HouseholderWeight(SpectralWeight):
         else:
             point = ChartPoint(vectors, centre, constant)
         tt = self.chart.decode(point)
-        return tt if wide == self.dtype else tt.to(self.dtype)
+        return tt if wide == dtype else tt.to(dtype)
 
     def bond(self) -> Tensor:
         """The spectrum, or the full bond, without computing a frame; see the base class."""
@@ -186,6 +201,7 @@ class RiemannianWeight(SpectralWeight):
         chart = HouseholderChart(shape, spectrum, bound)
         tt = chart.decode(initial_point(chart, init, init_std, dtype, device))
         self.point = ManifoldParameter(manifold.pack(tt).to(dtype), manifold=manifold)
+        self.tensor_sizes = (tuple(self.point.shape),)
         if isinstance(init, SpectralTT):
             self.encode_(init, project=project)
 
@@ -197,7 +213,13 @@ class RiemannianWeight(SpectralWeight):
     @property
     def manifold(self) -> SpectralTTManifold:
         """The manifold of the point."""
-        return self.point.manifold
+        # torch.func.functional_call puts plain tensors in the place of parameters.
+        found: SpectralTTManifold | None = getattr(self.point, "manifold", None)
+        return self._own_manifold if found is None else found
+
+    @cached_property
+    def _own_manifold(self) -> SpectralTTManifold:
+        return SpectralTTManifold(self.shape, self.spectrum, self.bound)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -209,8 +231,11 @@ class RiemannianWeight(SpectralWeight):
         """Device of the point."""
         return self.point.device
 
-    def _value(self) -> SpectralTT:
-        return self.manifold.unpack(self.point)
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (self.point,)
+
+    def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
+        return self.manifold.unpack(tensors[0])
 
     def bond(self) -> Tensor:
         """The spectrum, or the full bond, without computing a frame; see the base class."""

@@ -1,4 +1,4 @@
-"""Contractions of spectral tensor trains, and the plan of a linear map by its cost.
+"""Contractions of spectral tensor trains.
 
 Every function takes raw cores with any leading batch dimensions: left cores ``(*b, R, n, R')``
 from the outermost inwards, right cores ``(*b, R, m, R')`` from the centre outwards.
@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from sttp_manifold.tt.shape import TTShape
+from sttp_manifold.tt.plans import conv_plan, linear_plan
 
 __all__ = [
     "conv_plan",
     "digits_of",
     "environments",
+    "form_last",
     "frobenius",
     "group_cores",
     "left_frame",
@@ -40,14 +38,6 @@ __all__ = [
     "times_bond",
     "triangle_of_sum",
 ]
-
-Plan = Literal["dense", "lowrank", "cores"]
-
-# Cost of a contraction on a CPU in units of one floating-point operation: a kernel call, an
-# element that a matrix product touches, and an element that is permuted. FLOPs alone choose badly.
-_CALL, _TOUCH, _PERMUTE = 4e5, 8.0, 60.0
-# Output channels that a convolution computes at once.
-_CHANNELS = 16
 
 
 def left_matrix(cores: Sequence[Tensor]) -> Tensor:
@@ -95,6 +85,13 @@ def times_bond(matrix: Tensor, bond: Tensor, batch_dims: int) -> Tensor:
     return matrix @ bond
 
 
+def form_last(cores: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
+    """Right cores whose last ``count`` have been contracted to one, ``(*b, R, m_k ... m_E, 1)``."""
+    if count < 2:
+        return tuple(cores)
+    return (*cores[:-count], right_matrix(cores[-count:]).unsqueeze(-1))
+
+
 def rows_times_v(cores: Sequence[Tensor], x: Tensor) -> Tensor:
     """Core-by-core ``x @ V`` for ``x`` of shape ``(*b, X, d_in)``: ``(*b, X, R_D)``."""
     # Sizes are spelt out, here and below: torch cannot infer one when another is zero.
@@ -116,26 +113,45 @@ def rows_times_vt(cores: Sequence[Tensor], z: Tensor) -> Tensor:
 
 
 def rows_times_u(cores: Sequence[Tensor], y: Tensor) -> Tensor:
-    """Core-by-core ``y @ U`` for ``y`` of shape ``(*b, X, d_out)``: ``(*b, X, R_D)``."""
-    lead = y.shape[:-1]
-    y = y.unsqueeze(-2)
+    """Core-by-core ``y @ U`` for ``y`` of shape ``(*b, X, d_out)``: ``(*b, X, R_D)``.
+
+    The rows are permuted once, to have the outermost mode last, and then every step is a product
+    of two matrices: the cores, which are small, are read with their mode before their rank. The
+    other way, a product of a core with each row as a matrix, leaves it to torch whether to fold
+    the rows, which it does differently with and without a gradient, and sums its gradient over
+    copies of the core.
+    """
+    lead, count = y.shape[:-2], y.shape[-2]
+    y = _reversed_modes(y, [core.shape[-2] for core in cores])
     for core in cores:
-        unfolding = core.flatten(-3, -2).mT
-        size = unfolding.shape[-1]
-        y = y.reshape(*lead, size, y.shape[-2] * y.shape[-1] // size)
-        y = unfolding.unsqueeze(-3) @ y
-    return y.squeeze(-1)
+        unfolding = core.transpose(-3, -2).flatten(-3, -2)
+        size = unfolding.shape[-2]
+        y = y.reshape(*lead, y.shape[-2] * y.shape[-1] // size, size) @ unfolding
+    return y.reshape(*lead, count, cores[-1].shape[-1])
 
 
 def rows_times_ut(cores: Sequence[Tensor], z: Tensor) -> Tensor:
-    """Core-by-core ``z @ U^T`` for ``z`` of shape ``(*b, X, R_D)``: ``(*b, X, d_out)``."""
-    lead = z.shape[:-1]
-    z = z.unsqueeze(-1)
+    """Core-by-core ``z @ U^T`` for ``z`` of shape ``(*b, X, R_D)``: ``(*b, X, d_out)``.
+
+    As :func:`rows_times_u`, with the permutation at the end.
+    """
+    lead, count = z.shape[:-2], z.shape[-2]
     for core in reversed(cores):
-        z = core.flatten(-3, -2).unsqueeze(-3) @ z
-        size = core.shape[-3]
-        z = z.reshape(*lead, size, z.shape[-2] * z.shape[-1] // size)
-    return z.flatten(-2)
+        unfolding = core.transpose(-3, -2).flatten(-3, -2).mT
+        size = unfolding.shape[-2]
+        z = z.reshape(*lead, z.shape[-2] * z.shape[-1] // size, size) @ unfolding
+    modes = [core.shape[-2] for core in cores]
+    z = z.reshape(*lead, count, math.prod(modes))
+    return _reversed_modes(z, modes[::-1])
+
+
+def _reversed_modes(rows: Tensor, modes: Sequence[int]) -> Tensor:
+    """Rows with their modes in the opposite order."""
+    if len(modes) < 2:
+        return rows
+    lead = rows.ndim - 1
+    order = (*range(lead), *range(lead + len(modes) - 1, lead - 1, -1))
+    return rows.reshape(*rows.shape[:-1], *modes).permute(order).reshape(rows.shape)
 
 
 def rows_at(cores: Sequence[Tensor], index: Tensor, *, reverse: bool = False) -> Tensor:
@@ -257,67 +273,3 @@ def frobenius(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     norm = torch.linalg.vector_norm(x / scale, dim=dims, keepdim=True) * scale
     result: Tensor = norm.squeeze(dims)
     return result
-
-
-def _gemm(rows: int, inner: int, columns: int) -> float:
-    touched = rows * inner + inner * columns + rows * columns
-    return 2.0 * rows * inner * columns + _CALL + _TOUCH * touched
-
-
-@lru_cache(maxsize=4096)
-def linear_plan(shape: TTShape, count: int) -> Plan:
-    """Cheapest way to apply ``W`` to ``count`` vectors, by a cost model.
-
-    Args:
-        shape: the plan of the weight; its merged chain is what is contracted.
-        count: how many vectors are multiplied at once.
-
-    Returns:
-        ``"dense"`` (form ``W``), ``"lowrank"`` (form ``U`` and ``V``), or ``"cores"`` (form
-        nothing). The result of the map is the same up to rounding.
-    """
-    merged = shape.merged
-    r = merged.rank
-    form = core_by_core = 0.0
-    size = 1
-    for k, (a, n, b) in enumerate(merged.left_core_shapes):
-        form += _gemm(size, a, n * b) if k else 0.0
-        size *= n
-        core_by_core += _gemm(a * n, b, count * (merged.d_out // size)) + _PERMUTE * count * (
-            a * merged.d_out // (size // n)
-        )
-    size = 1
-    for k, (a, m, b) in enumerate(reversed(merged.right_core_shapes)):
-        form += _gemm(a * m, b, size) if k else 0.0
-        size *= m
-        core_by_core += _gemm(count * merged.d_in // size, m * b, a)
-    low_rank = _gemm(count, merged.d_in, r) + _gemm(count, r, merged.d_out)
-    dense = _gemm(merged.d_out, r, merged.d_in) + _gemm(count, merged.d_in, merged.d_out)
-    # Comparisons, not min(key=...): torch.compile traces this with a symbolic count.
-    if dense <= low_rank and form + dense <= core_by_core:
-        return "dense"
-    return "lowrank" if form + low_rank <= core_by_core else "cores"
-
-
-@lru_cache(maxsize=4096)
-def conv_plan(shape: TTShape, positions: int) -> Literal["dense", "factorized"]:
-    """Cheapest way to convolve with a kernel ``W`` read as ``c_out x (c_in k)``.
-
-    Args:
-        shape: the plan of the kernel.
-        positions: places of the output, over the batch, at which the kernel is applied.
-
-    Returns:
-        ``"dense"`` (form ``W``), or ``"factorized"`` (``r`` kernels from ``V^T``, then a pointwise
-        convolution by ``U S``). The result is the same up to rounding.
-    """
-    d_out, d_in, r = shape.d_out, shape.d_in, shape.rank
-    dense = _gemm(d_out, r, d_in) + _convolution(positions, d_in, d_out)
-    factorized = _convolution(positions, d_in, r) + _convolution(positions, r, d_out)
-    return "dense" if dense <= factorized else "factorized"
-
-
-def _convolution(positions: int, inner: int, channels: int) -> float:
-    # Kernels compute output channels in blocks: four cost as much as sixteen.
-    blocked = -(-channels // _CHANNELS) * _CHANNELS
-    return positions * (2.0 * inner * blocked + 2 * _TOUCH * channels) + _CALL

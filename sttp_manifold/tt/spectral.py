@@ -12,11 +12,11 @@ from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.tt.contract import (
+    form_last,
     frobenius,
     group_cores,
     left_frame,
     left_matrix,
-    linear_plan,
     mirror,
     right_frame,
     right_matrix,
@@ -29,12 +29,11 @@ from sttp_manifold.tt.contract import (
     triangle_of_sum,
 )
 from sttp_manifold.tt.display import value_html, value_text
+from sttp_manifold.tt.plans import LinearPlan, Plan, linear_steps
 from sttp_manifold.tt.shape import TTShape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from sttp_manifold.tt.contract import Plan
 
 __all__ = ["SpectralTT", "check_places"]
 
@@ -254,29 +253,31 @@ class SpectralTT:
                 f"call tt.{name}(x.to(tt.dtype)) or tt.to(x.dtype).{name}(x)"
             )
         rows = x.reshape(*batch, math.prod(x.shape[len(batch) : -1]), size)
-        plan = linear_plan(self.shape, rows.shape[-2])
+        merged = self.shape.merged
+        sizes = (len(self.left), len(self.right))
+        is_merged = sizes == (len(merged.out_modes), len(merged.in_modes))
+        plan = linear_steps(merged if is_merged else self.shape, rows.shape[-2])
         multiply = self._rows_times_wt if name == "matvec" else self._rows_times_w
         product = multiply(rows, plan)
         return product.reshape(*x.shape[:-1], product.shape[-1])
 
-    def _rows_times_wt(self, rows: Tensor, plan: Plan) -> Tensor:
+    def _rows_times_wt(self, rows: Tensor, plan: LinearPlan | Plan) -> Tensor:
+        plan = LinearPlan.named(plan, len(self.right))
         bond = self.spectrum.mT if self.is_full else self.spectrum
-        if plan == "dense":
+        if plan.name == "dense":
             return rows @ self.to_matrix().mT
-        if plan == "lowrank":
-            inner = self._times_bond(rows @ right_matrix(self.right).mT, bond)
+        inner = self._times_bond(rows_times_v(form_last(self.right, plan.formed), rows), bond)
+        if plan.left:
             return inner @ left_matrix(self.left).mT
-        inner = self._times_bond(rows_times_v(self.right, rows), bond)
         return rows_times_ut(self.left, inner)
 
-    def _rows_times_w(self, rows: Tensor, plan: Plan) -> Tensor:
-        if plan == "dense":
+    def _rows_times_w(self, rows: Tensor, plan: LinearPlan | Plan) -> Tensor:
+        plan = LinearPlan.named(plan, len(self.right))
+        if plan.name == "dense":
             return rows @ self.to_matrix()
-        if plan == "lowrank":
-            inner = self._times_bond(rows @ left_matrix(self.left), self.spectrum)
-            return inner @ right_matrix(self.right)
-        inner = self._times_bond(rows_times_u(self.left, rows), self.spectrum)
-        return rows_times_vt(self.right, inner)
+        inner = rows @ left_matrix(self.left) if plan.left else rows_times_u(self.left, rows)
+        inner = self._times_bond(inner, self.spectrum)
+        return rows_times_vt(form_last(self.right, plan.formed), inner)
 
     def _times_bond(self, matrix: Tensor, bond: Tensor) -> Tensor:
         return times_bond(matrix, bond, len(self.batch_shape))

@@ -1,0 +1,56 @@
+"""What torch is doing around a computation: the doors to its state, some of them private.
+
+Where a door is missing in a version of torch, `circumstances` says that nothing may be shared.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+__all__ = ["circumstances", "graph_is_kept", "outside_autocast"]
+
+Circumstances = tuple[bool, bool, int, object]
+
+
+def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Frames need solves, which refuse bfloat16, and an accuracy that autocast would lose."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+def circumstances() -> Circumstances | None:
+    """What a tensor computed now depends on beside its inputs; None if it is not to be shared.
+
+    Equal answers mean that one computation can stand for another: the same grad mode, inference
+    mode, running backward pass and CUDA stream. There is none under transforms of ``torch.func``,
+    tracing, forward-mode differentiation, dispatch modes (fake tensors, counters), and hooks on
+    saved tensors: gradient checkpointing counts what a region saves, and repeats the region alone.
+    """
+    try:
+        if (
+            torch._C._get_tracing_state() is not None
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+            or forward_ad._current_level >= 0
+        ):
+            return None
+        task = torch._C._current_graph_task_id()
+    except (AttributeError, TypeError):
+        return None
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), task, stream
+
+
+def graph_is_kept() -> bool:
+    """Whether the backward pass that is running keeps its graph; True where torch cannot tell."""
+    try:
+        return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+    except AttributeError:
+        return True

@@ -1,0 +1,90 @@
+"""Constants of the cost model by which plans are chosen, and where they come from.
+
+One floating-point operation of a large matrix product is the unit. The constants below were fitted
+on x86-64 cores with one thread; ``python -m sttp_manifold.tt.refit`` fits them on another machine
+and writes them to a file, which is read when the environment variable ``STTP_COSTS`` names it, and
+never otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from sttp_manifold.errors import ConfigError
+
+__all__ = ["VARIABLE", "Costs", "costs", "read_costs", "write_costs"]
+
+VARIABLE = "STTP_COSTS"
+"""Environment variable that names a file of constants."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What each part of a contraction costs, in floating-point operations.
+
+    Attributes:
+        call: one kernel call.
+        touch: an element that a matrix product reads or writes.
+        permute: an element of a permutation.
+        channels: output channels that a convolution computes at once: fewer cost as much.
+        patch: an element that a convolution reads or writes.
+    """
+
+    call: float = 4e5
+    touch: float = 8.0
+    permute: float = 180.0
+    channels: float = 16.0
+    patch: float = 16.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+                raise ConfigError(f"cost {field.name!r} must be a number >= 0, got {value!r}")
+        if self.channels < 1:
+            raise ConfigError(f"cost 'channels' must be at least 1, got {self.channels!r}")
+
+
+def read_costs(path: str | Path) -> Costs:
+    """Constants from a file that :func:`write_costs` wrote.
+
+    Raises:
+        ConfigError: no such file, or one that does not hold these constants.
+    """
+    again = "python -m sttp_manifold.tt.refit FILE writes one"
+    try:
+        values = json.loads(Path(path).read_text())["costs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{VARIABLE}: {path} is no file of costs ({error!r}); {again}") from error
+    names = {field.name for field in dataclasses.fields(Costs)}
+    if not isinstance(values, dict) or set(values) != names:
+        raise ConfigError(
+            f"{VARIABLE}: {path} must hold {sorted(names)}, holds {values!r}; {again}"
+        )
+    return Costs(**values)
+
+
+def write_costs(path: str | Path, costs: Costs, about: dict[str, object]) -> None:
+    """Write constants, with a word about the machine and the fit."""
+    content = {"costs": dataclasses.asdict(costs), "about": about}
+    Path(path).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def costs() -> Costs:
+    """The constants in use: those of the file that ``STTP_COSTS`` names, or the built-in ones.
+
+    The file is read once for each name; a process that refits takes another name.
+
+    Raises:
+        ConfigError: a file that is not there or does not hold constants.
+    """
+    path = os.environ.get(VARIABLE)
+    return _read(path) if path else _BUILT_IN
+
+
+_BUILT_IN = Costs()
+_read = lru_cache(maxsize=8)(read_costs)

@@ -1,0 +1,212 @@
+"""Plans of linear maps and convolutions by their cost.
+
+A plan is chosen by a model of the work: floating-point operations, kernel calls, elements that
+matrix products touch, elements that are permuted. Operations alone choose badly. The constants are
+in :mod:`sttp_manifold.tt.costs`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+from sttp_manifold.tt.costs import Costs, costs
+
+if TYPE_CHECKING:
+    from sttp_manifold.tt.shape import TTShape
+
+__all__ = ["LinearPlan", "Plan", "Work", "conv_plan", "linear_plan", "linear_plans", "linear_steps"]
+
+Plan = Literal["dense", "lowrank", "cores"]
+
+
+class LinearPlan(NamedTuple):
+    """How a linear map is applied.
+
+    Attributes:
+        name: ``"dense"`` (form ``W``), ``"lowrank"`` (form ``U`` and ``V``), or ``"cores"`` (form
+            less than that).
+        formed: how many right cores, the last ones, are contracted to one before they are applied.
+        left: whether ``U`` is formed; otherwise its cores are applied one by one.
+    """
+
+    name: Plan
+    formed: int
+    left: bool
+
+    @classmethod
+    def named(cls, plan: LinearPlan | Plan, cores: int) -> LinearPlan:
+        """A plan by its name, for so many right cores: ``"cores"`` then forms nothing."""
+        if isinstance(plan, LinearPlan):
+            return plan
+        formed = plan != "cores"
+        return cls(plan, cores if formed else 1, formed)
+
+
+class Work(NamedTuple):
+    """Amounts of what a plan does.
+
+    Attributes:
+        flops: floating-point operations of matrix products.
+        calls: kernel calls.
+        touched: elements that matrix products read or write.
+        permuted: elements that are permuted.
+    """
+
+    flops: float = 0.0
+    calls: float = 0.0
+    touched: float = 0.0
+    permuted: float = 0.0
+
+    def plus(self, other: Work) -> Work:
+        """Sum of two amounts."""
+        return Work(
+            self.flops + other.flops,
+            self.calls + other.calls,
+            self.touched + other.touched,
+            self.permuted + other.permuted,
+        )
+
+    def cost(self, unit: Costs) -> float:
+        """In floating-point operations."""
+        return (
+            self.flops
+            + unit.call * self.calls
+            + unit.touch * self.touched
+            + unit.permute * self.permuted
+        )
+
+
+def _gemm(rows: int, inner: int, columns: int) -> Work:
+    touched = rows * inner + inner * columns + rows * columns
+    return Work(2.0 * rows * inner * columns, 1.0, touched)
+
+
+def linear_plans(shape: TTShape, count: int) -> list[tuple[LinearPlan, Work]]:
+    """Every way to apply a chain to ``count`` vectors, and its work.
+
+    Args:
+        shape: the chain, as its cores are stored.
+        count: how many vectors are multiplied at once.
+    """
+    right = shape.right_core_shapes
+    forming, direct = _left_work(shape, count)
+    plans = []
+    for formed in range(1, len(right) + 1):
+        work = _right_work(shape, count, formed)
+        whole = formed == len(right)
+        if whole:
+            dense = _gemm(shape.d_out, shape.rank, shape.d_in)
+            dense = dense.plus(_gemm(count, shape.d_in, shape.d_out))
+            once = _right_forming(right).plus(forming).plus(dense)
+            plans.append((LinearPlan("dense", formed, True), once))
+        applied = _gemm(count, shape.rank, shape.d_out).plus(forming)
+        name: Plan = "lowrank" if whole else "cores"
+        plans.append((LinearPlan(name, formed, True), work.plus(applied)))
+        if len(shape.out_modes) > 1:
+            plans.append((LinearPlan("cores", formed, False), work.plus(direct)))
+    return plans
+
+
+def _left_work(shape: TTShape, count: int) -> tuple[Work, Work]:
+    """Work of forming ``U``, and of applying its cores one by one."""
+    forming, direct, size = Work(), Work(), 1
+    for k, (a, n, b) in enumerate(shape.left_core_shapes):
+        if k:
+            forming = forming.plus(_gemm(size, a, n * b))
+        size *= n
+        # The core itself is permuted first, the rows once at the end.
+        direct = direct.plus(_gemm(count * (shape.d_out // size), b, a * n))
+        direct = direct.plus(Work(calls=1.0, permuted=a * n * b))
+    return forming, direct.plus(Work(calls=1.0, permuted=count * shape.d_out))
+
+
+def _right_work(shape: TTShape, count: int, formed: int) -> Work:
+    """Work of contracting the last cores to one, and of applying it and the others."""
+    right = shape.right_core_shapes
+    work = _right_forming(right[len(right) - formed :])
+    size = 1
+    for core in right[len(right) - formed :]:
+        size *= core[1]
+    work = work.plus(_gemm(count * (shape.d_in // size), size, right[-formed][0]))
+    for a, m, b in reversed(right[:-formed]):
+        size *= m
+        work = work.plus(_gemm(count * (shape.d_in // size), m * b, a))
+    return work
+
+
+def _right_forming(right: tuple[tuple[int, int, int], ...]) -> Work:
+    work, size = Work(), right[-1][1]
+    for a, m, b in reversed(right[:-1]):
+        work = work.plus(_gemm(a * m, b, size))
+        size *= m
+    return work
+
+
+def _choose(shape: TTShape, count: int, unit: Costs) -> LinearPlan:
+    # Loops and comparisons here and above, no generators and no min(key=...): torch.compile traces
+    # this, perhaps with a symbolic count.
+    best: LinearPlan | None = None
+    least = math.inf
+    for plan, work in linear_plans(shape, count):
+        cost = work.cost(unit)
+        if cost < least:
+            best, least = plan, cost
+    assert best is not None
+    return best
+
+
+_chosen = lru_cache(maxsize=4096)(_choose)
+
+
+def linear_steps(shape: TTShape, count: int) -> LinearPlan:
+    """Cheapest way to apply a chain to ``count`` vectors, by the cost model.
+
+    Args:
+        shape: the chain, as its cores are stored.
+        count: how many vectors are multiplied at once.
+    """
+    if torch.compiler.is_compiling():
+        return _choose(shape, count, costs())  # a cache is nothing to trace
+    return _chosen(shape, count, costs())
+
+
+def linear_plan(shape: TTShape, count: int) -> Plan:
+    """Name of the cheapest way to apply ``W`` to ``count`` vectors, by the cost model.
+
+    Args:
+        shape: the plan of the weight; its merged chain is what is contracted.
+        count: how many vectors are multiplied at once.
+
+    Returns:
+        ``"dense"`` (form ``W``), ``"lowrank"`` (form ``U`` and ``V``), or ``"cores"`` (form
+        less). The result of the map is the same up to rounding.
+    """
+    return linear_steps(shape.merged, count).name
+
+
+def conv_plan(shape: TTShape, positions: int) -> Literal["dense", "factorized"]:
+    """Cheapest way to convolve with a kernel ``W`` read as ``c_out x (c_in k)``.
+
+    Args:
+        shape: the plan of the kernel.
+        positions: places of the output, over the batch, at which the kernel is applied.
+
+    Returns:
+        ``"dense"`` (form ``W``), or ``"factorized"`` (``r`` kernels from ``V^T``, then a pointwise
+        convolution by ``U S``). The result is the same up to rounding.
+    """
+    d_out, d_in, r = shape.d_out, shape.d_in, shape.rank
+    unit = costs()
+    dense = _gemm(d_out, r, d_in).cost(unit) + _convolution(positions, d_in, d_out, unit)
+    factorized = _convolution(positions, d_in, r, unit) + _convolution(positions, r, d_out, unit)
+    return "dense" if dense <= factorized else "factorized"
+
+
+def _convolution(positions: int, inner: int, channels: int, unit: Costs) -> float:
+    # Kernels compute output channels in blocks: four cost as much as sixteen.
+    blocked = math.ceil(channels / unit.channels) * unit.channels
+    return positions * (2.0 * inner * blocked + unit.patch * channels) + unit.call
