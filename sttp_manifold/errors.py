@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "ConversionError",
+    "FrameOverflowError",
     "ManifoldError",
     "OptimizerError",
     "RankError",
@@ -36,6 +37,10 @@ class RankError(ShapeError):
         self.bond = bond
         self.rank = rank
         self.bound = bound
+
+
+class FrameOverflowError(SttpError, OverflowError):
+    """Parameters of a Householder chart whose reflectors are too long for their dtype."""
 
 
 class SpectrumError(SttpError, ValueError):
