@@ -333,14 +333,19 @@ def _iterate(Z: Tensor, D: Tensor, size: float, out: Tensor | None = None) -> Te
         size = _NEAR_IDENTITY  # a series that is right in value only has a wrong derivative
     while True:
         terms = next((m for m in (1, 2) if _LEFT[m - 1] * size ** (m + 1) <= eps), 3)
-        R = _SERIES[terms - 1] * D
-        for coefficient in reversed(_SERIES[: terms - 1]):
-            R.diagonal(dim1=-2, dim2=-1).add_(coefficient)
-            R = D @ R
+        # Z (1 + alpha R), by Horner; the usual short step has one term, and no copy of D.
+        alpha, R = _SERIES[0], D
+        if terms > 1:
+            alpha, R = 1.0, _SERIES[terms - 1] * D
+            for coefficient in reversed(_SERIES[: terms - 1]):
+                R.diagonal(dim1=-2, dim2=-1).add_(coefficient)
+                R = D @ R
         size = _LEFT[terms - 1] * size ** (terms + 1)
         if size <= eps:
-            return torch.baddbmm(Z, Z, R, out=out) if out is not None else Z + Z @ R
-        Z = Z + Z @ R
+            if out is not None:
+                return torch.baddbmm(Z, Z, R, alpha=alpha, out=out)
+            return torch.add(Z, Z @ R, alpha=alpha)
+        Z = torch.add(Z, Z @ R, alpha=alpha)
         D = _excess(Z)
 
 

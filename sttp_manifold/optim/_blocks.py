@@ -26,7 +26,6 @@ __all__ = [
     "full_precision",
     "is_framed",
     "is_riemannian",
-    "project",
     "project_",
     "scalars_shape",
     "spectrum_slice",
@@ -156,16 +155,7 @@ def compress_scalars(p: Tensor, full: Tensor) -> Tensor:
 # --- Frames of one batch; these run in every step, and trust their arguments. ---
 
 
-def project(X: Tensor, G: Tensor) -> Tensor:
-    """Tangent projection of ``(n, d, r)`` at frames of that shape."""
-    return torch.baddbmm(G, X, _symmetric_part_twice(X, G), alpha=-0.5)
-
-
 def project_(X: Tensor, G: Tensor) -> None:
-    """Tangent projection in place."""
-    G.baddbmm_(X, _symmetric_part_twice(X, G), alpha=-0.5)
-
-
-def _symmetric_part_twice(X: Tensor, G: Tensor) -> Tensor:
+    """Tangent projection of ``(n, d, r)`` at frames of that shape, in place."""
     XtG = torch.bmm(X.mT, G)
-    return XtG + XtG.mT
+    G.baddbmm_(X, XtG + XtG.mT, alpha=-0.5)

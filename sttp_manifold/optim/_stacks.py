@@ -91,7 +91,7 @@ class Stacks:
             for p, parts in zip(params, self._parts, strict=True)
         ]
         self._pointers = [p.data_ptr() for p in params]
-        self._points = self._take_apart([p.detach() for p in params])
+        self._points = self.take_apart([p.detach() for p in params])
         self.spans = []
         start = 0
         for pieces, item in zip(self._points, self._items, strict=True):
@@ -110,7 +110,7 @@ class Stacks:
 
     def points(self) -> list[Tensor]:
         """Copy the points into stacks."""
-        return self._stack(self._points)
+        return [self.join(pieces, k) for k, pieces in enumerate(self._points)]
 
     def put_points(self, stacks: Sequence[Tensor]) -> None:
         """Copy stacks back to where :meth:`points` found them."""
@@ -127,7 +127,7 @@ class Stacks:
 
     def stack(self, arrays: Sequence[Tensor]) -> list[Tensor]:
         """Copy arrays, each laid out as its parameter, into stacks."""
-        return self._stack(self._take_apart(arrays))
+        return [self.join(pieces, k) for k, pieces in enumerate(self.take_apart(arrays))]
 
     def stack_scalars(self, arrays: Sequence[Tensor]) -> Tensor:
         """Copy arrays, each with one number for a frame or coordinate, into one vector."""
@@ -142,7 +142,7 @@ class Stacks:
     def unstack(self, stacks: Sequence[Tensor]) -> list[Tensor]:
         """Undo :meth:`stack`: new arrays, each laid out as its parameter."""
         arrays = [torch.empty_like(p.detach()) for p in self.params]
-        for pieces, stack in zip(self._take_apart(arrays), stacks, strict=True):
+        for pieces, stack in zip(self.take_apart(arrays), stacks, strict=True):
             for piece, part in zip(
                 pieces, stack.view(-1).split([piece.numel() for piece in pieces]), strict=True
             ):
@@ -161,7 +161,7 @@ class Stacks:
                 starts[k] += piece.numel()
         return arrays
 
-    def _take_apart(self, arrays: Sequence[Tensor]) -> list[list[Tensor]]:
+    def take_apart(self, arrays: Sequence[Tensor]) -> list[list[Tensor]]:
         """Views of the parts of arrays that are laid out as the parameters, sorted by stack."""
         pieces: list[list[Tensor]] = [[] for _ in self._items]
         for array, parts, targets in zip(arrays, self._parts, self._targets, strict=True):
@@ -169,14 +169,12 @@ class Stacks:
                 pieces[targets[0]].append(array)
                 continue
             # One split an array: views are most of what a small step costs.
-            for piece, k in zip(array.split(parts.sizes, -1), targets, strict=True):
+            cut = torch.split_with_sizes(array, parts.sizes, -1)  # without the checks of split
+            for piece, k in zip(cut, targets, strict=True):
                 pieces[k].append(piece)
         return pieces
 
-    def _stack(self, pieces: list[list[Tensor]]) -> list[Tensor]:
-        return [
-            torch.cat([piece if piece.ndim == 1 else piece.reshape(-1) for piece in stack]).view(
-                -1, *item
-            )
-            for stack, item in zip(pieces, self._items, strict=True)
-        ]
+    def join(self, pieces: Sequence[Tensor], k: int) -> Tensor:
+        """Copy the pieces of stack ``k`` into one tensor."""
+        flat = torch.cat([piece if piece.ndim == 1 else piece.reshape(-1) for piece in pieces])
+        return flat.view(-1, *self._items[k])

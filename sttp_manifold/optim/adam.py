@@ -16,7 +16,6 @@ from sttp_manifold.optim._blocks import (
     compress_scalars,
     decay_gradient,
     effective_gradient,
-    project,
     project_,
     scalars_shape,
 )
@@ -159,23 +158,23 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         if group["amsgrad"] and "max_exp_avg_sq" not in stacks.scalars:
             stacks.scalars["max_exp_avg_sq"] = torch.zeros_like(stacks.scalars["exp_avg_sq"])
         X, moments, second = stacks.points(), stacks.arrays["exp_avg"], stacks.scalars["exp_avg_sq"]
-        gradients = stacks.stack(
+        gradients = stacks.take_apart(
             [effective_gradient(p, maximize=maximize, weight_decay=coupled) for p in stacks.params]
         )
         squares = torch.empty_like(second)
         for k in stacks.frames:
-            grad = gradients[k]
+            grad = stacks.join(gradients[k], k)
             if retraction != "pogo":
                 # Its norm is not taken from |G|^2 - |sym X^T G|^2, which loses all digits near a
                 # minimum where G is normal.
-                grad = project(X[k], grad)
-            torch.linalg.vector_norm(grad.flatten(1), dim=1, out=squares[stacks.spans[k]])
+                project_(X[k], grad)
+            torch.linalg.vector_norm(grad.view(len(grad), -1), dim=1, out=squares[stacks.spans[k]])
             moments[k].lerp_(grad, 1 - beta1)
+            del grad  # one stack of gradients at a time
         c = stacks.coordinates
         if c is not None:
-            squares[stacks.spans[c]] = gradients[c]
-            moments[c].lerp_(gradients[c], 1 - beta1)
-        del gradients
+            grad = squares[stacks.spans[c]] = stacks.join(gradients[c], c)
+            moments[c].lerp_(grad, 1 - beta1)
 
         second.lerp_(squares.square_(), 1 - beta2)
         if group["amsgrad"]:
@@ -191,7 +190,8 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
                 project_(X[k], moments[k])
         if c is not None:
             if decay and not coupled:
-                penalty = stacks.stack([decay_gradient(p) for p in stacks.params])[c]
+                decays = stacks.take_apart([decay_gradient(p) for p in stacks.params])
+                penalty = stacks.join(decays[c], c)
                 X[c].sub_(penalty, alpha=float(group["lr"]) * decay)
             X[c].addcmul_(moments[c], scale[stacks.spans[c]])
         stacks.put_points(X)

@@ -11,7 +11,7 @@ from torch.optim import sgd as torch_sgd
 
 from sttp_manifold._geoopt import geoopt
 from sttp_manifold.optim._base import FrameOptimizer, detached, retract_
-from sttp_manifold.optim._blocks import effective_gradient, project, project_
+from sttp_manifold.optim._blocks import effective_gradient, project_
 from sttp_manifold.optim._stacks import Stacks
 
 __all__ = ["RiemannianSGD"]
@@ -126,14 +126,12 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
     def _step_framed(self, group: dict[str, Any], stacks: Stacks) -> None:
         lr, decay = float(group["lr"]), float(group["weight_decay"])
         retraction, started = group["retraction"], stacks.step > 0
-        X, gradients = (
-            stacks.points(),
-            stacks.stack(
-                [
-                    effective_gradient(p, maximize=group["maximize"], weight_decay=decay)
-                    for p in stacks.params
-                ]
-            ),
+        X = stacks.points()
+        gradients = stacks.take_apart(
+            [
+                effective_gradient(p, maximize=group["maximize"], weight_decay=decay)
+                for p in stacks.params
+            ]
         )
         if group["momentum"] and not stacks.arrays:
             # Zeros, with the whole first gradient added: torch's first step.
@@ -141,7 +139,9 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
             started = False
         momenta = stacks.arrays.get("momentum_buffer", [])
         for k in stacks.frames:
-            grad = gradients[k] if retraction == "pogo" else project(X[k], gradients[k])
+            grad = stacks.join(gradients[k], k)
+            if retraction != "pogo":
+                project_(X[k], grad)
             buffer = momenta[k] if group["momentum"] else None
             retract_(retraction, X[k], _sgd_direction(buffer, grad, group, started), -lr)
             if buffer is not None and retraction != "pogo":
@@ -149,7 +149,9 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
         c = stacks.coordinates
         if c is not None:
             buffer = momenta[c] if group["momentum"] else None
-            X[c].sub_(_sgd_direction(buffer, gradients[c], group, started), alpha=lr)
+            X[c].sub_(
+                _sgd_direction(buffer, stacks.join(gradients[c], c), group, started), alpha=lr
+            )
         stacks.put_points(X)
 
     def _steps_of(self, p: Tensor) -> float:
