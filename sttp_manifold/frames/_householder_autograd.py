@@ -10,8 +10,8 @@ frame is :math:`Q = E - Y Z`. For a cotangent :math:`G` of the frame,
 
 of which the entries are kept that are parameters: two large products for the value, three for the
 gradient, and a triangular solve for each. The inverse of ``M`` is never formed in the full chart:
-with nearly parallel reflectors it would lose a digit. The code keeps ``-M`` and ``-Z^T``, which
-saves a pass over the frame.
+with nearly parallel reflectors it would lose a digit. The code keeps ``-M^T`` and ``-Z^T``,
+which saves passes over the frame and transposed copies.
 
 Every function here takes and returns stacks with exactly one batch dimension.
 """
@@ -39,7 +39,7 @@ class _Constants(NamedTuple):
         pack: flat positions of the strictly lower triangle, row by row.
         lower: ones strictly below the diagonal.
         upper: ones above the diagonal, one half on it.
-        minus_upper: its negative.
+        minus: the negative of its transpose.
         eye: the identity.
     """
 
@@ -47,7 +47,7 @@ class _Constants(NamedTuple):
     pack: Tensor
     lower: Tensor
     upper: Tensor
-    minus_upper: Tensor
+    minus: Tensor
     eye: Tensor
 
 
@@ -83,7 +83,7 @@ def _make_constants(r: int, dtype: torch.dtype, device: torch.device) -> _Consta
         pack,
         ones.tril(-1),
         upper,
-        -upper,
+        -upper.mT.contiguous(),
         eye,
     )
 
@@ -239,7 +239,7 @@ class _Parts(NamedTuple):
 
     Attributes:
         Y: the reflectors, ``(b, d, r)``; of a reduced chart the lower ``(b, d - r, r)``.
-        M: minus ``T^{-1}``, upper triangular, ``(b, r, r)``.
+        M: minus ``T^{-T}``, lower triangular, ``(b, r, r)``.
         Zt: ``-Z^T``, ``(b, r, r)``.
     """
 
@@ -310,9 +310,9 @@ class _Full(_Chart):
         # The Gram matrix of Y with its ones and its linear part added last: summed with the rest,
         # a one would round away small entries, at ten times the loss of orthogonality.
         gram = _add_product(torch.bmm(P.mT, P), bottom.mT, bottom)
-        M = guard(gram.add_(top.mT).mul_(constants.minus_upper), d)
+        M = guard(gram.add_(top).mul_(constants.minus), d)
         # A solve from the right takes row-major operands without a copy.
-        Zt = torch.linalg.solve_triangular(M.mT, top, upper=False, left=False)
+        Zt = torch.linalg.solve_triangular(M, top, upper=False, left=False)
         return _Parts(torch.cat((top, bottom), 1), M, Zt)
 
     @staticmethod
@@ -328,7 +328,7 @@ class _Full(_Chart):
         b, d, r = Y.shape
         constants = _constants(r, Y)
         # W^T with the sign of M; its operand is column-major, as the solve likes it.
-        W = torch.linalg.solve_triangular(M, torch.bmm(Y.mT, G).mT, upper=True, left=False)
+        W = torch.linalg.solve_triangular(M.mT, torch.bmm(Y.mT, G).mT, upper=True, left=False)
         gradient = _add_product(torch.bmm(Y, _symmetric_factor(W, Zt, constants.upper)), G, Zt)
         top = (gradient[:, :r] + W).reshape(b, r * r).index_select(-1, constants.pack)
         return torch.cat((top, gradient[:, r:].reshape(b, (d - r) * r)), -1)
@@ -344,9 +344,9 @@ class _Reduced(_Chart):
     def parts(parameters: Tensor, d: int, r: int, guard: _Guard) -> _Parts:
         constants, b = _constants(r, parameters), parameters.shape[0]
         B = parameters.view(b, d - r, r)
-        M = guard(torch.bmm(B.mT, B).add_(constants.eye).mul_(constants.minus_upper), d)
+        M = guard(torch.bmm(B.mT, B).add_(constants.eye).mul_(constants.minus), d)
         eye = constants.eye.expand(b, r, r)
-        return _Parts(B, M, torch.linalg.solve_triangular(M.mT, eye, upper=False, left=False))
+        return _Parts(B, M, torch.linalg.solve_triangular(M, eye, upper=False, left=False))
 
     @staticmethod
     def assemble(parts: _Parts, transposed: bool) -> Tensor:
@@ -362,6 +362,6 @@ class _Reduced(_Chart):
         b, rest, r = B.shape
         top, bottom = G[:, :r], G[:, r:]
         right = torch.baddbmm(top, B.mT, bottom).mT
-        W = torch.linalg.solve_triangular(M, right, upper=True, left=False)
+        W = torch.linalg.solve_triangular(M.mT, right, upper=True, left=False)
         K = _symmetric_factor(W, Zt, _constants(r, B).upper)
         return _add_product(torch.bmm(B, K), bottom, Zt).reshape(b, rest * r)

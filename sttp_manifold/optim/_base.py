@@ -170,18 +170,20 @@ class FrameOptimizer:
         if self._stacks is None:
             self._stacks = {}
         together = group["foreach"] is not False
-        mine = [key for key in self._stacks if key[0] == id(group)]
-        kept = [self._stacks[key] for key in mine]
+        kept = [stacks for key, stacks in self._stacks.items() if key[0] == id(group)]
         held = [p for stacks in kept for p in stacks.params]
+        wanted = {id(p) for p in params}
         if (
             (together or len(kept) == len(params))
             and len(held) == len(params)
-            and {id(p) for p in held} == {id(p) for p in params}
+            and {id(p) for p in held} == wanted
             and all(stacks.is_current() for stacks in kept)
         ):
             return kept
-        for key in mine:
-            self._unstack(self._stacks.pop(key))
+        # Also where a group was replaced by another with the same parameters.
+        for key, stacks in list(self._stacks.items()):
+            if key[0] == id(group) or any(id(p) in wanted for p in stacks.params):
+                self._unstack(self._stacks.pop(key))
         # Parameters of different step counts move apart: their bias corrections differ.
         sorted_: dict[Any, list[Tensor]] = {}
         for i, p in enumerate(params):

@@ -92,10 +92,11 @@ class Stacks:
         ]
         self._pointers = [p.data_ptr() for p in params]
         self._points = self.take_apart([p.detach() for p in params])
+        self._sizes = [[piece.numel() for piece in pieces] for pieces in self._points]
         self.spans = []
         start = 0
-        for pieces, item in zip(self._points, self._items, strict=True):
-            stop = start + sum(piece.numel() for piece in pieces) // math.prod(item)
+        for sizes, item in zip(self._sizes, self._items, strict=True):
+            stop = start + sum(sizes) // math.prod(item)
             self.spans.append(slice(start, stop))
             start = stop
 
@@ -116,8 +117,8 @@ class Stacks:
         """Copy stacks back to where :meth:`points` found them."""
         sources: list[Tensor] = []
         targets: list[Tensor] = []
-        for pieces, stack in zip(self._points, stacks, strict=True):
-            parts = stack.view(-1).split([piece.numel() for piece in pieces])
+        for pieces, sizes, stack in zip(self._points, self._sizes, stacks, strict=True):
+            parts = torch.split_with_sizes(stack.view(-1), sizes)
             targets += pieces
             sources += [
                 part if piece.ndim == 1 else part.view(piece.shape)

@@ -25,6 +25,11 @@ try:
 except ImportError:  # builds from its sdist with a compiler; the table says that it is absent
     torch_householder_orgqr = None
 
+try:
+    from pogo import POGO, base
+except ImportError:  # pogo-torch
+    POGO = None
+
 Work = Callable[[], object]
 
 FRAMES = [
@@ -42,8 +47,16 @@ AT_LEAST = 2e-3
 AT_MOST = 2.0
 # Wall time unless --cpu-time: on a machine that others use as well, what they take is no cost.
 clock = time.perf_counter
-# The convolutions of a small residual network: (kernel, how often).
-LAYERS = [((16, 16, 3, 3), 12), ((32, 32, 3, 3), 12), ((64, 64, 3, 3), 12)]
+# The convolutions of ResNet-32 for small images: (kernel, how often).
+LAYERS = [
+    ((16, 3, 3, 3), 1),
+    ((16, 16, 3, 3), 10),
+    ((32, 16, 3, 3), 1),
+    ((32, 32, 3, 3), 9),
+    ((64, 32, 3, 3), 1),
+    ((64, 64, 3, 3), 9),
+]
+RANK = 64
 
 
 def compare(competitors: dict[str, Work | None], turns: int) -> list[list[str]]:
@@ -144,35 +157,61 @@ def with_gradients(parameters: list[Tensor]) -> list[Tensor]:
     return parameters
 
 
+def pogo_work(values: list[Tensor]) -> Work | None:
+    """The peer moves stacks of frames, ``(n, d, r)``."""
+    if POGO is None:
+        return None
+    points = [torch.nn.Parameter(v[None].clone()) for v in values]
+    return POGO(with_gradients(points), base.VectorAdam(), 1e-3, rows=False).step
+
+
 def bench_adam(turns: int) -> list[list[str]]:
-    """One step for all weights of a network; geoopt is given the same frames one by one."""
-    manifolds = [
-        SpectralTTManifold(TTShape.for_conv(kernel, rank=16))
-        for kernel, count in LAYERS
-        for _ in range(count)
-    ]
+    """One step for all weights of a network.
+
+    Square cores are constants that our plans leave out. geoopt and torch are given what is left,
+    one by one, and then every core of the chain as it is written.
+    """
+    shapes = [TTShape.for_conv(kernel, rank=RANK) for kernel, count in LAYERS for _ in range(count)]
+    manifolds = [SpectralTTManifold(shape) for shape in shapes]
     points = [manifold.random_parameter() for manifold in manifolds]
-    values = [
+    frames = [
         frame.detach().clone()
         for manifold, point in zip(manifolds, points, strict=True)
         for frame in manifold.unpack(point).core_frames()
     ]
-    one_by_one = [ManifoldParameter(v.clone(), manifold=EuclideanStiefel()) for v in values]
-    canonical = [ManifoldParameter(v.clone(), manifold=geoopt.Stiefel()) for v in values]
-    plain = [torch.nn.Parameter(point.detach().clone()) for point in points]
-    competitors: dict[str, Work | None] = {
-        "RiemannianAdam": RiemannianAdam(with_gradients(points), lr=1e-3).step,
-        "geoopt RiemannianAdam, EuclideanStiefel": geoopt.optim.RiemannianAdam(
-            with_gradients(one_by_one), lr=1e-3
-        ).step,
-        "geoopt RiemannianAdam, Stiefel()": geoopt.optim.RiemannianAdam(
-            with_gradients(canonical), lr=1e-3
-        ).step,
-        "torch Adam(foreach=True), no constraint": torch.optim.Adam(
-            with_gradients(plain), lr=1e-3, foreach=True
-        ).step,
+    sizes = [
+        (a * n, b) if k < len(shape.out_modes) else (n * b, a)
+        for shape in shapes
+        for k, (a, n, b) in enumerate(shape.core_shapes)
+    ]
+    cores = [torch.linalg.qr(torch.randn(d, r))[0] for d, r in sizes]
+
+    def ours(retraction: str) -> Work:
+        fresh = [manifold.random_parameter() for manifold in manifolds]
+        return RiemannianAdam(with_gradients(fresh), lr=1e-3, retraction=retraction).step
+
+    def theirs(values: list[Tensor], manifold: object) -> Work:
+        one_by_one = [ManifoldParameter(v.clone(), manifold=manifold) for v in values]
+        return geoopt.optim.RiemannianAdam(with_gradients(one_by_one), lr=1e-3).step
+
+    def plain(values: list[Tensor]) -> Work:
+        parameters = [torch.nn.Parameter(v.detach().clone()) for v in values]
+        return torch.optim.Adam(with_gradients(parameters), lr=1e-3, foreach=True).step
+
+    competitors: dict[str, Work | None] = {"RiemannianAdam": ours("newton_schulz")}
+    competitors |= {
+        f'retraction="{name}"': ours(name) for name in ("qr", "polar", "cayley", "pogo")
     }
-    label = f"step, {len(points)} weights, {len(values)} frames"
+    for name, values in (("frames", frames), ("cores", cores)):
+        what = f"{len(values)} {name}"
+        competitors |= {
+            f"geoopt RiemannianAdam, EuclideanStiefel, {what}": theirs(values, EuclideanStiefel()),
+            f"geoopt RiemannianAdam, Stiefel(), {what}": theirs(values, geoopt.Stiefel()),
+            f"torch Adam(foreach=True), no constraint, {what}": plain(values),
+        }
+    competitors[f"torch Adam(foreach=True), no constraint, {len(points)} vectors"] = plain(points)
+    competitors[f"pogo-torch, VectorAdam, {len(frames)} frames"] = pogo_work(frames)
+    label = f"step, ResNet-32 at rank {RANK}, {len(points)} weights"
     return [[label, *row] for row in compare(competitors, turns)]
 
 

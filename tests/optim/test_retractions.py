@@ -288,6 +288,20 @@ def test_gradients_that_come_and_go(cls, options):
         torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
+def test_a_group_that_is_replaced_keeps_the_state_of_its_parameters(cls, options):
+    _, params = points()
+    twins = copy.deepcopy(params)
+    replaced, kept = cls(params, lr=0.1, **options), cls(twins, lr=0.1, **options)
+    for seed in range(4):
+        for q, optimizer in ((params, replaced), (twins, kept)):
+            put_gradients(q, seed)
+            optimizer.step()
+        replaced.param_groups[0] = dict(replaced.param_groups[0])
+    for p, q in zip(params, twins, strict=True):
+        assert torch.equal(p.detach(), q.detach())
+
+
 @pytest.mark.parametrize("name", RETRACTIONS)
 @pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
 def test_a_compiled_step_method_is_the_step(cls, options, name):
