@@ -105,12 +105,12 @@ class HouseholderChart:
         left: list[Tensor] = []
         right: list[Tensor] = []
         for k, (vector, (d, r)) in enumerate(zip(point.frames, plan.frame_shapes, strict=True)):
-            frame = (full_frame if self.is_full[k] else reduced_frame)(vector, d, r)
+            chart = full_frame if self.is_full[k] else reduced_frame
             a, mode, b = plan.core_shapes[k]
             if k < len(plan.out_modes):
-                left.append(frame.unflatten(-2, (a, mode)))
+                left.append(chart(vector, d, r).unflatten(-2, (a, mode)))
             else:
-                right.append(frame.mT.unflatten(-1, (mode, b)))
+                right.append(chart(vector, d, r, transposed=True).unflatten(-1, (mode, b)))
         s = self.map(point.spectrum)
         if self.spectrum == "identity":
             s = point.signs

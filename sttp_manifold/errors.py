@@ -8,6 +8,7 @@ __all__ = [
     "CheckError",
     "ConfigError",
     "ConversionError",
+    "FrameOverflowError",
     "ManifoldError",
     "OptimizerError",
     "RankError",
@@ -39,6 +40,10 @@ class RankError(ShapeError):
         self.bond = bond
         self.rank = rank
         self.bound = bound
+
+
+class FrameOverflowError(SttpError, OverflowError):
+    """Parameters of a Householder chart whose reflectors are too long for their dtype."""
 
 
 class SpectrumError(SttpError, ValueError):

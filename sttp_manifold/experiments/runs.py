@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sttp_manifold.errors import ConfigError
+from sttp_manifold.errors import ConfigError, FrameOverflowError
 from sttp_manifold.experiments.data import Examples
 from sttp_manifold.experiments.methods import Method, common_start
 from sttp_manifold.experiments.models import weights
@@ -313,7 +313,7 @@ def execute(
     with _one_thread():
         try:
             end = run.run()
-        except DivergedError as error:
+        except (DivergedError, FrameOverflowError) as error:
             status, reason = "diverged", str(error)
         except torch.linalg.LinAlgError as error:
             # A factorization of numbers that are no longer numbers, or nearly so.

@@ -5,7 +5,7 @@ A product of ``r`` Householder reflectors with vectors ``Y = [y_1, ..., y_r]`` i
 :math:`T^{-1} = \operatorname{striu}(G) + \tfrac12 \operatorname{diag}(G)`, :math:`G = Y^\top Y`
 (Joffrain, Low, Quintana-Ortí, van de Geijn & Van Zee 2006). Its first ``r`` columns are the frame
 :math:`Q = E - Y T Y_{top}^\top`. No loop over reflectors, one triangular solve, any batch shape,
-differentiable any number of times.
+differentiable any number of times (``_householder_autograd`` has the derivative).
 
 - The *full* chart of the Stiefel manifold ``St(d, r)``: ``Y`` unit lower trapezoidal,
   ``d r - r (r + 1) / 2`` parameters.
@@ -18,11 +18,15 @@ Both send zero to ``-E``, minus the truncated identity ([STTP] Sec. 3.2).
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from sttp_manifold.errors import ShapeError
+from sttp_manifold.frames._householder_autograd import full, reduced, strictly_lower
 
 __all__ = [
     "full_frame",
@@ -44,71 +48,88 @@ def reduced_size(d: int, r: int) -> int:
     return r * (d - r)
 
 
-@lru_cache(maxsize=1024)
-def _strictly_lower(r: int, device: torch.device) -> Tensor:
-    """Flat positions of the strictly lower triangle of an ``r x r`` matrix, row by row."""
-    rows, columns = torch.tril_indices(r, r, -1, device=device)
-    return rows * r + columns
-
-
-def _half_gram(Y: Tensor) -> Tensor:
-    """``T^{-1}``, the upper triangle of ``Y^T Y`` with halved diagonal."""
-    gram = Y.mT @ Y
-    return gram.triu(1) + torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1) / 2)
-
-
-def full_frame(parameters: Float[Tensor, "*b size"], d: int, r: int) -> Float[Tensor, "*b {d} {r}"]:
+def full_frame(
+    parameters: Float[Tensor, "*b size"], d: int, r: int, *, transposed: bool = False
+) -> Float[Tensor, "*b rows columns"]:
     r"""Frame of the full chart: a product of ``r`` reflectors, ``Q = E - Y T Y_top^T``.
+
+    Every leading dimension is batch. Derivatives of any order and in any mode are right: the
+    first one is written out by hand, and compilers, transforms of ``torch.func`` and forward mode
+    see plain operations. The memory layout of the output is not fixed: without gradient LAPACK is
+    called where it is faster.
 
     Args:
         parameters: the strictly lower part of ``Y``: first that of its top ``r x r`` block, row by
             row, then the ``(d - r) x r`` rest, row by row.
         d: rows of the frame.
         r: columns, ``r <= d``.
+        transposed: return ``Q^T``, which costs no more.
 
     Shape:
         - parameters: ``(*b, d r - r (r + 1) / 2)``
-        - output: ``(*b, d, r)``, columns orthonormal to rounding
+        - output: ``(*b, d, r)``, columns orthonormal to rounding; ``(*b, r, d)`` if ``transposed``
+
+    Raises:
+        ShapeError: ``r > d``, or a wrong number of parameters.
+        FrameOverflowError: the squared norm of a reflector overflows (entries of 1e19 in float32).
+            Raised on the CPU; on another device, where looking at a value would wait for it, and
+            under ``torch.compile`` or a transform, that frame is NaN instead.
 
     Example:
         >>> Q = full_frame(torch.randn(7, dtype=torch.float64), 5, 2)
         >>> bool(torch.allclose(Q.mT @ Q, torch.eye(2, dtype=torch.float64)))
         True
     """
-    split = r * (r - 1) // 2
-    batch = parameters.shape[:-1]
-    top = parameters.new_zeros(*batch, r * r)
-    positions = _strictly_lower(r, parameters.device)
-    top = top.index_copy(-1, positions, parameters[..., :split]).unflatten(-1, (r, r))
-    eye = torch.eye(r, dtype=parameters.dtype, device=parameters.device)
-    top = top + eye
-    bottom = parameters[..., split:].unflatten(-1, (d - r, r))
-    Y = torch.cat((top, bottom), -2)
-    product = Y @ torch.linalg.solve_triangular(_half_gram(Y), top.mT, upper=True)
-    return torch.cat((eye - product[..., :r, :], -product[..., r:, :]), -2)
+    return _batched(full, parameters, full_size(d, r), d, r, transposed)
 
 
 def reduced_frame(
-    parameters: Float[Tensor, "*b size"], d: int, r: int
-) -> Float[Tensor, "*b {d} {r}"]:
+    parameters: Float[Tensor, "*b size"], d: int, r: int, *, transposed: bool = False
+) -> Float[Tensor, "*b rows columns"]:
     r"""Frame of the reduced chart, ``Q = [I - T; -B T]``; the constant ``-I`` if ``d = r``.
+
+    Batches, derivatives and memory layout as in :func:`full_frame`.
 
     Args:
         parameters: ``B``, row by row.
         d: rows of the frame.
         r: columns, ``r <= d``.
+        transposed: return ``Q^T``, which costs no more.
 
     Shape:
         - parameters: ``(*b, r (d - r))``
         - output: ``(*b, d, r)``, columns orthonormal to rounding; the top block is upper
-          triangular with diagonal in ``[-1, 1)``
+          triangular with diagonal in ``[-1, 1)``; ``(*b, r, d)`` if ``transposed``
+
+    Raises:
+        ShapeError: ``r > d``, or a wrong number of parameters.
+        FrameOverflowError: as in :func:`full_frame`.
     """
-    B = parameters.unflatten(-1, (d - r, r))
-    eye = torch.eye(r, dtype=parameters.dtype, device=parameters.device)
-    gram = B.mT @ B
-    half = gram.triu(1) + torch.diag_embed((gram.diagonal(dim1=-2, dim2=-1) + 1) / 2)
-    T = torch.linalg.solve_triangular(half, eye.expand_as(half), upper=True)
-    return torch.cat((eye - T, -(B @ T)), -2)
+    return _batched(reduced, parameters, reduced_size(d, r), d, r, transposed)
+
+
+def _batched(
+    chart: Callable[[Tensor, int, int, bool], Tensor],
+    parameters: Tensor,
+    size: int,
+    d: int,
+    r: int,
+    transposed: bool,
+) -> Tensor:
+    """Call a chart of stacks with one batch dimension on parameters with any number of them."""
+    if not 1 <= r <= d or parameters.shape[-1] != size:
+        raise ShapeError(
+            f"{chart.__name__}_frame(parameters, d={d}, r={r}) takes 1 <= r <= d and parameters of "
+            f"shape (*b, {chart.__name__}_size(d, r)), got shape {tuple(parameters.shape)}"
+            + (f" instead of (*b, {size})" if 1 <= r <= d else "")
+        )
+    if parameters.ndim == 1:
+        return chart(parameters.unsqueeze(0), d, r, transposed)[0]
+    if parameters.ndim == 2:
+        return chart(parameters, d, r, transposed)
+    batch = parameters.shape[:-1]
+    frames = chart(parameters.reshape(math.prod(batch), size), d, r, transposed)
+    return frames.view(*batch, *frames.shape[1:])
 
 
 def full_reflectors(
@@ -139,7 +160,7 @@ def full_reflectors(
         columns.append(reflector)
         signs.append(sign[..., 0])
     Y = torch.cat([torch.nn.functional.pad(c, (0, 0, d - c.shape[-2], 0)) for c in columns], dim=-1)
-    top = Y[..., :r, :].flatten(-2).index_select(-1, _strictly_lower(r, Q.device))
+    top = Y[..., :r, :].flatten(-2).index_select(-1, strictly_lower(r, Q))
     return torch.cat((top, Y[..., r:, :].flatten(-2)), -1), torch.cat(signs, -1)
 
 

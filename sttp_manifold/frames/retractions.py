@@ -4,16 +4,23 @@ Set: the Stiefel manifold :math:`St(d, r)` of ``d x r`` matrices with orthonorma
 Metric: the Euclidean one, for which the tangent projection is
 :math:`G - X\,\mathrm{sym}(X^T G)` (Absil, Mahony & Sepulchre 2008, Sec. 3.6.1).
 
-Two retractions, both of first order along tangent vectors (ibid., Sec. 4.1.1):
+Three families, all of first order along tangent vectors (ibid., Sec. 4.1.1):
 
 - the Q factor of ``X + U``, with the signs that make the diagonal of R positive. :func:`qr` takes
   it from LAPACK; :func:`cholesky_qr` reaches the same point through the Gram matrix, which costs
   a few batched products instead of a Householder sweep per frame;
-- the polar factor of ``X + U``, :func:`polar`, the nearest frame to it.
+- the polar factor of ``X + U``, the nearest frame to it, of second order (Absil & Malick 2012):
+  :func:`polar` at any length, by a singular value decomposition where it must;
+  :func:`newton_schulz` by products only, and the Q factor for steps too long for them;
+- :func:`cayley`, along the Cayley transform of a skew matrix, of second order in the canonical
+  metric but not in this one.
 
-Why Cholesky is safe here: for a tangent ``U``, :math:`(X+U)^T(X+U) = I + U^T U`, so the Gram matrix
-of a short step is close to the identity and loses nothing. What is not a short step is noticed on
-the Gram matrix itself, which makes no assumption about ``U``.
+:func:`pogo` is no retraction: it steps along the landing field and makes up for what is lost of
+orthonormality to leading order.
+
+Why the Gram matrix is safe here: for a tangent ``U``, :math:`(X+U)^T(X+U) = I + U^T U`, which for a
+short step is close to the identity and loses nothing. What is not a short step is noticed on the
+Gram matrix itself, which makes no assumption about ``U``.
 """
 
 from __future__ import annotations
@@ -23,13 +30,25 @@ from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
 
-__all__ = ["cholesky_qr", "orthonormalize", "polar", "project_tangent", "qr"]
+__all__ = [
+    "cayley",
+    "cholesky_qr",
+    "newton_schulz",
+    "orthonormalize",
+    "pogo",
+    "polar",
+    "polish",
+    "project_tangent",
+    "qr",
+]
 
 # A Gram matrix within 1/2 of the identity (Frobenius) has eigenvalues in [1/2, 3/2]: condition
 # number 3 at most, so that one Cholesky pass is orthonormal to a few roundings.
 _NEAR_IDENTITY = 0.5
-# The error of the Gram matrix goes e -> (3 e^2 + e^3)/4: from 1/2, six steps end below 1e-16.
-_NEWTON_SCHULZ_STEPS = 6
+# Taylor coefficients of (1 + x)^(-1/2); with the first m of them the Gram matrix I + D becomes
+# I + O(D^(m + 1)), with the factor below.
+_SERIES = (-0.5, 0.375, -0.3125)
+_LEFT = (0.75, 0.625, 0.546875)
 
 
 def _check(X: Tensor, U: Tensor, name: str) -> None:
@@ -133,13 +152,129 @@ def polar(X: Tensor, U: Tensor) -> Tensor:
     Z = X + U
     if Z.numel() == 0:
         return Z
-    if _deviation(Z.mT @ Z) <= _NEAR_IDENTITY:
-        for _ in range(_NEWTON_SCHULZ_STEPS):
-            Z = 1.5 * Z - 0.5 * Z @ (Z.mT @ Z)
-        return Z
+    D = _excess(Z)
+    worst = float(_sizes(D).amax())
+    if worst <= _NEAR_IDENTITY:
+        return _iterate(Z, D, worst)
     Z, bad = _without_bad_frames(Z)
     left, _, right = torch.linalg.svd(Z, full_matrices=False)
     return _with_nan(left @ right, bad)
+
+
+def newton_schulz(X: Tensor, U: Tensor) -> Tensor:
+    r"""Retract by the polar factor of ``X + U``, by products only; by its Q factor if it is far.
+
+    See :func:`polish`, which does the work.
+
+    Args:
+        X: frames.
+        U: directions, tangent or not.
+
+    Returns:
+        The new frames; all NaN where ``X + U`` is not finite.
+
+    Shape:
+        - X: ``(*b, d, r)``, U: ``(*b, d, r)``
+        - Output: ``(*b, d, r)``
+
+    Raises:
+        ShapeError: if ``X`` is wide or the shapes differ.
+    """
+    _check(X, U, "newton_schulz")
+    return polish(X + U)
+
+
+def polish(Z: Tensor, out: Tensor | None = None) -> Tensor:
+    r"""Orthonormal factors of ``Z``: polar where the Gram matrix is near the identity, else Q.
+
+    With :math:`Z^T Z = I + D`, the polar factor is :math:`Z (I + D)^{-1/2}`; the series of the
+    inverse root is cut at the power that the size of ``D`` and the dtype ask for. Cut after the
+    first it is a step of Newton and Schulz, which one of the usual length in float32 needs; a
+    longer step costs products of ``r x r`` matrices more. Where ``D`` is not below 1/2 in the
+    Frobenius norm, :func:`orthonormalize` is taken, frame by frame.
+
+    Args:
+        Z: matrices of full column rank.
+        out: where to write the result, other memory than ``Z``; for stacks ``(n, d, r)`` without
+            gradient.
+
+    Shape:
+        - Z: ``(*b, d, r)``, ``d >= r``
+        - Output: ``(*b, d, r)``
+    """
+    if Z.numel() == 0:
+        return Z if out is None else out.copy_(Z)
+    D = _excess(Z)
+    sizes = _sizes(D)
+    worst = float(sizes.amax())
+    if worst <= _NEAR_IDENTITY:
+        return _iterate(Z, D, worst, out)
+    near = sizes <= _NEAR_IDENTITY  # false for NaN
+    Q = torch.empty_like(Z) if out is None else out
+    for chosen, factor in ((near, polish), (~near, orthonormalize)):
+        if bool(chosen.any()):
+            Q[chosen] = factor(Z[chosen])
+    return Q
+
+
+def cayley(X: Tensor, U: Tensor) -> Tensor:
+    r"""Retract along the Cayley transform of a skew matrix (Wen & Yin 2013, Sec. 3.1).
+
+    :math:`(I - W/2)^{-1} (I + W/2) X` with :math:`W = P U X^T - X U^T P`, :math:`P = I - XX^T/2`,
+    which is ``U`` at ``X`` for tangent ``U``. Since :math:`W = A B^T` has rank ``2 r``, by Woodbury
+    it is :math:`X + A (I - B^T A / 2)^{-1} B^T X`: one solve of size ``2 r``. What rounding adds to
+    the frame, step by step, is taken off at the end as in :func:`newton_schulz`.
+
+    Args:
+        X: frames.
+        U: directions; of one that is not tangent, the tangent part counts.
+
+    Returns:
+        The new frames; all NaN where ``X + U`` is not finite.
+
+    Shape:
+        - X: ``(*b, d, r)``, U: ``(*b, d, r)``
+        - Output: ``(*b, d, r)``
+
+    Raises:
+        ShapeError: if ``X`` is wide or the shapes differ.
+    """
+    _check(X, U, "cayley")
+    XtU = X.mT @ U
+    U = U - X @ ((XtU + XtU.mT) / 2)
+    # P U = U - X (X^T U) / 2, where X^T U is skew by now.
+    PU = U - X @ ((XtU - XtU.mT) / 4)
+    A, B = torch.cat((PU, X), -1), torch.cat((X, -PU), -1)
+    eye = torch.eye(A.shape[-1], dtype=X.dtype, device=X.device)
+    solved, _ = torch.linalg.solve_ex(eye - (B.mT @ A) / 2, B.mT @ X)
+    return polish(X + A @ solved)
+
+
+def pogo(X: Tensor, U: Tensor) -> Tensor:
+    r"""Step without a retraction (Javaloy & Vergari 2026, arXiv 2602.14656).
+
+    :math:`M = X + \mathrm{skew}(U X^T) X`, then :math:`M + \frac12 (M - M M^T M)`, which leaves a
+    deviation of the order of the step to the fourth, and nothing else that would stop it from
+    growing: for small steps only. ``U`` is a Euclidean direction; its skew part is what counts, and
+    for a tangent one that lies outside of the span of ``X`` that is one half of it.
+
+    Args:
+        X: frames, or matrices near frames.
+        U: directions.
+
+    Returns:
+        The new matrices; NaN where ``X + U`` is not finite.
+
+    Shape:
+        - X: ``(*b, d, r)``, U: ``(*b, d, r)``
+        - Output: ``(*b, d, r)``
+
+    Raises:
+        ShapeError: if ``X`` is wide or the shapes differ.
+    """
+    _check(X, U, "pogo")
+    M = X + (U @ (X.mT @ X) - X @ (U.mT @ X)) / 2
+    return 1.5 * M - 0.5 * (M @ (M.mT @ M))
 
 
 def orthonormalize(Z: Tensor) -> Tensor:
@@ -173,11 +308,45 @@ def orthonormalize(Z: Tensor) -> Tensor:
     return _householder_qr(Z)
 
 
+def _excess(Z: Tensor) -> Tensor:
+    """``Z^T Z - I``."""
+    D = Z.mT @ Z
+    D.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return D
+
+
+def _sizes(D: Tensor) -> Tensor:
+    """Frobenius norms, to decide by, not to differentiate."""
+    return torch.linalg.vector_norm(D.detach(), dim=(-2, -1))
+
+
 def _deviation(gram: Tensor) -> float:
     """Largest Frobenius distance of a Gram matrix from the identity; NaN if there is a NaN."""
-    with torch.no_grad():
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        return float(torch.linalg.vector_norm(gram - eye, dim=(-2, -1)).amax())
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return float(_sizes(gram - eye).amax())
+
+
+def _iterate(Z: Tensor, D: Tensor, size: float, out: Tensor | None = None) -> Tensor:
+    """Polar factor of ``Z``, whose excess ``D`` has norms up to ``size <= 1/2``."""
+    eps = torch.finfo(Z.dtype).eps
+    if torch.is_grad_enabled() and Z.requires_grad:
+        size = _NEAR_IDENTITY  # a series that is right in value only has a wrong derivative
+    while True:
+        terms = next((m for m in (1, 2) if _LEFT[m - 1] * size ** (m + 1) <= eps), 3)
+        # Z (1 + alpha R), by Horner; the usual short step has one term, and no copy of D.
+        alpha, R = _SERIES[0], D
+        if terms > 1:
+            alpha, R = 1.0, _SERIES[terms - 1] * D
+            for coefficient in reversed(_SERIES[: terms - 1]):
+                R.diagonal(dim1=-2, dim2=-1).add_(coefficient)
+                R = D @ R
+        size = _LEFT[terms - 1] * size ** (terms + 1)
+        if size <= eps:
+            if out is not None:
+                return torch.baddbmm(Z, Z, R, alpha=alpha, out=out)
+            return torch.add(Z, Z @ R, alpha=alpha)
+        Z = torch.add(Z, Z @ R, alpha=alpha)
+        D = _excess(Z)
 
 
 def _divide_by_cholesky(Z: Tensor, gram: Tensor) -> Tensor:

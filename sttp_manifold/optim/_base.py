@@ -1,4 +1,10 @@
-"""What the two optimizers share: sorting parameters, refusing flags, the closure, stabilizing."""
+"""What the two optimizers share: sorting parameters, refusing flags, stacks, stabilizing.
+
+Where the state of framed parameters is: between steps in :class:`~._stacks.Stacks`. Whoever reads
+``optimizer.state`` (``state_dict``, ``pickle``, a test, a user) finds it per parameter as torch has
+it, and may change it there: the read gives up the stacks, and the next step makes new ones. So
+nothing is held twice, and nobody sees a number that is not the current one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +18,14 @@ from torch import Tensor
 
 from sttp_manifold._geoopt import ManifoldTensor
 from sttp_manifold.errors import OptimizerError
-from sttp_manifold.frames.retractions import polar, project_tangent
+from sttp_manifold.frames.retractions import (
+    cayley,
+    orthonormalize,
+    pogo,
+    polar,
+    polish,
+    project_tangent,
+)
 from sttp_manifold.optim._blocks import (
     check_dense,
     frame_views,
@@ -20,8 +33,11 @@ from sttp_manifold.optim._blocks import (
     is_framed,
     is_riemannian,
 )
+from sttp_manifold.optim._stacks import Stacks
 
-__all__ = ["FrameOptimizer"]
+__all__ = ["RETRACTIONS", "FrameOptimizer"]
+
+RETRACTIONS = ("newton_schulz", "qr", "polar", "cayley", "pogo")
 
 _WHY_NOT = {
     "capturable": "which factorization is accurate is decided on the host, from the data",
@@ -36,15 +52,42 @@ class FrameOptimizer:
     _momentum_key: ClassVar[str]
     # Lost by pickling, which keeps defaults, state and groups only.
     _stabilize: int | None = None
+    _retraction: str = "newton_schulz"
+    _stacks: dict[Any, Stacks] | None = None
+    _stepping: bool = False
     param_groups: list[dict[str, Any]]
-    state: defaultdict[Tensor, Any]
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """State of every parameter, laid out as it is."""
+        if self._stacks and not self._stepping:
+            for stacks in self._stacks.values():
+                self._unstack(stacks)
+            self._stacks = None
+        kept: defaultdict[Tensor, Any] = self.__dict__["state"]
+        return kept
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        self._stacks = None
+        self.__dict__["state"] = state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._stacks = None
+        super().__setstate__(state)  # type: ignore[misc]
+        for group in self.param_groups:
+            # A state of geoopt's, which knows no other.
+            group.setdefault("retraction", "qr")
+        self._retraction = self.param_groups[0]["retraction"]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch.
 
         Raises:
-            OptimizerError: if the group has a flag that its manifold parameters cannot honour.
+            OptimizerError: if the group has a flag that its manifold parameters cannot honour, or
+                an unknown retraction.
         """
+        param_group.setdefault("retraction", self._retraction)
         super().add_param_group(param_group)  # type: ignore[misc]
         try:
             self._refuse_flags(self.param_groups[-1])
@@ -62,9 +105,16 @@ class FrameOptimizer:
         super().load_state_dict(copy.deepcopy(state_dict))  # type: ignore[misc]
 
     def _refuse_flags(self, group: dict[str, Any]) -> None:
+        name = type(self).__name__
+        if group["retraction"] not in RETRACTIONS:
+            raise OptimizerError(
+                f"{name} got retraction={group['retraction']!r}; it takes one of "
+                f"{', '.join(map(repr, RETRACTIONS))}, as in {name}(params, lr=..., "
+                f"retraction='newton_schulz')"
+            )
         flags = [flag for flag in _WHY_NOT if group.get(flag)]
         if flags and any(is_riemannian(p) for p in group["params"]):
-            name, flag = type(self).__name__, flags[0]
+            flag = flags[0]
             raise OptimizerError(
                 f"{name} cannot honour {flag}=True for manifold parameters: {_WHY_NOT[flag]}; call "
                 f"{name}(params, lr=...) without it, or {name}([dict(params=plain, {flag}=True), "
@@ -83,24 +133,78 @@ class FrameOptimizer:
             self._refuse_flags(group)
             check_dense(group["params"], type(self).__name__)
         for group in self.param_groups:
-            plain: list[Tensor] = []
-            framed: list[Tensor] = []
-            generic: list[Tensor] = []
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                kind = plain if not is_riemannian(p) else framed if is_framed(p) else generic
-                kind.append(p)
-            if plain:
-                self._step_plain(group, plain)
-            with full_precision(framed + generic):
-                if framed:
-                    self._step_framed(group, framed)
-                for p in generic:
-                    self._step_generic(group, p)
-                if self._count_step(group, framed + generic):
-                    self.stabilize_group(group)
+            self._stepping = True
+            try:
+                stabilize = self._step_group(group)
+            finally:
+                self._stepping = False
+            if stabilize:
+                self.stabilize_group(group)
         return loss
+
+    def _step_group(self, group: dict[str, Any]) -> bool:
+        """Step one group; whether it is to be stabilized now."""
+        plain: list[Tensor] = []
+        framed: list[Tensor] = []
+        generic: list[Tensor] = []
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            kind = plain if not is_riemannian(p) else framed if is_framed(p) else generic
+            kind.append(p)
+        if plain:
+            self._step_plain(group, plain)
+        with full_precision(framed + generic):
+            stacks = self._stacks_of(group, framed)
+            for stack in stacks:
+                self._step_framed(group, stack)
+                stack.step += 1
+            for p in generic:
+                self._step_generic(group, p)
+            return self._count_step(group, stacks, generic)
+
+    def _stacks_of(self, group: dict[str, Any], params: list[Tensor]) -> list[Stacks]:
+        """Stacks of the framed parameters of a group: those of the last step where they fit."""
+        if not params:
+            return []
+        if self._stacks is None:
+            self._stacks = {}
+        together = group["foreach"] is not False
+        kept = [stacks for key, stacks in self._stacks.items() if key[0] == id(group)]
+        held = [p for stacks in kept for p in stacks.params]
+        wanted = {id(p) for p in params}
+        if (
+            (together or len(kept) == len(params))
+            and len(held) == len(params)
+            and {id(p) for p in held} == wanted
+            and all(stacks.is_current() for stacks in kept)
+        ):
+            return kept
+        # Also where a group was replaced by another with the same parameters.
+        for key, stacks in list(self._stacks.items()):
+            if key[0] == id(group) or any(id(p) in wanted for p in stacks.params):
+                self._unstack(self._stacks.pop(key))
+        # Parameters of different step counts move apart: their bias corrections differ.
+        sorted_: dict[Any, list[Tensor]] = {}
+        for i, p in enumerate(params):
+            own = (self._steps_of(p), p.dtype, p.device, None if together else i)
+            sorted_.setdefault(own, []).append(p)
+        for own, members in sorted_.items():
+            self._stacks[id(group), own] = stacks = Stacks(members, own[0])
+            self._restack(group, stacks)
+        return [self._stacks[id(group), own] for own in sorted_]
+
+    def _steps_of(self, p: Tensor) -> float:
+        """How many steps a framed parameter has taken, as far as that matters to the next."""
+        raise NotImplementedError
+
+    def _restack(self, group: dict[str, Any], stacks: Stacks) -> None:
+        """Move the state of parameters into their stacks, or start it."""
+        raise NotImplementedError
+
+    def _unstack(self, stacks: Stacks) -> None:
+        """Move the state of parameters out of their stacks."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def stabilize_group(self, group: dict[str, Any]) -> None:
@@ -116,7 +220,7 @@ class FrameOptimizer:
             if is_framed(p):
                 for X in frame_views(p, x):
                     X.copy_(polar(X, torch.zeros_like(X)))
-                if momentum is not None:
+                if momentum is not None and group["retraction"] != "pogo":
                     for X, M in zip(frame_views(p, x), frame_views(p, momentum), strict=True):
                         M.copy_(project_tangent(X, M))
             else:
@@ -127,13 +231,15 @@ class FrameOptimizer:
     def _step_plain(self, group: dict[str, Any], params: list[Tensor]) -> None:
         raise NotImplementedError
 
-    def _step_framed(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _step_framed(self, group: dict[str, Any], stacks: Stacks) -> None:
         raise NotImplementedError
 
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
         raise NotImplementedError
 
-    def _count_step(self, group: dict[str, Any], params: list[Tensor]) -> bool:
+    def _count_step(
+        self, group: dict[str, Any], stacks: list[Stacks], generic: list[Tensor]
+    ) -> bool:
         """Whether the step just taken is one to stabilize after."""
         raise NotImplementedError
 
@@ -141,3 +247,28 @@ class FrameOptimizer:
 def detached(params: list[Tensor]) -> list[Tensor]:
     """Parameters of a Euclidean manifold as torch's own tensors, on which it takes fast paths."""
     return [p.detach() if isinstance(p, ManifoldTensor) else p for p in params]
+
+
+def retract_(retraction: str, X: Tensor, direction: Tensor, scale: Tensor | float) -> None:
+    """Move frames ``(n, d, r)`` along ``scale * direction``, in place.
+
+    Args:
+        retraction: one of :data:`RETRACTIONS`.
+        X: the frames.
+        direction: as ``X``.
+        scale: a number, or one for each frame, ``(n,)``.
+    """
+    if retraction in ("cayley", "pogo"):
+        U = direction * (scale[:, None, None] if isinstance(scale, Tensor) else scale)
+        X.copy_((cayley if retraction == "cayley" else pogo)(X, U))
+        return
+    if isinstance(scale, Tensor):
+        Z = torch.addcmul(X, direction, scale[:, None, None])
+    else:
+        Z = torch.add(X, direction, alpha=scale)
+    if retraction == "newton_schulz":
+        polish(Z, out=X)
+    elif retraction == "qr":
+        X.copy_(orthonormalize(Z))
+    else:
+        X.copy_(polar(Z, torch.zeros_like(Z)))

@@ -1,4 +1,4 @@
-"""Parameters sorted by the way they move, and their frames laid together into batches.
+"""Parameters sorted by the way they move, and views of what they consist of.
 
 A parameter is *plain* (torch moves it), *framed* (a :class:`SpectralTTManifold` point or a
 Euclidean Stiefel frame, moved here in batches), or *generic* (any other geoopt manifold, moved by
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ManifoldTensor
 from sttp_manifold.errors import OptimizerError
 
 __all__ = [
-    "Batch",
-    "Layout",
     "SparseGradientError",
     "check_dense",
     "compress_scalars",
@@ -29,7 +26,6 @@ __all__ = [
     "full_precision",
     "is_framed",
     "is_riemannian",
-    "project",
     "project_",
     "scalars_shape",
     "spectrum_slice",
@@ -156,156 +152,10 @@ def compress_scalars(p: Tensor, full: Tensor) -> Tensor:
     return parts[0].clone() if len(parts) == 1 else torch.cat(parts, -1)
 
 
-# --- Batches over parameters. ---
-
-
-class Batch:
-    """Equal items (frames, or single coordinates) of many parameters, to be moved together.
-
-    Args:
-        item: shape of one item, ``(d, r)`` or ``()``.
-    """
-
-    def __init__(self, item: tuple[int, ...]) -> None:
-        self._item = item
-        self._pieces: dict[str, list[Tensor]] = {}
-        self._scalars: set[str] = set()
-
-    def add(self, role: str, piece: Tensor, *, scalar: bool = False) -> None:
-        """Add what one parameter has of a role (point, gradient, momentum ...).
-
-        Args:
-            role: its name.
-            piece: any shape that holds a number of whole items in order.
-            scalar: whether it holds one number an item instead.
-        """
-        self._pieces.setdefault(role, []).append(piece)
-        if scalar:
-            self._scalars.add(role)
-
-    def gather(self) -> dict[str, Tensor]:
-        """All items of each role; the memory of the parameter itself where it is alone.
-
-        Shape:
-            - Output: each ``(items, *item)``, or ``(items,)`` for scalars
-        """
-        work = {}
-        for role, pieces in self._pieces.items():
-            item = () if role in self._scalars else self._item
-            if len(pieces) == 1:
-                work[role] = pieces[0].reshape(-1, *item)
-            else:
-                work[role] = torch.cat([_flat(piece) for piece in pieces]).view(-1, *item)
-        return work
-
-    def scatter(self, work: dict[str, Tensor], *roles: str) -> None:
-        """Write items back to where :meth:`gather` found them."""
-        for role in roles:
-            if role not in work:
-                continue
-            pieces, items = self._pieces[role], work[role]
-            if len(pieces) > 1:
-                parts = items.view(-1).split([piece.numel() for piece in pieces])
-                torch._foreach_copy_(
-                    pieces,
-                    [
-                        part if piece.ndim == 1 else part.view(piece.shape)
-                        for part, piece in zip(parts, pieces, strict=True)
-                    ],
-                )
-            elif pieces[0].data_ptr() != items.data_ptr():
-                pieces[0].copy_(items.view(pieces[0].shape))
-
-
-def _flat(piece: Tensor) -> Tensor:
-    return piece if piece.ndim == 1 else piece.reshape(-1)
-
-
-class Layout:
-    """Frames and coordinates of many parameters, sorted into batches.
-
-    Args:
-        together: whether to batch over parameters, or keep each by itself.
-    """
-
-    def __init__(self, *, together: bool) -> None:
-        self._together = together
-        self._frames: dict[Any, Batch] = {}
-        self._coordinates: dict[Any, Batch] = {}
-        self._count = 0
-
-    def add(
-        self,
-        p: Tensor,
-        key: Any,
-        *,
-        arrays: dict[str, Tensor],
-        scalars: dict[str, Tensor] | None = None,
-        coordinates: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Add one parameter.
-
-        Args:
-            p: a framed parameter.
-            key: parameters of different keys move apart (their step counts differ).
-            arrays: by role, laid out as ``p``.
-            scalars: by role, of shape :func:`scalars_shape`.
-            coordinates: by role, laid out as ``p``, of which only the spectrum matters.
-        """
-        own = (key, None if self._together else self._count, p.dtype, p.device)
-        self._count += 1
-        manifold = p.manifold  # type: ignore[attr-defined]
-        scalars = scalars or {}
-        if type(manifold) is EuclideanStiefel:
-            batch = self._batch(own, tuple(p.shape[-2:]))
-            for role, array in arrays.items():
-                batch.add(role, array)
-            for role, array in scalars.items():
-                batch.add(role, array, scalar=True)
-            return
-        groups, part = manifold.frame_groups, spectrum_slice(p)
-        batches = [self._batch(own, (d, r)) for _, _, d, r in groups]
-        sizes = [count * d * r for _, count, d, r in groups]
-        counts = [count for _, count, _, _ in groups]
-        if part is not None:
-            batches.append(self._coordinates.setdefault(own, Batch(())))
-            sizes.append(part.stop - part.start)
-            counts.append(part.stop - part.start)
-            for role, array in (coordinates or {}).items():
-                batches[-1].add(role, array[..., part])
-        # One split an array: views are most of what a small step costs.
-        for role, array in arrays.items():
-            for batch, piece in zip(batches, array.split(sizes, -1), strict=True):
-                batch.add(role, piece)
-        for role, array in scalars.items():
-            for batch, piece in zip(batches, array.split(counts, -1), strict=True):
-                batch.add(role, piece, scalar=True)
-
-    def _batch(self, own: Any, item: tuple[int, ...]) -> Batch:
-        return self._frames.setdefault((own, item), Batch(item))
-
-    def frames(self) -> Iterator[tuple[Any, Batch]]:
-        """Batches of frames of one shape, with the key of their parameters."""
-        return ((own[0], batch) for (own, _), batch in self._frames.items())
-
-    def coordinates(self) -> Iterator[tuple[Any, Batch]]:
-        """Batches of spectrum coordinates, with the key of their parameters."""
-        return ((own[0], batch) for own, batch in self._coordinates.items())
-
-
 # --- Frames of one batch; these run in every step, and trust their arguments. ---
 
 
-def project(X: Tensor, G: Tensor) -> Tensor:
-    """Tangent projection of ``(n, d, r)`` at frames of that shape."""
-    return torch.baddbmm(G, X, _symmetric_part_twice(X, G), alpha=-0.5)
-
-
 def project_(X: Tensor, G: Tensor) -> None:
-    """Tangent projection in place."""
-    G.baddbmm_(X, _symmetric_part_twice(X, G), alpha=-0.5)
-
-
-def _symmetric_part_twice(X: Tensor, G: Tensor) -> Tensor:
+    """Tangent projection of ``(n, d, r)`` at frames of that shape, in place."""
     XtG = torch.bmm(X.mT, G)
-    return XtG + XtG.mT
+    G.baddbmm_(X, XtG + XtG.mT, alpha=-0.5)

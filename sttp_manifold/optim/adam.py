@@ -11,17 +11,15 @@ from torch.optim import adam as torch_adam
 
 from sttp_manifold._geoopt import geoopt
 from sttp_manifold.errors import OptimizerError
-from sttp_manifold.frames.retractions import orthonormalize
-from sttp_manifold.optim._base import FrameOptimizer, detached
+from sttp_manifold.optim._base import FrameOptimizer, detached, retract_
 from sttp_manifold.optim._blocks import (
-    Layout,
     compress_scalars,
     decay_gradient,
     effective_gradient,
-    project,
     project_,
     scalars_shape,
 )
+from sttp_manifold.optim._stacks import Stacks
 
 __all__ = ["RiemannianAdam"]
 
@@ -47,6 +45,12 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         maximize: ascend.
         foreach: for plain parameters as in torch; for manifold parameters ``False`` keeps each
             to itself, instead of batching equal frames over parameters.
+        retraction: how frames move. ``"newton_schulz"``: to the nearest frame, by products only,
+            and by Cholesky QR where the step is too long for them; ``"polar"``: to the nearest
+            frame at any length; ``"qr"``: to the Q factor, which is geoopt's; ``"cayley"``: along
+            a Cayley transform; ``"pogo"``: by the step of Javaloy & Vergari 2026, without
+            retraction, projection or transport, moments being Euclidean: for small steps, since
+            nothing brings back a frame that is lost. Other manifolds have their own.
         capturable: plain parameters only.
         differentiable: plain parameters only.
         fused: plain parameters only.
@@ -54,7 +58,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
 
     Raises:
         OptimizerError: for ``capturable``, ``differentiable`` or ``fused`` with manifold
-            parameters, and for sparse gradients.
+            parameters, for an unknown retraction, and for sparse gradients.
 
     Example:
         >>> import torch
@@ -76,6 +80,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         amsgrad: bool = False,
         *,
         stabilize: int | None = None,
+        retraction: str = "newton_schulz",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -83,6 +88,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
     ) -> None:
+        self._retraction = retraction
         # torch 2.6 does not know this flag, and needs not when it is off.
         decoupled = {"decoupled_weight_decay": True} if decoupled_weight_decay else {}
         super().__init__(
@@ -145,35 +151,73 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
                 **decoupled,
             )
 
-    def _step_framed(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        amsgrad, decay = group["amsgrad"], float(group["weight_decay"])
+    def _step_framed(self, group: dict[str, Any], stacks: Stacks) -> None:
+        decay, (beta1, beta2) = float(group["weight_decay"]), _betas(group)
         coupled = 0.0 if _decoupled(group) else decay
-        layout = Layout(together=group["foreach"] is not False)
-        for p in params:
-            state = self._state_of(p, scalars_shape(p), amsgrad)
-            state["step"] += 1
-            scalars = {"second": state["exp_avg_sq"]}
-            if amsgrad:
-                scalars["peak"] = state["max_exp_avg_sq"]
-            layout.add(
-                p,
-                float(state["step"]),
-                arrays={
-                    "point": p.detach(),
-                    "grad": effective_gradient(p, maximize=group["maximize"], weight_decay=coupled),
-                    "momentum": state["exp_avg"],
-                },
-                scalars=scalars,
-                coordinates={"decay": decay_gradient(p)} if decay and not coupled else {},
-            )
-        for step, batch in layout.frames():
-            work = batch.gather()
-            _adam_frames(work, group, step)
-            batch.scatter(work, "point", "momentum", "second", "peak")
-        for step, batch in layout.coordinates():
-            work = batch.gather()
-            _adam_coordinates(work, group, step)
-            batch.scatter(work, "point", "momentum", "second", "peak")
+        retraction, maximize = group["retraction"], group["maximize"]
+        if group["amsgrad"] and "max_exp_avg_sq" not in stacks.scalars:
+            stacks.scalars["max_exp_avg_sq"] = torch.zeros_like(stacks.scalars["exp_avg_sq"])
+        X, moments, second = stacks.points(), stacks.arrays["exp_avg"], stacks.scalars["exp_avg_sq"]
+        gradients = stacks.take_apart(
+            [effective_gradient(p, maximize=maximize, weight_decay=coupled) for p in stacks.params]
+        )
+        squares = torch.empty_like(second)
+        for k in stacks.frames:
+            grad = stacks.join(gradients[k], k)
+            if retraction != "pogo":
+                # Its norm is not taken from |G|^2 - |sym X^T G|^2, which loses all digits near a
+                # minimum where G is normal.
+                project_(X[k], grad)
+            torch.linalg.vector_norm(grad.view(len(grad), -1), dim=1, out=squares[stacks.spans[k]])
+            moments[k].lerp_(grad, 1 - beta1)
+            del grad  # one stack of gradients at a time
+        c = stacks.coordinates
+        if c is not None:
+            grad = squares[stacks.spans[c]] = stacks.join(gradients[c], c)
+            moments[c].lerp_(grad, 1 - beta1)
+
+        second.lerp_(squares.square_(), 1 - beta2)
+        if group["amsgrad"]:
+            peak = stacks.scalars["max_exp_avg_sq"]
+            second = torch.maximum(peak, second, out=peak)
+        step = stacks.step + 1
+        scale = second.div(1 - beta2**step).sqrt_().add_(group["eps"]).reciprocal_()
+        scale.mul_(-float(group["lr"]) / (1 - beta1**step))
+
+        for k in stacks.frames:
+            retract_(retraction, X[k], moments[k], scale[stacks.spans[k]])
+            if retraction != "pogo":
+                project_(X[k], moments[k])
+        if c is not None:
+            if decay and not coupled:
+                decays = stacks.take_apart([decay_gradient(p) for p in stacks.params])
+                penalty = stacks.join(decays[c], c)
+                X[c].sub_(penalty, alpha=float(group["lr"]) * decay)
+            X[c].addcmul_(moments[c], scale[stacks.spans[c]])
+        stacks.put_points(X)
+
+    def _steps_of(self, p: Tensor) -> float:
+        return float(self.state[p]["step"]) if self.state[p] else 0.0
+
+    def _restack(self, group: dict[str, Any], stacks: Stacks) -> None:
+        states = [self._state_of(p, scalars_shape(p), group["amsgrad"]) for p in stacks.params]
+        # Popped: what is in stacks is not kept a second time.
+        stacks.arrays["exp_avg"] = stacks.stack([state.pop("exp_avg") for state in states])
+        for name in ("exp_avg_sq", "max_exp_avg_sq"):
+            if name in states[0]:
+                stacks.scalars[name] = stacks.stack_scalars([state.pop(name) for state in states])
+
+    def _unstack(self, stacks: Stacks) -> None:
+        moments = stacks.unstack(stacks.arrays["exp_avg"])
+        shapes = [scalars_shape(p) for p in stacks.params]
+        kept: Any = self.__dict__["state"]
+        for p, moment in zip(stacks.params, moments, strict=True):
+            kept[p]["step"] = torch.tensor(stacks.step)
+            kept[p]["exp_avg"] = moment
+        for name, vector in stacks.scalars.items():
+            arrays = stacks.unstack_scalars(vector, shapes)
+            for p, array in zip(stacks.params, arrays, strict=True):
+                kept[p][name] = array
 
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
         manifold, x, amsgrad = p.manifold, p.detach(), group["amsgrad"]  # type: ignore[attr-defined]
@@ -217,9 +261,15 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
                 state[key] = compress_scalars(p, state[key])
         return state
 
-    def _count_step(self, group: dict[str, Any], params: list[Tensor]) -> bool:
+    def _count_step(
+        self, group: dict[str, Any], stacks: list[Stacks], generic: list[Tensor]
+    ) -> bool:
         every = group["stabilize"]
-        return every is not None and any(float(self.state[p]["step"]) % every == 0 for p in params)
+        if every is None:
+            return False
+        steps = [stack.step for stack in stacks]
+        steps += [float(self.state[p]["step"]) for p in generic]
+        return any(step % every == 0 for step in steps)
 
 
 def _decoupled(group: dict[str, Any]) -> bool:
@@ -229,35 +279,3 @@ def _decoupled(group: dict[str, Any]) -> bool:
 def _betas(group: dict[str, Any]) -> tuple[float, float]:
     beta1, beta2 = group["betas"]
     return float(beta1), float(beta2)
-
-
-def _adam_frames(work: dict[str, Tensor], group: dict[str, Any], step: float) -> None:
-    X, momentum = work["point"], work["momentum"]
-    grad = project(X, work["grad"])
-    # Not from |G|^2 - |sym X^T G|^2, which loses all digits near a minimum where G is normal.
-    scale = _adam_scale(
-        work, torch.linalg.vector_norm(grad, dim=(-2, -1)).square_(), grad, group, step
-    )
-    X.copy_(orthonormalize(torch.addcmul(X, momentum, scale[:, None, None])))
-    project_(X, momentum)
-
-
-def _adam_coordinates(work: dict[str, Tensor], group: dict[str, Any], step: float) -> None:
-    grad = work["grad"]
-    if "decay" in work:
-        work["point"].sub_(work["decay"], alpha=float(group["lr"]) * float(group["weight_decay"]))
-    scale = _adam_scale(work, grad.square(), grad, group, step)
-    work["point"].addcmul_(work["momentum"], scale)
-
-
-def _adam_scale(
-    work: dict[str, Tensor], square: Tensor, grad: Tensor, group: dict[str, Any], step: float
-) -> Tensor:
-    """Update both moments; factors of the momentum that make it the step."""
-    beta1, beta2 = _betas(group)
-    second = work["second"].lerp_(square, 1 - beta2)
-    work["momentum"].lerp_(grad, 1 - beta1)
-    if group["amsgrad"]:
-        second = torch.maximum(work["peak"], second, out=work["peak"])
-    denominator = second.div(1 - beta2**step).sqrt_().add_(group["eps"])
-    return denominator.reciprocal_().mul_(-float(group["lr"]) / (1 - beta1**step))

@@ -8,7 +8,8 @@ norm of its gradient; that of a spectrum is taken coordinate by coordinate.
 
 What differs from geoopt 0.5: ``.grad`` is read only; weight decay acts on the weight instead of
 on frames, whose norm is constant; ``maximize`` and ``foreach`` are honoured, and what cannot be
-honoured is refused; frames of equal shape move as one batch, by Cholesky QR.
+honoured is refused; frames of equal shape move as one batch, to the nearest frame unless another
+retraction is asked for (``retraction="qr"`` is geoopt's).
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import sgd as torch_sgd
 
 from sttp_manifold._geoopt import geoopt
-from sttp_manifold.frames.retractions import orthonormalize
-from sttp_manifold.optim._base import FrameOptimizer, detached
-from sttp_manifold.optim._blocks import Layout, effective_gradient, project, project_
+from sttp_manifold.optim._base import FrameOptimizer, detached, retract_
+from sttp_manifold.optim._blocks import effective_gradient, project_
+from sttp_manifold.optim._stacks import Stacks
 
 __all__ = ["RiemannianSGD"]
 
@@ -33,6 +33,8 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
         weight_decay: weight of the L2 penalty, as in :class:`RiemannianAdam`.
         nesterov: use Nesterov momentum.
         stabilize: put points back on their manifolds every that many steps.
+        retraction: as in :class:`RiemannianAdam`; ``"pogo"`` is the published method with the base
+            optimizer SGD.
         maximize: ascend.
         foreach: as in :class:`RiemannianAdam`.
         differentiable: plain parameters only.
@@ -55,11 +57,13 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
         nesterov: bool = False,
         stabilize: int | None = None,
         *,
+        retraction: str = "newton_schulz",
         maximize: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
+        self._retraction = retraction
         # Past geoopt's own __init__, which would drop the flags that it does not know.
         init: Any = super(geoopt.optim.RiemannianSGD, self).__init__
         init(
@@ -119,33 +123,52 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
             for p, buffer in zip(points, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer
 
-    def _step_framed(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        layout = Layout(together=group["foreach"] is not False)
-        for p in params:
-            grad = effective_gradient(
-                p, maximize=group["maximize"], weight_decay=float(group["weight_decay"])
+    def _step_framed(self, group: dict[str, Any], stacks: Stacks) -> None:
+        lr, decay = float(group["lr"]), float(group["weight_decay"])
+        retraction, started = group["retraction"], stacks.step > 0
+        X = stacks.points()
+        gradients = stacks.take_apart(
+            [
+                effective_gradient(p, maximize=group["maximize"], weight_decay=decay)
+                for p in stacks.params
+            ]
+        )
+        if group["momentum"] and not stacks.arrays:
+            # Zeros, with the whole first gradient added: torch's first step.
+            stacks.arrays["momentum_buffer"] = [torch.zeros_like(x) for x in X]
+            started = False
+        momenta = stacks.arrays.get("momentum_buffer", [])
+        for k in stacks.frames:
+            grad = stacks.join(gradients[k], k)
+            if retraction != "pogo":
+                project_(X[k], grad)
+            buffer = momenta[k] if group["momentum"] else None
+            retract_(retraction, X[k], _sgd_direction(buffer, grad, group, started), -lr)
+            if buffer is not None and retraction != "pogo":
+                project_(X[k], buffer)
+        c = stacks.coordinates
+        if c is not None:
+            buffer = momenta[c] if group["momentum"] else None
+            X[c].sub_(
+                _sgd_direction(buffer, stacks.join(gradients[c], c), group, started), alpha=lr
             )
-            arrays = {"point": p.detach(), "grad": grad}
-            state = self.state[p]
-            started = "momentum_buffer" in state
-            if group["momentum"]:
-                # Zeros, with the whole first gradient added: torch's first step.
-                arrays["momentum"] = state.setdefault("momentum_buffer", torch.zeros_like(grad))
-            layout.add(p, started, arrays=arrays)
-        lr = float(group["lr"])
-        for started, batch in layout.frames():
-            work = batch.gather()
-            X = work["point"]
-            direction = _sgd_direction(work, project(X, work["grad"]), group, started)
-            X.copy_(orthonormalize(torch.add(X, direction, alpha=-lr)))
-            if "momentum" in work:
-                project_(X, work["momentum"])
-            batch.scatter(work, "point", "momentum")
-        for started, batch in layout.coordinates():
-            work = batch.gather()
-            direction = _sgd_direction(work, work["grad"], group, started)
-            work["point"].add_(direction, alpha=-lr)
-            batch.scatter(work, "point", "momentum")
+        stacks.put_points(X)
+
+    def _steps_of(self, p: Tensor) -> float:
+        # Only whether there is momentum already matters.
+        return float("momentum_buffer" in self.state[p])
+
+    def _restack(self, group: dict[str, Any], stacks: Stacks) -> None:
+        states = [self.state[p] for p in stacks.params]
+        if "momentum_buffer" in states[0]:
+            buffers = [state.pop("momentum_buffer") for state in states]
+            stacks.arrays["momentum_buffer"] = stacks.stack(buffers)
+
+    def _unstack(self, stacks: Stacks) -> None:
+        kept: Any = self.__dict__["state"]
+        for name, arrays in stacks.arrays.items():
+            for p, buffer in zip(stacks.params, stacks.unstack(arrays), strict=True):
+                kept[p][name] = buffer
 
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
         manifold, x, lr = p.manifold, p.detach(), float(group["lr"])  # type: ignore[attr-defined]
@@ -158,24 +181,25 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
             return
         started = "momentum_buffer" in self.state[p]
         buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(x))
-        direction = _sgd_direction({"momentum": buffer}, grad, group, started)
+        direction = _sgd_direction(buffer, grad, group, started)
         point, transported = manifold.retr_transp(x, -lr * direction, buffer)
         x.copy_(point)
         buffer.copy_(transported)
 
-    def _count_step(self, group: dict[str, Any], params: list[Tensor]) -> bool:
+    def _count_step(
+        self, group: dict[str, Any], stacks: list[Stacks], generic: list[Tensor]
+    ) -> bool:
         group["step"] = group.get("step", 0) + 1
         every = group["stabilize"]
-        return every is not None and bool(params) and group["step"] % every == 0
+        return every is not None and bool(stacks or generic) and group["step"] % every == 0
 
 
 def _sgd_direction(
-    work: dict[str, Tensor], grad: Tensor, group: dict[str, Any], started: bool
+    buffer: Tensor | None, grad: Tensor, group: dict[str, Any], started: bool
 ) -> Tensor:
     """Update the momentum buffer; the direction to go against."""
-    momentum = float(group["momentum"])
-    if not momentum:
+    if buffer is None:
         return grad
-    buffer = work["momentum"].mul_(momentum)
-    buffer.add_(grad, alpha=1 - group["dampening"] if started else 1)
+    momentum = float(group["momentum"])
+    buffer.mul_(momentum).add_(grad, alpha=1 - group["dampening"] if started else 1)
     return torch.add(grad, buffer, alpha=momentum) if group["nesterov"] else buffer

@@ -9,14 +9,24 @@ from hypothesis import strategies as st
 
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.retractions import (
+    cayley,
     cholesky_qr,
+    newton_schulz,
     orthonormalize,
+    pogo,
     polar,
+    polish,
     project_tangent,
     qr,
 )
 
-RETRACTIONS = {"qr": qr, "cholesky_qr": cholesky_qr, "polar": polar}
+RETRACTIONS = {
+    "qr": qr,
+    "cholesky_qr": cholesky_qr,
+    "polar": polar,
+    "newton_schulz": newton_schulz,
+    "cayley": cayley,
+}
 SHAPES = [(6, 3), (5, 5), (1, 1), (7, 1), (3, 8, 4), (2, 3, 9, 2), (40, 16, 8)]
 
 
@@ -121,10 +131,10 @@ def test_the_zero_direction_stays(name):
     torch.testing.assert_close(RETRACTIONS[name](X, torch.zeros_like(X)), X, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize(("name", "order"), [("qr", 2), ("cholesky_qr", 2), ("polar", 2)])
+@pytest.mark.parametrize("name", list(RETRACTIONS))
 @given(data=st.data())
 @settings(max_examples=15, deadline=None)
-def test_first_order_the_error_falls_with_the_square_of_the_step(name, order, data):
+def test_first_order_the_error_falls_with_the_square_of_the_step(name, data):
     d = data.draw(st.integers(2, 12))
     r = data.draw(st.integers(1, d))
     X = frames((2, d, r), seed=data.draw(st.integers(0, 999)))
@@ -134,7 +144,7 @@ def test_first_order_the_error_falls_with_the_square_of_the_step(name, order, da
     steps = torch.logspace(-1.5, -3.5, 9, dtype=torch.float64)
     errors = torch.stack([(RETRACTIONS[name](X, t * U) - X - t * U).norm() for t in steps])
     slope = ((errors[0] / errors[-1]).log() / (steps[0] / steps[-1]).log()).item()
-    assert slope == pytest.approx(order, abs=0.1)
+    assert slope == pytest.approx(2, abs=0.1)
 
 
 @given(
@@ -224,7 +234,7 @@ def test_gradients_agree_between_the_ways_to_the_same_point():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("function", [*RETRACTIONS.values(), project_tangent])
+@pytest.mark.parametrize("function", [*RETRACTIONS.values(), pogo, project_tangent])
 def test_wrong_shapes_are_refused(function):
     with pytest.raises(ShapeError, match=r"d >= r.*\(3, 6\).*mT"):
         function(torch.zeros(3, 6), torch.zeros(3, 6))
@@ -240,7 +250,7 @@ def test_empty_batches(name):
     assert RETRACTIONS[name](X, X).shape == (0, 6, 3)
 
 
-@pytest.mark.parametrize("name", ["cholesky_qr", "polar"])
+@pytest.mark.parametrize("name", ["cholesky_qr", "polar", "newton_schulz", "cayley"])
 def test_ten_thousand_noisy_float32_steps_without_svd(name, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("a singular value decomposition in a step")
@@ -256,3 +266,92 @@ def test_ten_thousand_noisy_float32_steps_without_svd(name, monkeypatch):
         if step % 100 == 99:
             worst = max(worst, error(X))
     assert worst < 1e-5
+
+
+# --- Newton-Schulz, Cayley, POGO. ---
+
+
+@given(
+    d=st.integers(1, 12), r=st.integers(1, 12), seed=st.integers(0, 999), length=st.floats(0, 0.6)
+)
+@settings(max_examples=40, deadline=None)
+def test_newton_schulz_is_the_polar_factor_of_a_short_step(d, r, seed, length):
+    r = min(d, r)
+    X = frames((3, d, r), seed)
+    U = length * tangents(X, seed + 1)
+    torch.testing.assert_close(newton_schulz(X, U), polar(X, U), rtol=0, atol=2e-15)
+    left, _, right = torch.linalg.svd(X + U, full_matrices=False)
+    torch.testing.assert_close(newton_schulz(X, U), left @ right, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("length", [1e-9, 1e-5, 1e-3, 1e-2, 0.05, 0.1, 0.3, 0.7, 1.0, 10.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_newton_schulz_is_orthonormal_at_any_length(length, dtype):
+    """At each of them another number of terms of the series is the right one."""
+    X = frames((4, 24, 6), dtype=dtype)
+    assert error(newton_schulz(X, length * tangents(X))) < 8 * torch.finfo(dtype).eps
+
+
+def test_a_long_step_of_one_frame_leaves_the_others_polar():
+    X = frames((3, 9, 4))
+    U = 0.1 * tangents(X)
+    U[1] *= 100
+    Q = newton_schulz(X, U)
+    torch.testing.assert_close(Q[[0, 2]], polar(X, U)[[0, 2]], rtol=0, atol=1e-15)
+    torch.testing.assert_close(Q[1], lapack((X + U)[1]), rtol=0, atol=1e-13)
+
+
+def test_polish_writes_where_it_is_told():
+    X = frames((3, 9, 4))
+    for length in (0.01, 5.0):
+        Z, out = X + length * tangents(X), torch.empty_like(X)
+        assert polish(Z, out=out) is out
+        assert torch.equal(out, polish(Z))
+
+
+@given(d=st.integers(1, 10), r=st.integers(1, 10), seed=st.integers(0, 999), t=st.floats(0.01, 3))
+@settings(max_examples=40, deadline=None)
+def test_cayley_is_the_transform_of_its_skew_matrix(d, r, seed, t):
+    """Of size ``d``, solved as it is written."""
+    r = min(d, r)
+    X = frames((2, d, r), seed)
+    U = t * tangents(X, seed + 1)
+    I_d = torch.eye(d, dtype=X.dtype)
+    P = I_d - X @ X.mT / 2
+    W = P @ U @ X.mT - X @ U.mT @ P
+    torch.testing.assert_close(W @ X, U, rtol=0, atol=1e-12)
+    expected = torch.linalg.solve(I_d - W / 2, (I_d + W / 2) @ X)
+    torch.testing.assert_close(cayley(X, U), expected, rtol=0, atol=1e-12)
+    normal = X @ (X.mT @ directions(X.shape, seed + 2) @ torch.eye(r, dtype=X.dtype))
+    normal = X @ (X.mT @ normal + normal.mT @ X)
+    torch.testing.assert_close(cayley(X, U + normal), expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["polar", "newton_schulz"])
+def test_second_order_the_error_is_normal_to_leading_order(name):
+    """The tangential part of what a curve of a second-order retraction accelerates by is none."""
+    X = frames((2, 9, 4))
+    U = tangents(X)
+    steps = torch.logspace(-1, -2.5, 7, dtype=torch.float64)
+    errors = torch.stack(
+        [project_tangent(X, RETRACTIONS[name](X, t * U) - X - t * U).norm() for t in steps]
+    )
+    slope = ((errors[0] / errors[-1]).log() / (steps[0] / steps[-1]).log()).item()
+    assert slope == pytest.approx(3, abs=0.1)
+
+
+@given(d=st.integers(1, 10), r=st.integers(1, 10), seed=st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_pogo_is_its_formula_with_matrices_of_size_d(d, r, seed):
+    r = min(d, r)
+    X, U = frames((2, d, r), seed), 0.3 * directions((2, d, r), seed + 1)
+    A = U @ X.mT
+    M = X + (A - A.mT) / 2 @ X
+    torch.testing.assert_close(pogo(X, U), M + (M - M @ M.mT @ M) / 2, rtol=0, atol=1e-13)
+
+
+def test_pogo_loses_orthonormality_with_the_fourth_power_of_the_step():
+    X = frames((2, 9, 4))
+    U = directions(X.shape) / 6
+    errors = torch.tensor([error(pogo(X, t * U)) for t in (0.1, 0.01)])
+    assert (errors[0] / errors[1]).log10().item() == pytest.approx(4, abs=0.1)

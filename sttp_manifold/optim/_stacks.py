@@ -1,0 +1,181 @@
+"""Frames of equal shape of many parameters, and what an optimizer knows of them, in one place.
+
+A step works on stacks ``(n, d, r)``, one for each frame shape of a group, and on one vector of
+coordinates. Points and gradients belong to the parameters and are copied into stacks and back.
+Momentum and second moments stay in stacks from one step to the next; they are laid out as the
+parameters again for whoever asks for the optimizer's state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sttp_manifold._geoopt import EuclideanStiefel
+from sttp_manifold.optim._blocks import spectrum_slice
+
+__all__ = ["Stacks"]
+
+
+class _Parts(NamedTuple):
+    """How one parameter is taken apart, along its last dimension unless it is a frame itself.
+
+    Attributes:
+        sizes: elements of each part.
+        counts: numbers that each part has in an array of scalars.
+        items: shape of what each part consists of; ``()`` for coordinates.
+    """
+
+    sizes: list[int]
+    counts: list[int]
+    items: list[tuple[int, ...]]
+
+
+def _parts_of(p: Tensor) -> _Parts | None:
+    """Parts of a parameter; None for a single Stiefel parameter, which is all of one kind."""
+    manifold = p.manifold  # type: ignore[attr-defined]
+    if type(manifold) is EuclideanStiefel:
+        return None
+    groups, part = manifold.frame_groups, spectrum_slice(p)
+    parts = _Parts(
+        [count * d * r for _, count, d, r in groups],
+        [count for _, count, _, _ in groups],
+        [(d, r) for _, _, d, r in groups],
+    )
+    if part is not None:
+        size = part.stop - part.start
+        parts.sizes.append(size)
+        parts.counts.append(size)
+        parts.items.append(())
+    return parts
+
+
+class Stacks:
+    """Parameters that move together, taken apart into stacks.
+
+    Args:
+        params: framed parameters of one dtype and device.
+        step: how many steps they have taken.
+
+    Attributes:
+        params: the same.
+        step: the same, counted on by the optimizer.
+        arrays: by name, what is kept of every element: one tensor for each stack.
+        scalars: by name, what is kept of every frame and coordinate: one vector, stack by stack.
+        spans: where the numbers of each stack are in such a vector.
+        coordinates: index of the stack of coordinates, which is the last; None without any.
+    """
+
+    def __init__(self, params: Sequence[Tensor], step: float) -> None:
+        self.params = list(params)
+        self.step = step
+        self.arrays: dict[str, list[Tensor]] = {}
+        self.scalars: dict[str, Tensor] = {}
+        self._parts = [_parts_of(p) for p in params]
+        kinds = dict.fromkeys(
+            item
+            for p, parts in zip(params, self._parts, strict=True)
+            for item in (parts.items if parts else [tuple(p.shape[-2:])])
+        )
+        frames = [kind for kind in kinds if kind]
+        self._items: list[tuple[int, ...]] = [*frames, ()] if () in kinds else frames
+        self.coordinates = len(frames) if () in kinds else None
+        index = {item: k for k, item in enumerate(self._items)}
+        # For each parameter, the stacks that its parts belong to.
+        self._targets = [
+            [index[item] for item in (parts.items if parts else [tuple(p.shape[-2:])])]
+            for p, parts in zip(params, self._parts, strict=True)
+        ]
+        self._pointers = [p.data_ptr() for p in params]
+        self._points = self.take_apart([p.detach() for p in params])
+        self._sizes = [[piece.numel() for piece in pieces] for pieces in self._points]
+        self.spans = []
+        start = 0
+        for sizes, item in zip(self._sizes, self._items, strict=True):
+            stop = start + sum(sizes) // math.prod(item)
+            self.spans.append(slice(start, stop))
+            start = stop
+
+    def is_current(self) -> bool:
+        """Whether the parameters are still at the memory they had."""
+        return all(p.data_ptr() == q for p, q in zip(self.params, self._pointers, strict=True))
+
+    @property
+    def frames(self) -> range:
+        """Indices of the stacks of frames."""
+        return range(len(self._items) - (self.coordinates is not None))
+
+    def points(self) -> list[Tensor]:
+        """Copy the points into stacks."""
+        return [self.join(pieces, k) for k, pieces in enumerate(self._points)]
+
+    def put_points(self, stacks: Sequence[Tensor]) -> None:
+        """Copy stacks back to where :meth:`points` found them."""
+        sources: list[Tensor] = []
+        targets: list[Tensor] = []
+        for pieces, sizes, stack in zip(self._points, self._sizes, stacks, strict=True):
+            parts = torch.split_with_sizes(stack.view(-1), sizes)
+            targets += pieces
+            sources += [
+                part if piece.ndim == 1 else part.view(piece.shape)
+                for part, piece in zip(parts, pieces, strict=True)
+            ]
+        torch._foreach_copy_(targets, sources)
+
+    def stack(self, arrays: Sequence[Tensor]) -> list[Tensor]:
+        """Copy arrays, each laid out as its parameter, into stacks."""
+        return [self.join(pieces, k) for k, pieces in enumerate(self.take_apart(arrays))]
+
+    def stack_scalars(self, arrays: Sequence[Tensor]) -> Tensor:
+        """Copy arrays, each with one number for a frame or coordinate, into one vector."""
+        pieces: list[list[Tensor]] = [[] for _ in self._items]
+        for array, parts, targets in zip(arrays, self._parts, self._targets, strict=True):
+            for piece, k in zip(
+                array.split(parts.counts, -1) if parts else [array], targets, strict=True
+            ):
+                pieces[k].append(piece.reshape(-1))
+        return torch.cat([piece for stack in pieces for piece in stack])
+
+    def unstack(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+        """Undo :meth:`stack`: new arrays, each laid out as its parameter."""
+        arrays = [torch.empty_like(p.detach()) for p in self.params]
+        for pieces, stack in zip(self.take_apart(arrays), stacks, strict=True):
+            for piece, part in zip(
+                pieces, stack.view(-1).split([piece.numel() for piece in pieces]), strict=True
+            ):
+                piece.copy_(part.view(piece.shape))
+        return arrays
+
+    def unstack_scalars(self, vector: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Undo :meth:`stack_scalars`."""
+        arrays = [vector.new_empty(shape) for shape in shapes]
+        starts = [span.start for span in self.spans]
+        for array, parts, targets in zip(arrays, self._parts, self._targets, strict=True):
+            for piece, k in zip(
+                array.split(parts.counts, -1) if parts else [array], targets, strict=True
+            ):
+                piece.copy_(vector[starts[k] : starts[k] + piece.numel()].view(piece.shape))
+                starts[k] += piece.numel()
+        return arrays
+
+    def take_apart(self, arrays: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Views of the parts of arrays that are laid out as the parameters, sorted by stack."""
+        pieces: list[list[Tensor]] = [[] for _ in self._items]
+        for array, parts, targets in zip(arrays, self._parts, self._targets, strict=True):
+            if parts is None:
+                pieces[targets[0]].append(array)
+                continue
+            # One split an array: views are most of what a small step costs.
+            cut = torch.split_with_sizes(array, parts.sizes, -1)  # without the checks of split
+            for piece, k in zip(cut, targets, strict=True):
+                pieces[k].append(piece)
+        return pieces
+
+    def join(self, pieces: Sequence[Tensor], k: int) -> Tensor:
+        """Copy the pieces of stack ``k`` into one tensor."""
+        flat = torch.cat([piece if piece.ndim == 1 else piece.reshape(-1) for piece in pieces])
+        return flat.view(-1, *self._items[k])

@@ -1,0 +1,366 @@
+"""The retraction is a choice: each does what it says, in both optimizers, and the state follows."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sttp_manifold._geoopt import EuclideanStiefel, ManifoldParameter, geoopt
+from sttp_manifold.errors import OptimizerError
+from sttp_manifold.frames import retractions
+from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
+from sttp_manifold.optim import RiemannianAdam, RiemannianSGD
+from sttp_manifold.optim._base import RETRACTIONS
+from sttp_manifold.tt.shape import TTShape
+
+SHAPE = TTShape(out_modes=(3, 4, 2), in_modes=(2, 5, 3), rank=4)
+OPTIMIZERS = [(RiemannianAdam, {}), (RiemannianSGD, {"momentum": 0.9})]
+
+
+def points(count=3, dtype=torch.float64):
+    M = SpectralTTManifold(SHAPE)
+    generator = torch.Generator().manual_seed(0)
+    return M, [M.random_parameter(dtype=dtype, generator=generator) for _ in range(count)]
+
+
+def put_gradients(params, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+
+
+def frame_error(M, x):
+    worst = 0.0
+    for span, count, d, r in M.frame_groups:
+        X = x.detach()[..., span].unflatten(-1, (count, d, r)).double()
+        eye = torch.eye(r, dtype=X.dtype)
+        worst = max(worst, float((X.mT @ X - eye).abs().max()))
+    return worst
+
+
+def stiefel(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.linalg.qr(torch.randn(shape, dtype=torch.float64, generator=generator))[0]
+    return ManifoldParameter(start.contiguous(), manifold=EuclideanStiefel())
+
+
+# --- What each does. ---
+
+
+@pytest.mark.parametrize("name", RETRACTIONS)
+@given(seed=st.integers(0, 99), lr=st.floats(1e-4, 0.5), d=st.integers(2, 9), data=st.data())
+@settings(max_examples=12)
+def test_a_step_of_sgd_is_the_retraction_of_the_gradient(name, seed, lr, d, data):
+    r = data.draw(st.integers(1, d))
+    params = [stiefel(2, d, r, seed=seed), stiefel(d, r, seed=seed + 1)]
+    put_gradients(params, seed)
+    starts = [p.detach().clone() for p in params]
+    RiemannianSGD(params, lr=lr, retraction=name).step()
+    map_ = getattr(retractions, "cholesky_qr" if name == "qr" else name)
+    for p, X in zip(params, starts, strict=True):
+        G = p.grad if name == "pogo" else retractions.project_tangent(X, p.grad)
+        torch.testing.assert_close(p.detach(), map_(X, -lr * G), rtol=0, atol=1e-12)
+
+
+def reference_adam(X, grads, lr, betas, eps, name):
+    """One frame, written the slow way."""
+    m, v = torch.zeros_like(X), 0.0
+    map_ = getattr(retractions, "cholesky_qr" if name == "qr" else name)
+    for t, G in enumerate(grads, start=1):
+        g = G if name == "pogo" else retractions.project_tangent(X, G)
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g.square().sum()
+        step = -lr / (1 - betas[0] ** t) * m / ((v / (1 - betas[1] ** t)).sqrt() + eps)
+        X = map_(X, step)
+        if name != "pogo":
+            m = retractions.project_tangent(X, m)
+    return X
+
+
+@pytest.mark.parametrize("name", RETRACTIONS)
+@pytest.mark.parametrize("lr", [1e-3, 0.1])
+def test_adam_follows_its_formulas(name, lr):
+    x = stiefel(7, 3)
+    grads = torch.randn(15, 7, 3, dtype=torch.float64)
+    expected = reference_adam(x.detach(), grads, lr, (0.9, 0.99), 1e-8, name)
+    optimizer = RiemannianAdam([x], lr=lr, betas=(0.9, 0.99), retraction=name)
+    for G in grads:
+        x.grad = G.clone()
+        optimizer.step()
+    torch.testing.assert_close(x.detach(), expected, rtol=0, atol=1e-12)
+
+
+def test_pogo_with_momentum_is_a_landing_step_of_euclidean_sgd():
+    """Written with matrices of size ``d``; momentum, dampening and Nesterov are torch's."""
+    x = stiefel(8, 3)
+    X, b = x.detach().clone(), None
+    optimizer = RiemannianSGD([x], lr=0.1, momentum=0.9, nesterov=True, retraction="pogo")
+    for seed in range(10):
+        put_gradients([x], seed)
+        optimizer.step()
+        b = x.grad if b is None else 0.9 * b + x.grad
+        A = -0.1 * (x.grad + 0.9 * b) @ X.T
+        M = X + (A - A.T) / 2 @ X
+        X = M + (M - M @ M.T @ M) / 2
+        torch.testing.assert_close(x.detach(), X, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in RETRACTIONS if n != "pogo"])
+@pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
+@pytest.mark.parametrize("lr", [1e-3, 0.3, 30.0])
+def test_frames_and_momentum_are_exact_at_any_rate(name, cls, options, lr):
+    M, params = points()
+    optimizer = cls(params, lr=lr, retraction=name, **options)
+    for seed in range(4):
+        put_gradients(params, seed)
+        optimizer.step()
+        for p in params:
+            assert frame_error(M, p) < 1e-13
+            u = optimizer.state[p][cls._momentum_key]
+            assert (M.proju(p.detach(), u) - u).abs().max() < 1e-13 * (1 + u.abs().max())
+
+
+@pytest.mark.parametrize("name", [n for n in RETRACTIONS if n != "pogo"])
+@pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
+@pytest.mark.parametrize("lr", [1e-3, 1e-2, 0.1])
+def test_a_thousand_steps_in_float32(name, cls, options, lr):
+    """Noise, and a pull that stays: both ways in which frames drift."""
+    M, params = points(2, torch.float32)
+    optimizer = cls(params, lr=lr, retraction=name, **options)
+    pull = torch.randn(params[0].shape)
+    for step in range(1000):
+        for p in params:
+            p.grad = 0.3 * torch.randn_like(p) + pull
+        optimizer.step()
+        if step % 100 == 99:
+            assert max(frame_error(M, p) for p in params) <= 2e-6
+
+
+def test_pogo_holds_frames_at_small_steps():
+    M, params = points(2, torch.float32)
+    optimizer = RiemannianAdam(params, lr=1e-2, retraction="pogo")
+    for seed in range(1000):
+        put_gradients(params, seed)
+        optimizer.step()
+    assert max(frame_error(M, p) for p in params) <= 2e-6
+
+
+@pytest.mark.parametrize("name", RETRACTIONS)
+@pytest.mark.parametrize(("cls", "lr"), [(RiemannianAdam, 0.03), (RiemannianSGD, 0.02)])
+def test_each_finds_the_dominant_subspace(name, cls, lr):
+    generator = torch.Generator().manual_seed(1)
+    A = torch.randn(12, 12, dtype=torch.float64, generator=generator)
+    values, vectors = torch.linalg.eigh(A @ A.T)
+    x = stiefel(12, 3, seed=2)
+    optimizer = cls([x], lr=lr, retraction=name, maximize=True)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        ((x * (vectors @ (values[:, None] * (vectors.T @ x)))).sum() / 2 / values[-1]).backward()
+        optimizer.step()
+    overlap = torch.linalg.svdvals(vectors[:, -3:].T @ x.detach())
+    assert overlap.min() > 0.999
+
+
+# --- The option. ---
+
+
+@pytest.mark.parametrize("cls", [RiemannianAdam, RiemannianSGD])
+def test_an_unknown_retraction_is_refused(cls):
+    _, params = points()
+    match = rf"retraction='svd'.*'newton_schulz', 'qr'.*{cls.__name__}\(params, lr=..., retraction"
+    with pytest.raises(OptimizerError, match=match):
+        cls(params, lr=0.1, retraction="svd")
+    optimizer = cls(params[:1], lr=0.1)
+    with pytest.raises(OptimizerError, match="retraction='svd'"):
+        optimizer.add_param_group({"params": params[1:], "retraction": "svd"})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("cls", [RiemannianAdam, RiemannianSGD])
+def test_groups_may_retract_in_different_ways(cls):
+    _, params = points()
+    alone = copy.deepcopy(params)
+    optimizer = cls([dict(params=params[:1], retraction="qr"), dict(params=params[1:])], lr=0.3)
+    assert [g["retraction"] for g in optimizer.param_groups] == ["qr", "newton_schulz"]
+    ends = [
+        (cls(alone[:1], lr=0.3, retraction="qr"), alone[:1]),
+        (cls(alone[1:], lr=0.3, retraction="newton_schulz"), alone[1:]),
+    ]
+    put_gradients(params, 0)
+    put_gradients(alone, 0)
+    optimizer.step()
+    for one, _ in ends:
+        one.step()
+    for p, q in zip(params, alone, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-14)
+    assert not torch.allclose(params[0].detach(), params[1].detach())
+
+
+def test_the_retraction_is_part_of_the_state():
+    _, params = points()
+    optimizer = RiemannianAdam(params, retraction="cayley")
+    other = RiemannianAdam(copy.deepcopy(params))
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["retraction"] == "cayley"
+    twin = copy.deepcopy(optimizer)
+    twin.add_param_group({"params": points(1)[1]})
+    assert twin.param_groups[1]["retraction"] == "cayley"
+    theirs = geoopt.optim.RiemannianAdam(copy.deepcopy(params))
+    other.load_state_dict(theirs.state_dict())
+    assert other.param_groups[0]["retraction"] == "qr"
+
+
+# --- State between steps. ---
+
+
+@pytest.mark.parametrize(("cls", "options"), [*OPTIMIZERS, (RiemannianAdam, {"amsgrad": True})])
+def test_reading_and_writing_the_state_between_steps(cls, options):
+    """Who reads it changes nothing; what is written there is what the next step uses."""
+    _, params = points()
+    twins, reset = copy.deepcopy(params), copy.deepcopy(params)
+    quiet, read, written = (cls(q, lr=0.1, **options) for q in (params, twins, reset))
+    for seed in range(5):
+        for q in (params, twins, reset):
+            put_gradients(q, seed)
+        quiet.step()
+        read.step()
+        assert all(s[cls._momentum_key].shape == p.shape for p, s in read.state.items())
+        read.state_dict()
+        written.step()
+        for state in written.state.values():
+            state[cls._momentum_key].zero_()
+    for p, q, w in zip(params, twins, reset, strict=True):
+        assert torch.equal(p.detach(), q.detach())
+        assert not torch.allclose(p.detach(), w.detach())
+    assert all(not s[cls._momentum_key].any() for s in written.state.values())
+
+
+@pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.data.copy_(p.data.roll(1, 0)),
+        lambda p: setattr(p, "data", p.data.clone()),
+        lambda p: p.requires_grad_(False).copy_(-p).requires_grad_(),
+    ],
+    ids=["written through data", "data replaced", "negated in place"],
+)
+def test_points_changed_between_steps_are_the_points_of_the_next(cls, options, change):
+    def twice():
+        params = [stiefel(2, 6, 3, seed=s) for s in range(3)]
+        return params, cls(params, lr=0.1, **options)
+
+    (kept, stepping), (fresh, reloaded) = twice(), twice()
+    for seed in range(3):
+        for params, optimizer in ((kept, stepping), (fresh, reloaded)):
+            with torch.no_grad():
+                change(params[1])
+            put_gradients(params, seed)
+            optimizer.step()
+        # The other one starts from its parameters and state alone, every time.
+        state = reloaded.state_dict()
+        reloaded = cls(fresh, lr=0.1, **options)
+        reloaded.load_state_dict(state)
+    for p, q in zip(kept, fresh, strict=True):
+        assert torch.equal(p.detach(), q.detach())
+
+
+@pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
+def test_gradients_that_come_and_go(cls, options):
+    _, params = points()
+    apart = copy.deepcopy(params)
+    together = cls(params, lr=0.1, **options)
+    optimizers = [cls([p], lr=0.1, **options) for p in apart]
+    for seed in range(8):
+        put_gradients(params, seed)
+        put_gradients(apart, seed)
+        for k in range(3):
+            if (seed >> k) & 1:
+                params[k].grad = apart[k].grad = None
+        together.step()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(params, apart, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
+def test_a_group_that_is_replaced_keeps_the_state_of_its_parameters(cls, options):
+    _, params = points()
+    twins = copy.deepcopy(params)
+    replaced, kept = cls(params, lr=0.1, **options), cls(twins, lr=0.1, **options)
+    for seed in range(4):
+        for q, optimizer in ((params, replaced), (twins, kept)):
+            put_gradients(q, seed)
+            optimizer.step()
+        replaced.param_groups[0] = dict(replaced.param_groups[0])
+    for p, q in zip(params, twins, strict=True):
+        assert torch.equal(p.detach(), q.detach())
+
+
+@pytest.mark.parametrize("name", RETRACTIONS)
+@pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
+def test_a_compiled_step_method_is_the_step(cls, options, name):
+    torch._dynamo.reset()
+    ends = []
+    for wrap in (lambda f: f, lambda f: torch.compile(f, backend="eager")):
+        _, params = points()
+        optimizer = cls(params, lr=0.05, retraction=name, **options)
+        step = wrap(optimizer.step)
+        for seed in range(3):
+            put_gradients(params, seed)
+            step()
+        ends.append([p.detach() for p in params])
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+# --- Memory. ---
+
+
+def peak(step):
+    """Largest sum of what is allocated and not yet freed during a call, in bytes."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step()
+    now, most = 0, 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+def bytes_of(optimizer):
+    return sum(
+        t.numel() * t.element_size()
+        for state in optimizer.state.values()
+        for t in state.values()
+        if isinstance(t, torch.Tensor) and t.ndim
+    )
+
+
+def test_memory_is_that_of_adam_and_one_batch_of_frames():
+    M = SpectralTTManifold(TTShape.svd(256, 256, rank=32))
+    params = [M.random_parameter() for _ in range(20)]
+    plain = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    size = sum(p.numel() for p in params) * 4
+    largest = 20 * max(count * d * r for _, count, d, r in M.frame_groups) * 4
+    ours = RiemannianAdam(params, lr=1e-3)
+    adam = torch.optim.Adam(plain, lr=1e-3, foreach=True)
+    for optimizer, q in ((ours, params), (adam, plain)):
+        for p in q:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        optimizer.step()
+    temporary = peak(ours.step)
+    stacks = next(iter(ours._stacks.values()))
+    kept = sum(t.numel() * 4 for t in [*stacks.arrays["exp_avg"], *stacks.scalars.values()])
+    assert not any("exp_avg" in state for state in ours.__dict__["state"].values())
+    assert kept < 1.01 * size
+    assert bytes_of(adam) == 2 * size
+    # The rest for r x r matrices and spectra.
+    assert kept + temporary <= bytes_of(adam) + 1.3 * largest
+    assert bytes_of(ours) == kept
