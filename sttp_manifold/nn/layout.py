@@ -160,8 +160,8 @@ class Layout:
             self._groups.items(), leaves[self._first_frame :], strict=True
         ):
             chart = full_frame if key.full else reduced_frame
-            frame = chart(leaf.to(computing_dtype(leaf.dtype)), key.d, key.r).to(leaf.dtype)
-            frame = frame.mT if key.right else frame
+            wide = leaf.to(computing_dtype(leaf.dtype))
+            frame = chart(wide, key.d, key.r, transposed=key.right).to(leaf.dtype)
             frames[key] = frame.split(counts) if len(counts) > 1 else (frame,)
         return [self._chain_parts(chain, leaves[chain.leaf], frames) for chain in self.chains]
 
