@@ -13,6 +13,8 @@ from importlib.metadata import version
 from sttp_manifold import errors, nn, optim
 from sttp_manifold.manifolds import FixedTTRankManifold, SpectralTTManifold
 from sttp_manifold.quotient import transfer, transfer_vector
+from sttp_manifold.manifolds import SpectralTTManifold, pymanopt_problem, to_pymanopt
+from sttp_manifold.optim import minimize
 from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
 
 __version__ = version("sttp-manifold")
@@ -24,11 +26,14 @@ __all__ = [
     "TTShape",
     "__version__",
     "errors",
+    "minimize",
     "nn",
     "optim",
     "orthogonalize",
     "transfer",
     "transfer_vector",
+    "pymanopt_problem",
+    "to_pymanopt",
     "truncate",
     "tt_svd",
 ]

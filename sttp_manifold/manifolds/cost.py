@@ -16,7 +16,7 @@ from torch import Tensor
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ProductManifold, geoopt
 from sttp_manifold.errors import ManifoldError
 
-__all__ = ["LinearMap", "ManifoldCost", "plain"]
+__all__ = ["Evaluation", "LinearMap", "ManifoldCost", "plain"]
 
 LinearMap = Callable[[Tensor], Tensor]
 """A linear map of tangent vectors at one point."""
@@ -99,14 +99,17 @@ class ManifoldCost:
             - x, gradient: the manifold's points and tangent vectors
             - value: ``()``
         """
-        self.gradients += 1
-        x = plain(x)
-        leaf = x.clone().requires_grad_()
-        with torch.enable_grad():
-            value = self(leaf)
-            euclidean = _gradient(value, leaf)
-        with torch.no_grad():
-            return value.detach(), self.manifold.egrad2rgrad(x, euclidean)
+        evaluation = self.at(x)
+        return evaluation.value, evaluation.gradient()
+
+    def at(self, x: Tensor, *, curvature: bool = False) -> Evaluation:
+        """The cost at a point, once: its gradient can be had later without a second call.
+
+        Args:
+            x: the point.
+            curvature: keep what :meth:`Evaluation.hessian` needs.
+        """
+        return Evaluation(self, plain(x), curvature=curvature)
 
     def hessian(self, x: Tensor) -> LinearMap:
         """The Riemannian Hessian at a point, as a map of tangent vectors.
@@ -116,30 +119,32 @@ class ManifoldCost:
         Raises:
             ManifoldError: a manifold whose Hessian is not known here.
         """
+        x = plain(x)
         operator = getattr(self.manifold, "hessian_operator", None)
-        if operator is None:
-            apply = self._embedded_hessian(plain(x))
-        else:
-            apply = operator(self.of, plain(x))
+        if operator is not None:
+            return self._counted(operator(self.of, x))
+        self.check_curvature()
+        leaf = x.clone().requires_grad_()
+        with torch.enable_grad():
+            euclidean = _gradient(self(leaf), leaf, create_graph=True)
+        return self._counted(self._embedded_hessian(x, leaf, euclidean))
 
-        def counted(u: Tensor) -> Tensor:
-            self.products += 1
-            return apply(plain(u))
+    def check_curvature(self) -> None:
+        """Refuse a manifold on which the Hessian cannot be had, before anything is computed.
 
-        return counted
-
-    def _embedded_hessian(self, x: Tensor) -> LinearMap:
-        if not is_embedded(self.manifold):
+        Raises:
+            ManifoldError: such a manifold.
+        """
+        if not hasattr(self.manifold, "hessian_operator") and not is_embedded(self.manifold):
             raise ManifoldError(
                 f"the Hessian on {type(self.manifold).__name__} is not known here: it is no "
                 "Riemannian submanifold of a Euclidean space, and has no hessian_operator(cost, "
                 "x); use EuclideanStiefel() for Stiefel(), or a method of first order, as in "
                 "minimize(..., method='conjugate_gradient')"
             )
-        leaf = x.clone().requires_grad_()
+
+    def _embedded_hessian(self, x: Tensor, leaf: Tensor, euclidean: Tensor) -> LinearMap:
         with torch.enable_grad():
-            value = self(leaf)
-            euclidean = _gradient(value, leaf, create_graph=True)
             field = self.manifold.egrad2rgrad(leaf, euclidean)
 
         def apply(u: Tensor) -> Tensor:
@@ -150,6 +155,69 @@ class ManifoldCost:
                 return self.manifold.proju(x, moved)
 
         return apply
+
+    def _counted(self, apply: LinearMap) -> LinearMap:
+        def counted(u: Tensor) -> Tensor:
+            self.products += 1
+            return apply(plain(u))
+
+        return counted
+
+
+class Evaluation:
+    """The cost at one point, called once; gradient and Hessian come from the same forward pass.
+
+    Made by :meth:`ManifoldCost.at`. Holds the graph of the cost until the gradient is asked for,
+    and beyond if ``curvature``.
+
+    Attributes:
+        x: the point, a plain tensor.
+        value: the cost there, ``()``, outside of the graph.
+    """
+
+    def __init__(self, cost: ManifoldCost, x: Tensor, *, curvature: bool = False) -> None:
+        self.x = x
+        self._cost = cost
+        # An operator of the manifold makes a graph of its own.
+        self._curvature = curvature and not hasattr(cost.manifold, "hessian_operator")
+        self._leaf: Tensor = x.clone().requires_grad_()
+        with torch.enable_grad():
+            self._output: Tensor | None = cost(self._leaf)
+        self.value = self._output.detach()
+        self._euclidean: Tensor | None = None
+        self._gradient: Tensor | None = None
+
+    def gradient(self) -> Tensor:
+        """The Riemannian gradient; computed, and counted, the first time only."""
+        if self._gradient is None:
+            assert self._output is not None
+            self._cost.gradients += 1
+            with torch.enable_grad():
+                euclidean = _gradient(self._output, self._leaf, create_graph=self._curvature)
+            if self._curvature:
+                self._euclidean = euclidean
+            self._output = None
+            with torch.no_grad():
+                self._gradient = self._cost.manifold.egrad2rgrad(self.x, euclidean.detach())
+        return self._gradient
+
+    def hessian(self) -> LinearMap:
+        """The Riemannian Hessian, as :meth:`ManifoldCost.hessian`.
+
+        Without another call of the cost if made with ``curvature``, save for a manifold with a
+        ``hessian_operator`` of its own, which calls the cost along its own coordinates.
+
+        Raises:
+            ManifoldError: a manifold whose Hessian is not known here.
+        """
+        if not self._curvature:
+            return self._cost.hessian(self.x)
+        self._cost.check_curvature()
+        self.gradient()
+        assert self._euclidean is not None
+        return self._cost._counted(
+            self._cost._embedded_hessian(self.x, self._leaf, self._euclidean)
+        )
 
 
 def _gradient(value: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Tensor:

@@ -1,0 +1,228 @@
+r"""What a solver sees: a cost on a manifold, within a budget, and the record of its iterates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from scipy.optimize import OptimizeResult
+from torch import Tensor
+
+from sttp_manifold.manifolds.cost import Evaluation, LinearMap, ManifoldCost
+from sttp_manifold.optim._progress import Progress
+
+__all__ = ["Iterate", "Limits", "Objective", "Status", "Stopped"]
+
+
+class Status(IntEnum):
+    """Why a solver stopped; what lies below `STEP` is a success."""
+
+    GRADIENT = 0
+    COST = 1
+    STEP = 2
+    ITERATIONS = 3
+    EVALUATIONS = 4
+    TIME = 5
+    CALLBACK = 6
+    STALLED = 7
+
+
+class Stopped(Exception):  # noqa: N818 (it is how a run ends, not what went wrong)
+    """Leaves a solver, from as deep as it may be, with the reason."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Limits(NamedTuple):
+    """When to stop; None for never."""
+
+    gradient: float
+    cost: float | None
+    step: float | None
+    iterations: int | None
+    evaluations: int | None
+    seconds: float | None
+
+
+class Iterate(NamedTuple):
+    """A point that a solver accepted, with what it knows there."""
+
+    evaluation: Evaluation
+    value: float
+    gradient: Tensor
+    grad_norm: float
+
+    @property
+    def x(self) -> Tensor:
+        """The point."""
+        return self.evaluation.x
+
+
+class Objective:
+    r"""Cost and geometry, the budget, and the history.
+
+    Every call of the user's function passes through here and is counted; when the budget is spent
+    the next one raises :class:`Stopped` instead.
+
+    Args:
+        manifold: a geoopt manifold, or one of this package.
+        cost: the user's function.
+        limits: when to stop.
+        callback: told each iterate.
+        progress: the line on the screen.
+        keep_points: record every iterate.
+
+    Attributes:
+        noise: the relative error that the cost is taken to carry. Differences of the cost below
+            ``resolution(value)`` say nothing; slopes are asked instead.
+    """
+
+    def __init__(
+        self,
+        manifold: Any,
+        cost: Callable[..., Tensor],
+        limits: Limits,
+        callback: Callable[[Any], Any] | None,
+        progress: Progress,
+        keep_points: bool,
+    ) -> None:
+        self.manifold = manifold
+        self.limits = limits
+        self.noise = 0.0
+        self.last: Iterate | None = None
+        self.nit = -1
+        self.history: dict[str, list[Any]] = {
+            name: [] for name in ("cost", "grad_norm", "step", "nfev", "seconds")
+        }
+        self.allvecs: list[Tensor] | None = [] if keep_points else None
+        self._callback = callback
+        self._progress = progress
+        self._start = time.perf_counter()
+        self._initial = 0.0
+
+        def budgeted(argument: Any) -> Tensor:
+            self._check_budget()
+            return cost(argument)
+
+        self.cost = ManifoldCost(manifold, budgeted)
+
+    # -- counts -----------------------------------------------------------------------------------
+
+    @property
+    def nfev(self) -> int:
+        """Calls of the user's function so far."""
+        return self.cost.evaluations
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.perf_counter() - self._start
+
+    def _check_budget(self) -> None:
+        # ManifoldCost counts before it calls, so that this call is counted already.
+        most, seconds = self.limits.evaluations, self.limits.seconds
+        if most is not None and self.cost.evaluations > most:
+            self.cost.evaluations -= 1
+            raise Stopped(Status.EVALUATIONS, f"max_evaluations = {most} calls of the cost made")
+        if seconds is not None and self.seconds >= seconds:
+            self.cost.evaluations -= 1
+            raise Stopped(Status.TIME, f"max_time = {seconds:g} seconds spent")
+
+    # -- geometry ---------------------------------------------------------------------------------
+
+    def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Inner product as a scalar: over all points, where ``x`` is a batch of them."""
+        return self.manifold.inner(x, u, v).sum()
+
+    def retr(self, x: Tensor, u: Tensor) -> Tensor:
+        """Retraction, as a plain tensor."""
+        return self.manifold.retr(x, u).as_subclass(Tensor)
+
+    def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Transport of one vector or of a stack of them."""
+        return self.manifold.transp(x, y, v)
+
+    # -- evaluations ------------------------------------------------------------------------------
+
+    def iterate(self, evaluation: Evaluation) -> Iterate:
+        """What is known at a point that a solver is about to accept."""
+        gradient = evaluation.gradient()
+        square = self.inner(evaluation.x, gradient, gradient)
+        value, square_ = torch.stack([evaluation.value.to(square), square]).tolist()
+        return Iterate(evaluation, value, gradient, max(square_, 0.0) ** 0.5)
+
+    def hessian(self, at: Iterate) -> LinearMap:
+        """The Riemannian Hessian at an iterate."""
+        return at.evaluation.hessian()
+
+    def resolution(self, value: float) -> float:
+        """What differences of the cost near ``value`` may be nothing but rounding."""
+        return self.noise * max(abs(value), abs(self._initial))
+
+    # -- record -----------------------------------------------------------------------------------
+
+    def record(self, at: Iterate, step: float) -> None:
+        """Note an iterate; tell whoever listens.
+
+        Raises:
+            Stopped: when a limit is reached or the callback says so.
+        """
+        if self.last is None:
+            self._initial = at.value
+            self.noise = 100 * torch.finfo(at.x.dtype).eps
+        self.last = at
+        self.nit += 1
+        row = (at.value, at.grad_norm, step, self.nfev, self.seconds)
+        for column, entry in zip(self.history.values(), row, strict=True):
+            column.append(entry)
+        if self.allvecs is not None:
+            self.allvecs.append(at.x)
+        self._progress.show(self.nit, at.value, at.grad_norm, self.nfev)
+        self._tell(at)
+        self._check(at, step)
+
+    def _tell(self, at: Iterate) -> None:
+        if self._callback is None:
+            return
+        told = OptimizeResult(
+            x=at.x.clone(),
+            fun=at.value,
+            jac=at.gradient.clone(),
+            grad_norm=at.grad_norm,
+            nit=self.nit,
+            nfev=self.nfev,
+        )
+        try:
+            self._callback(told)
+        except StopIteration:
+            raise Stopped(Status.CALLBACK, "the callback raised StopIteration") from None
+
+    def _check(self, at: Iterate, step: float) -> None:
+        limits = self.limits
+        if at.grad_norm <= limits.gradient:
+            raise Stopped(
+                Status.GRADIENT,
+                f"gradient norm {at.grad_norm:.3g} <= gradient_tolerance = {limits.gradient:g}",
+            )
+        if limits.cost is not None and at.value <= limits.cost:
+            raise Stopped(
+                Status.COST, f"cost {at.value:.3g} <= cost_tolerance = {limits.cost:g}"
+            )
+        if limits.step is not None and self.nit > 0 and step <= limits.step:
+            raise Stopped(Status.STEP, f"step {step:.3g} <= step_tolerance = {limits.step:g}")
+        if limits.iterations is not None and self.nit >= limits.iterations:
+            raise Stopped(Status.ITERATIONS, f"max_iterations = {limits.iterations} made")
+
+    def stalled(self, at: Iterate, why: str) -> Stopped:
+        """The end of a run that can go no further."""
+        return Stopped(
+            Status.STALLED,
+            f"{why}: the cost cannot be lowered further in {at.x.dtype} (gradient norm "
+            f"{at.grad_norm:.3g} > gradient_tolerance = {self.limits.gradient:g})",
+        )

@@ -1,0 +1,196 @@
+"""The options of each method of `minimize`, checked by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from sttp_manifold.errors import ManifoldError
+
+__all__ = [
+    "ConjugateGradientOptions",
+    "LBFGSOptions",
+    "Preconditioner",
+    "PymanoptOptions",
+    "SteepestDescentOptions",
+    "TrustRegionOptions",
+    "read_options",
+]
+
+Preconditioner = Callable[[Tensor, Tensor], Tensor]
+"""``(x, u) -> v``: a symmetric positive definite map of the tangent space at ``x``, near the
+inverse of the Hessian."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Common to all methods.
+
+    Args:
+        preconditioner: ``(x, u) -> v``, symmetric and positive definite on each tangent space.
+        return_all: keep every iterate, as ``result.allvecs``.
+    """
+
+    preconditioner: Preconditioner | None = None
+    return_all: bool = False
+
+    def precondition(self, x: Tensor, u: Tensor) -> Tensor:
+        """The preconditioned vector; the vector itself without a preconditioner."""
+        return u if self.preconditioner is None else self.preconditioner(x, u)
+
+
+@dataclass(frozen=True)
+class SteepestDescentOptions(Options):
+    """Along the negative (preconditioned) gradient.
+
+    Args:
+        decrease: ``c_1`` of the Wolfe conditions.
+        curvature: ``c_2``, above ``c_1`` and below one.
+        max_trials: trials of one line search.
+        first_step: the first trial step from the second search on: ``"slopes"``, the last
+            accepted one times the ratio of the slopes, or ``"decrease"``, that of a parabola with
+            the decrease of the last iteration (Nocedal & Wright 2006, eq. 3.60).
+        initial_step: length of the very first trial step.
+    """
+
+    decrease: float = 1e-4
+    curvature: float = 0.1
+    max_trials: int = 25
+    first_step: str = "slopes"
+    initial_step: float = 1.0
+
+    def __post_init__(self) -> None:
+        _within(self, "decrease", 0, self.curvature)
+        _within(self, "curvature", self.decrease, 1)
+        _within(self, "max_trials", 0, math.inf)
+        _within(self, "initial_step", 0, math.inf)
+        _one_of(self, "first_step", ("slopes", "decrease"))
+
+
+@dataclass(frozen=True)
+class ConjugateGradientOptions(SteepestDescentOptions):
+    r"""Nonlinear conjugate gradients.
+
+    Args:
+        beta_rule: ``"polak_ribiere_plus"`` or ``"hestenes_stiefel"``, both cut off at zero.
+        restart: back to the gradient where consecutive gradients are not nearly orthogonal,
+            :math:`|\langle g_{k+1}, T g_k\rangle| \ge \nu \langle g_{k+1}, g_{k+1}\rangle`
+            (Powell 1977), with this :math:`\nu`; infinite for never.
+        restart_every: back to the gradient after so many iterations at the latest.
+    """
+
+    beta_rule: str = "polak_ribiere_plus"
+    restart: float = math.inf
+    restart_every: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of(self, "beta_rule", ("polak_ribiere_plus", "hestenes_stiefel"))
+        _within(self, "restart", 0, math.inf)
+        _within(self, "restart_every", 0, math.inf)
+
+
+@dataclass(frozen=True)
+class LBFGSOptions(SteepestDescentOptions):
+    r"""Limited-memory BFGS with transported pairs (Huang, Gallivan & Absil 2015).
+
+    Args:
+        memory: pairs kept.
+        cautious: a pair is kept only if
+            :math:`\langle y, s\rangle \ge \epsilon \langle s, s\rangle |g|_{rel}`, with this
+            :math:`\epsilon` and the gradient norm relative to the first one.
+    """
+
+    curvature: float = 0.9
+    memory: int = 10
+    cautious: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _within(self, "memory", 0, math.inf)
+        _within(self, "cautious", -1, math.inf)
+
+
+@dataclass(frozen=True)
+class TrustRegionOptions(Options):
+    r"""Trust regions with Steihaug-Toint conjugate gradients (Absil, Baker & Gallivan 2007).
+
+    Args:
+        initial_radius: the first radius; an eighth of ``max_radius`` if absent.
+        max_radius: the largest; the root of the number of coordinates if absent.
+        accept: a step is taken if the cost falls by more than this part of the prediction.
+        kappa: the inner iteration ends when its residual is below ``kappa`` times the gradient
+        theta: or, near the end, below the gradient norm to the power ``1 + theta``, relative to
+            the first gradient norm: convergence of order ``1 + theta``.
+        max_inner: Hessian products of one inner iteration; the number of coordinates if absent.
+        rho_regularization: where a step promises a decrease below so many units of rounding of
+            the cost, it is judged by the slopes at its ends instead of by the values.
+    """
+
+    initial_radius: float | None = None
+    max_radius: float | None = None
+    accept: float = 0.1
+    kappa: float = 0.1
+    theta: float = 1.0
+    max_inner: int | None = None
+    rho_regularization: float = 1e3
+
+    def __post_init__(self) -> None:
+        _within(self, "initial_radius", 0, math.inf)
+        _within(self, "max_radius", 0, math.inf)
+        _within(self, "accept", -1e-300, 0.25)
+        _within(self, "kappa", 0, 1)
+        _within(self, "theta", -1e-300, math.inf)
+        _within(self, "max_inner", 0, math.inf)
+        _within(self, "rho_regularization", -1e-300, math.inf)
+
+
+@dataclass(frozen=True)
+class PymanoptOptions(Options):
+    """Pymanopt's solvers.
+
+    Args:
+        solver: arguments of the solver's constructor, as ``{"beta_rule": "PolakRibiere"}``; limits
+            are those of ``minimize``.
+        run: arguments of its ``run``, as ``{"maxinner": 50}``.
+    """
+
+    solver: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def read_options(kind: type[OptionsT], given: Mapping[str, Any], method: str) -> OptionsT:
+    """Options of a method from a user's mapping.
+
+    Raises:
+        ManifoldError: a name that the method does not know, or a value out of range.
+    """
+    known = [entry.name for entry in fields(kind)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ManifoldError(
+            f"method={method!r} has no option {', '.join(map(repr, unknown))}; its options are "
+            f"{', '.join(known)}"
+        )
+    return kind(**given)
+
+
+def _within(options: Options, name: str, low: float, high: float) -> None:
+    value = getattr(options, name)
+    if value is not None and not low < value <= high:
+        raise ManifoldError(
+            f"option {name}={value!r} lies outside of its range, ({low:g}, {high:g}]"
+        )
+
+
+def _one_of(options: Options, name: str, known: tuple[str, ...]) -> None:
+    value = getattr(options, name)
+    if value not in known:
+        raise ManifoldError(f"option {name}={value!r} is none of {', '.join(map(repr, known))}")

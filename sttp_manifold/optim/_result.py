@@ -1,0 +1,86 @@
+"""What `minimize` returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scipy.optimize import OptimizeResult
+from torch import Tensor
+
+from sttp_manifold.optim._objective import Objective, Status, Stopped
+
+__all__ = ["MinimizeResult", "make_result"]
+
+
+class MinimizeResult(OptimizeResult):
+    """The outcome of :func:`minimize`: a ``scipy.optimize.OptimizeResult`` on torch tensors.
+
+    Attributes:
+        x (Tensor): the last iterate, a plain tensor on the device of ``x0``.
+        fun (float): the cost there.
+        jac (Tensor): the Riemannian gradient there.
+        grad_norm (float): its norm.
+        nit (int): iterations.
+        nfev (int): calls of the cost function, also those that gradients and Hessians made.
+        njev (int): gradients computed.
+        nhev (int): Hessian-vector products computed.
+        time (float): seconds.
+        success (bool): whether the gradient or the cost went below its tolerance.
+        status (int): 0 gradient, 1 cost, 2 step, 3 iterations, 4 evaluations, 5 time, 6 callback,
+            7 no further decrease in this precision.
+        message (str): the same in words.
+        history (dict): lists with one entry for each iterate from ``x0`` on: ``cost``,
+            ``grad_norm``, ``step``, ``nfev`` (so far), ``seconds`` (so far).
+        allvecs (list): the iterates, with ``options={"return_all": True}``.
+    """
+
+    def __repr__(self) -> str:
+        shown = {k: v for k, v in self.items() if k not in ("x", "jac", "history", "allvecs")}
+        for name in ("x", "jac"):
+            if name in self:
+                shown[name] = _brief(self[name])
+        for name in ("history", "allvecs"):
+            if name in self:
+                entries = self[name]["cost"] if name == "history" else self[name]
+                shown[name] = f"{len(entries)} iterates"
+        order = {name: k for k, name in enumerate(_ORDER)}
+        names = sorted(shown, key=lambda name: order.get(name, len(order)))
+        width = max(map(len, names), default=0)
+        return "\n".join(f"{name:>{width}}: {shown[name]}" for name in names)
+
+
+_ORDER = (
+    "message", "success", "status", "fun", "grad_norm", "nit", "nfev", "njev", "nhev", "time",
+    "x", "jac", "history", "allvecs",
+)  # fmt: skip
+
+
+def _brief(t: Tensor) -> str:
+    kind = f"{str(t.dtype).removeprefix('torch.')}, {t.device}"
+    if t.numel() <= 8:
+        return f"{t.tolist()} ({kind})"
+    return f"{tuple(t.shape)} ({kind})"
+
+
+def make_result(objective: Objective, stopped: Stopped) -> MinimizeResult:
+    """The result of a run that has ended."""
+    last = objective.last
+    assert last is not None
+    result = MinimizeResult(
+        x=last.x,
+        fun=last.value,
+        jac=last.gradient,
+        grad_norm=last.grad_norm,
+        nit=objective.nit,
+        nfev=objective.nfev,
+        njev=objective.cost.gradients,
+        nhev=objective.cost.products,
+        time=objective.seconds,
+        success=stopped.status < Status.STEP,
+        status=int(stopped.status),
+        message=stopped.message,
+        history=objective.history,
+    )
+    if objective.allvecs is not None:
+        result.allvecs = objective.allvecs
+    return result
