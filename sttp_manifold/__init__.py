@@ -11,10 +11,14 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from sttp_manifold import errors, nn, optim
-from sttp_manifold.manifolds import FixedTTRankManifold, SpectralTTManifold
-from sttp_manifold.quotient import transfer, transfer_vector
-from sttp_manifold.manifolds import SpectralTTManifold, pymanopt_problem, to_pymanopt
+from sttp_manifold.manifolds import (
+    FixedTTRankManifold,
+    SpectralTTManifold,
+    pymanopt_problem,
+    to_pymanopt,
+)
 from sttp_manifold.optim import minimize
+from sttp_manifold.quotient import transfer, transfer_vector
 from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
 
 __version__ = version("sttp-manifold")
@@ -30,10 +34,10 @@ __all__ = [
     "nn",
     "optim",
     "orthogonalize",
-    "transfer",
-    "transfer_vector",
     "pymanopt_problem",
     "to_pymanopt",
+    "transfer",
+    "transfer_vector",
     "truncate",
     "tt_svd",
 ]
