@@ -116,6 +116,7 @@ def best_rate(task: Task, records: Iterable[Record]) -> dict[str, Any] | None:
         "ranks": sorted({record["spec"]["rank"] for record in everything}),
         "seeds": sorted({record["spec"]["seed"] for record in everything}),
         "epochs": first["spec"]["epochs"],
+        "max_evaluations": first["spec"].get("max_evaluations"),
         "batch_size": first["spec"]["batch_size"],
         "schedule": first["spec"]["schedule"],
         "dtype": first["spec"]["dtype"],

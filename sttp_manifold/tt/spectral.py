@@ -292,7 +292,7 @@ class SpectralTT:
         """
         i, j = check_places(i, j, self.shape.d_out, self.shape.d_in, self.device)
         *outer, inner = self.left
-        scaled = self._times_bond(left_frame(inner), self.spectrum).view_as(inner)
+        scaled = self._times_bond(left_frame(inner), self.spectrum).reshape(inner.shape)
         rows = rows_at((*outer, scaled), i)
         return (rows * rows_at(mirror(self.right), j, reverse=True)).sum(-1)
 
