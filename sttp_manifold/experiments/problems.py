@@ -30,6 +30,7 @@ __all__ = [
     "Problem",
     "digest_of",
     "distinct_places",
+    "drawn_problem",
     "entries_of",
     "matrix_problem",
     "network_problem",
@@ -44,8 +45,9 @@ class Budget:
 
     Attributes:
         target: relative residual on the observed entries.
-        evaluations: calls of the cost function, the one unit that all solvers share. Iterations
-            are not, and seconds would make the numbers depend on the machine.
+        evaluations: calls of the cost function, the one unit that all solvers share, and as many
+            Hessian products at most. Iterations are no such unit, and seconds would make the
+            numbers depend on the machine.
     """
 
     target: float = 1e-10
@@ -124,7 +126,15 @@ def network_problem(task: Task, rank: int, seed: int) -> Problem:
     return Problem(start, task.load(None), digest_of([matrix]))
 
 
-def _drawn_problem(task: Task, shape: TTShape, sizes: tuple[int, int, int], seed: int) -> Problem:
+def drawn_problem(task: Task, shape: TTShape, sizes: tuple[int, int, int], seed: int) -> Problem:
+    """A random weight to find, random places to see it at, and another random weight to start from.
+
+    Args:
+        task: whose name and version go into the seed.
+        shape: of the weight, and of those to search.
+        sizes: observed entries, those for validation, those for the test.
+        seed: draws all of it.
+    """
     generator = torch.Generator().manual_seed(
         derived_seed("problem", task.name, task.data, shape.rank, seed)
     )
@@ -144,7 +154,7 @@ def tensor_problem(task: Task, rank: int, seed: int) -> Problem:
     validation and 26,214 for the test.
     """
     shape = TTShape((4,) * 4, (4,) * 5, rank=rank)
-    return _drawn_problem(task, shape, (26_214, 2_621, 26_214), seed)
+    return drawn_problem(task, shape, (26_214, 2_621, 26_214), seed)
 
 
 def matrix_problem(task: Task, rank: int, seed: int) -> Problem:
@@ -154,4 +164,4 @@ def matrix_problem(task: Task, rank: int, seed: int) -> Problem:
     10,000 for the test.
     """
     shape = TTShape.svd(1000, 1000, rank=rank)
-    return _drawn_problem(task, shape, (5 * shape.dim("free"), 10_000, 10_000), seed)
+    return drawn_problem(task, shape, (5 * shape.dim("free"), 10_000, 10_000), seed)

@@ -251,9 +251,9 @@ class _TrainingRun:
         """Take note of the loss before a step, and of the step."""
         effort = self.trace.effort
         if effort is not None:
+            effort.evaluations += 1
             effort.see(math.sqrt(loss), self.elapsed + self._clock() - begin)
             effort.iterations += 1
-            effort.evaluations += 1
             effort.gradients += 1
         self.iteration += 1
 

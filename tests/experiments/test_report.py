@@ -11,6 +11,7 @@ from sttp_manifold.experiments import compare, conclusions, plots, report, summa
 from sttp_manifold.experiments.compare import Settings
 from sttp_manifold.experiments.methods import METHODS
 
+from .conftest import TRAINING
 from .test_records import a_record
 
 
@@ -46,14 +47,14 @@ def test_every_output_is_made_from_files_and_stands_alone(settings):
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", page)
     assert not re.search(r"https?://|@import|url\(", page)
     assert page.count("data:image/png;base64,") == len(figures)
-    for method in METHODS:
+    for method in TRAINING:
         assert method.name in page
     assert "sttp compare --task tiny" in page
     assert "The digests of these weights agree" in page
     with (settings.out / "summary.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [(line["rank"], line["method"]) for line in lines] == [
-        (str(rank), method.name) for rank in (1, 2) for method in METHODS
+        (str(rank), method.name) for rank in (1, 2) for method in TRAINING
     ]
     assert all(line["ok"] == "2" and float(line["test_mean"]) > 0 for line in lines)
     assert not list(settings.out.rglob(".*"))
