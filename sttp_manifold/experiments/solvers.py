@@ -222,6 +222,8 @@ def _pymanopt_cg(problem: Problem, watch: Watch) -> str:
     norm = float(targets @ targets)
     manifold = pymanopt.manifolds.FixedRankEmbedded(shape.d_out, shape.d_in, shape.rank)
     known: dict[str, Any] = {"at": None}
+    initial = _svd_of(start)
+    watch.stores(sum(part.size for part in initial))
 
     def errors(*point: np.ndarray) -> np.ndarray:
         # pymanopt asks for cost and gradient at one point, one after the other.
@@ -256,7 +258,7 @@ def _pymanopt_cg(problem: Problem, watch: Watch) -> str:
         verbosity=0,
     ).run(
         pymanopt.Problem(manifold, function(cost), riemannian_gradient=function(gradient)),
-        initial_point=_svd_of(start),
+        initial_point=initial,
     )
     return f"pymanopt: {outcome.stopping_criterion}"
 
