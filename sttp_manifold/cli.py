@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sttp_manifold.errors import ConfigError
 
@@ -40,6 +40,10 @@ matrices within reach.
 and use Adam or SGD as they are. [bold]riemannian[/bold] methods keep the orthonormal matrices
 themselves and step along their manifold.
 
+[bold]Solvers[/bold] are for the completion tasks: they find a weight from some of its entries, on
+the manifold of fixed rank, on the redundant product, in a chart, or with plain factors, and are
+judged by what it takes them to get to a residual of 1e-10.
+
 Start with [bold]sttp compare[/bold]: two minutes on two cores, no download.
 """)
 
@@ -49,6 +53,9 @@ All methods of one rank and seed start from one weight and see the data in one o
 learning rate comes from one grid, judged on a validation split (--tune) and kept with the task. The
 test split is looked at once a run, at its end.
 
+Solvers (see `sttp methods`) stop at the task's target, or when their budget of calls of the cost
+function is spent; what it took them is a table and a figure of its own.
+
 Stopped half-way and started again with the same options, it goes on where it was.
 
 [bold]Examples[/bold]
@@ -56,6 +63,8 @@ Stopped half-way and started again with the same options, it goes on where it wa
   sttp compare                     every method on digits, ranks 4 and 8
   sttp compare --methods 'sttp-*,dense-adam' --ranks 2,4,8 --seeds 0-4
   sttp compare --task completion --out runs/completion
+  sttp compare --task completion-tensor --ranks 4 --seeds 0
+  sttp compare --task completion-matrix --methods 'fixed-rank-*,product-cg'
   sttp compare --task fashion-mnist --epochs 5 --device cuda
   sttp compare --lr 0.01 --lr dense-sgd=0.1
   sttp compare --tune              choose learning rates first
@@ -64,7 +73,7 @@ Stopped half-way and started again with the same options, it goes on where it wa
 
   records.jsonl      one line a run: specification, curves, spectra
   summary.csv, .md   the table
-  figures/*.png      curves, spectra, orthonormality, size against score
+  figures/*.png      curves, spectra, orthonormality, size against score, convergence
   report.html        all of it on one page that needs no other file
 
 [bold]Exit codes[/bold]
@@ -157,11 +166,18 @@ def _rates(values: Sequence[str] | None) -> dict[str, float]:
 @app.command(help=_COMPARE)
 def compare(
     task: Annotated[
-        str, typer.Option(help="digits, fashion-mnist or completion; see `sttp tasks`.")
+        str,
+        typer.Option(
+            help="digits, fashion-mnist, completion, completion-tensor or completion-matrix; see "
+            "`sttp tasks`."
+        ),
     ] = "digits",
     methods: Annotated[
         list[str] | None,
-        typer.Option(help="Names or wildcards, parted by commas; see `sttp methods`. \\[all]"),
+        typer.Option(
+            help="Names or wildcards, parted by commas; see `sttp methods`. "
+            "\\[all that apply to the task]"
+        ),
     ] = None,
     ranks: Annotated[
         list[str] | None, typer.Option(help="Ranks, as in 4,8 or 2-4. \\[the task's]")
@@ -171,6 +187,24 @@ def compare(
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Epochs to train. \\[the task's]", show_default=False)
+    ] = None,
+    max_evaluations: Annotated[
+        int | None,
+        typer.Option(
+            help="Solvers: calls of the cost function, at most. \\[the task's]", show_default=False
+        ),
+    ] = None,
+    max_iterations: Annotated[
+        int | None,
+        typer.Option(help="Solvers: iterations, at most. \\[no limit]", show_default=False),
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Solvers: seconds, at most, looked at after each iteration; where it ends a run, "
+            "its numbers depend on the machine. \\[no limit]",
+            show_default=False,
+        ),
     ] = None,
     lr: Annotated[
         list[str] | None,
@@ -224,6 +258,9 @@ def compare(
             ranks=_numbers(ranks, "--ranks"),
             seeds=_numbers(seeds, "--seeds") or (0, 1, 2),
             epochs=epochs,
+            max_iterations=max_iterations,
+            max_evaluations=max_evaluations,
+            max_seconds=max_seconds,
             lrs=_rates(lr),
             device=device,
             dtype=dtype,
@@ -244,14 +281,24 @@ def compare(
 
 def _compare(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
     from sttp_manifold.experiments import compare as comparing
+    from sttp_manifold.experiments.methods import left_out
     from sttp_manifold.experiments.progress import RunProgress
     from sttp_manifold.experiments.report import write_outputs
     from sttp_manifold.experiments.tasks import TASKS
 
-    metric = TASKS[settings.task].metric
+    task = TASKS[settings.task]
+    metric = task.metric
     if not tune:
         # Names and numbers first: an error must not leave a folder behind.
         comparing.plan(settings)
+    for method in [] if quiet else left_out(task, settings.methods):
+        _err.print(
+            f"{method.name} is left out: {method.requires} is not installed "
+            f"(pip install 'sttp-manifold[{method.requires}]')",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     if tune:
         with RunProgress(_err, metric, "tuning", quiet=quiet) as progress:
             path, found = comparing.tune(
@@ -282,27 +329,37 @@ def _show_rates(path: Path, found: dict[str, dict[str, object]]) -> None:
 
 
 def _show_outcome(out: Path, written: Sequence[Path]) -> None:
+    from sttp_manifold.experiments import efforts
     from sttp_manifold.experiments.compare import load_comparison
     from sttp_manifold.experiments.summary import cells, header, metric_of, rows
 
     _, records = load_comparison(out)
     metric = metric_of(records)
-    titles = header(metric)
-    table = Table(title=f"{records[0]['spec']['task']}", title_justify="left", box=SIMPLE)
+    name = records[0]["spec"]["task"]
+    if any(record["spec"]["epochs"] is not None for record in records):
+        _show_table(name, header(metric), [cells(row, metric) for row in rows(records)])
+    target = efforts.target_of(records)
+    if target is not None:
+        lines = [efforts.effort_cells(row) for row in efforts.effort_rows(records)]
+        _show_table(f"{name}: what it took", efforts.effort_header(target), lines)
+    _out.print(f"Report: {written[-1]}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_table(name: str, titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """A table whose first column is the rank, with a rule between ranks."""
+    table = Table(title=name, title_justify="left", box=SIMPLE)
     for title in titles:
         table.add_column(
             title, justify="left" if title in ("method", "notes") else "right", no_wrap=True
         )
-    table_rows = rows(records)
-    for k, row in enumerate(table_rows):
-        last = k + 1 == len(table_rows) or table_rows[k + 1].rank != row.rank
-        table.add_row(*cells(row, metric), end_section=last)
+    for k, line in enumerate(lines):
+        last = k + 1 == len(lines) or lines[k + 1][0] != line[0]
+        table.add_row(*line, end_section=last)
     if _out.is_terminal:
         _out.print(table)
     else:
         # A narrow pipe would fold the columns beyond recognition.
-        Console(width=180).print(table)
-    _out.print(f"Report: {written[-1]}", markup=False, highlight=False, soft_wrap=True)
+        Console(width=200).print(table)
 
 
 @app.command()
@@ -328,10 +385,13 @@ def report(
 def methods() -> None:
     """List the methods, and what each one does."""
     from sttp_manifold.experiments.methods import METHODS
+    from sttp_manifold.experiments.tasks import TASKS
 
-    table = Table("method", "what it does", box=None)
+    table = Table("method", "what it does", "tasks", box=None)
     for method in METHODS:
-        table.add_row(method.name, method.summary)
+        fits = [task.name for task in TASKS if method.applies_to(task)]
+        absent = "" if method.is_available else f" ({method.requires} is not installed)"
+        table.add_row(method.name, method.summary + absent, ", ".join(fits))
     _out.print(table)
 
 
@@ -341,7 +401,16 @@ def tasks() -> None:
     from sttp_manifold.experiments.tasks import TASKS
     from sttp_manifold.experiments.tune import load_tuned
 
-    table = Table("task", "what it is", "judged by", "ranks", "epochs", "tuned methods", box=None)
+    table = Table(
+        Column("task", no_wrap=True),
+        "what it is",
+        "judged by",
+        "ranks",
+        "epochs",
+        "calls of the cost",
+        "tuned methods",
+        box=None,
+    )
     for task in TASKS:
         unit = f" ({task.metric.unit})" if task.metric.unit else ""
         with _usage_errors():
@@ -351,7 +420,8 @@ def tasks() -> None:
             task.summary,
             f"test {task.metric.name}{unit}",
             ", ".join(map(str, task.ranks)),
-            str(task.epochs),
+            "-" if task.epochs is None else str(task.epochs),
+            "-" if task.budget is None else f"{task.budget.evaluations:,}",
             str(tuned),
         )
     _out.print(table)

@@ -47,7 +47,7 @@ def test_methods_and_tasks_are_listed():
     ("words", "message"),
     [
         (["--methods", "sttp-chart-adm"], "Did you mean 'sttp-chart-adam'? The methods are: dense"),
-        (["--task", "digts"], "The tasks are: digits, fashion-mnist, completion"),
+        (["--task", "digts"], "The tasks are: digits, fashion-mnist, completion, completion-"),
         (["--dtype", "half"], "The dtypes are: float32, float64"),
         (["--device", "tpu"], "The devices are: auto, cpu, cuda"),
         (["--ranks", "four"], "--ranks 'four': expected whole numbers, as in 4,8 or 0-2"),
@@ -177,3 +177,26 @@ def test_a_killed_process_leaves_a_whole_file_and_goes_on(tmp_path):
     whole = path.read_bytes()
     assert whole.startswith(kept[: kept.rfind(b"\n") + 1])
     assert whole.count(b"\n") == 8
+
+
+def test_a_problem_is_solved_from_the_command_line(tmp_path):
+    out = tmp_path / "out"
+    words = ["compare", "--task", "completion", "--methods", "fixed-rank-tr,product-cg"]
+    words += ["--ranks", "4", "--seeds", "0", "--max-evaluations", "100", "--jobs", "1"]
+    first = sttp(*words, "--device", "cpu", "--out", str(out))
+    assert first.exit_code == 0
+    assert "reached 1e-10" in first.output
+    assert "1 of 1" in first.output  # trust regions
+    assert "0 of 1" in first.output  # conjugate gradients on the product need more than 100
+    assert "what it took" in first.output
+    assert (out / "figures" / "convergence.png").is_file()
+    again = sttp(*words, "--device", "cpu", "--out", str(out))
+    assert "2 of 2 runs are on record already" in again.stderr
+
+
+def test_a_method_of_another_task_is_refused(tmp_path):
+    words = ["compare", "--task", "digits", "--methods", "fixed-rank-cg"]
+    result = sttp(*words, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "does not apply to the task 'digits'. Those that do are: dense-adam" in result.stderr
+    assert not (tmp_path / "out").exists()

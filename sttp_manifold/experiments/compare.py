@@ -14,9 +14,11 @@ import joblib
 
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.files import write_text
-from sttp_manifold.experiments.methods import METHODS
+from sttp_manifold.experiments.methods import METHODS, left_out, methods_for
+from sttp_manifold.experiments.problems import Budget
 from sttp_manifold.experiments.records import DONE, Record, RecordFile, latest, read_records
 from sttp_manifold.experiments.runs import DTYPES, execute, resolve_device
+from sttp_manifold.experiments.solvers import Solver
 from sttp_manifold.experiments.specs import RunSpec
 from sttp_manifold.experiments.tasks import TASKS, Task
 from sttp_manifold.experiments.tune import TUNING_SEEDS, best_rate, load_tuned, save_tuned
@@ -34,10 +36,13 @@ class Settings:
 
     Attributes:
         task: name of the task.
-        methods: names, wildcards, or ``all``.
+        methods: names, wildcards, or ``all``: those that apply to the task.
         ranks: ranks of the common initial weight and of the compressed ones.
         seeds: of initial weights and order of data.
-        epochs: epochs to train.
+        epochs: epochs to train, for methods that train.
+        max_iterations: of solvers.
+        max_evaluations: calls of the cost function, of solvers.
+        max_seconds: of solvers.
         lrs: learning rates that were given, by method or wildcard.
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``float64``.
@@ -53,6 +58,9 @@ class Settings:
     ranks: Sequence[int] | None = None
     seeds: Sequence[int] = (0, 1, 2)
     epochs: int | None = None
+    max_iterations: int | None = None
+    max_evaluations: int | None = None
+    max_seconds: float | None = None
     lrs: Mapping[str, float] = field(default_factory=dict)
     device: str = "auto"
     dtype: str | None = None
@@ -63,10 +71,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run to do, and where its learning rate came from."""
+    """A run to do, and where its learning rate came from; None where there is none."""
 
     spec: RunSpec
-    lr_source: str
+    lr_source: str | None
 
 
 def _checked(settings: Settings) -> Task:
@@ -76,51 +84,118 @@ def _checked(settings: Settings) -> Task:
         ConfigError: says what came and what was expected.
     """
     task = TASKS[settings.task]
-    METHODS.select(settings.methods)
-    for noun, values, least in (
+    names = methods_for(task, settings.methods)
+    numbers: tuple[tuple[str, Sequence[float], float], ...] = (
         ("rank", task.ranks if settings.ranks is None else settings.ranks, 1),
         ("seed", settings.seeds, 0),
-        ("epoch count", [task.epochs if settings.epochs is None else settings.epochs], 1),
-        ("job count", [1 if settings.jobs is None else settings.jobs], 1),
-    ):
-        if not values:
+        ("epoch count", _given(settings.epochs), 1),
+        ("job count", _given(settings.jobs), 1),
+        ("iteration limit", _given(settings.max_iterations), 1),
+        ("evaluation limit", _given(settings.max_evaluations), 1),
+        ("time limit", _given(settings.max_seconds), 0),
+    )
+    for noun, values, least in numbers:
+        if not values and noun in ("rank", "seed"):
             raise ConfigError(f"no {noun} given")
         for value in values:
-            if value < least:
+            if not value >= least:
                 raise ConfigError(f"{noun} {value}: expected {least} or more")
     dtype = settings.dtype or task.dtype
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}. The dtypes are: {', '.join(DTYPES)}")
-    for name, lr in settings.lrs.items():
-        METHODS.select([name])
-        if not (math.isfinite(lr) and lr > 0):
-            raise ConfigError(f"learning rate {lr}: expected a positive number")
+    _check_options(settings, task, names)
     return task
 
 
+def _given(value: float | None) -> Sequence[float]:
+    return () if value is None else (value,)
+
+
+def _check_options(settings: Settings, task: Task, names: Sequence[str]) -> None:
+    """Refuse options that none of the methods would heed.
+
+    Raises:
+        ConfigError: such an option, or a learning rate that is none.
+    """
+    methods = [METHODS[name] for name in names]
+    if settings.epochs is not None and not any(method.trains for method in methods):
+        raise ConfigError(
+            f"--epochs {settings.epochs}: none of the methods chosen trains by epochs; solvers "
+            "take --max-iterations, --max-evaluations, --max-seconds"
+        )
+    limits = {
+        "--max-iterations": settings.max_iterations,
+        "--max-evaluations": settings.max_evaluations,
+        "--max-seconds": settings.max_seconds,
+    }
+    for option, value in limits.items():
+        if value is not None and all(method.trains for method in methods):
+            raise ConfigError(
+                f"{option} {value}: none of the methods chosen is a solver; those that train take "
+                "--epochs"
+            )
+    for name, lr in settings.lrs.items():
+        if all(METHODS[hit].untuned_lr is None for hit in METHODS.select([name])):
+            raise ConfigError(f"--lr {name}={lr:g}: {name} has no learning rate")
+        if not (math.isfinite(lr) and lr > 0):
+            raise ConfigError(f"learning rate {lr}: expected a positive number")
+    device = resolve_device(settings.device)
+    cpu_only = [method.name for method in methods if method.cpu_only]
+    if device != "cpu" and cpu_only:
+        raise ConfigError(
+            f"{', '.join(cpu_only)} on {device}: computes on the CPU only; take --device cpu, or "
+            "leave it out of --methods"
+        )
+
+
 def _spec(
-    settings: Settings, task: Task, method_name: str, rank: int, seed: int, lr: float, purpose: str
+    settings: Settings,
+    task: Task,
+    method_name: str,
+    rank: int,
+    seed: int,
+    lr: float | None,
+    purpose: str,
 ) -> RunSpec:
     method = METHODS[method_name]
+    common: dict[str, Any] = {
+        "task": task.name,
+        "data": task.data,
+        "method": method.name,
+        "parameterization": method.parameterization,
+        "optimizer": method.optimizer,
+        "momentum": method.momentum,
+        "rank": rank,
+        "seed": seed,
+        "lr": None if lr is None else float(lr),
+        "dtype": settings.dtype or task.dtype,
+        "device": resolve_device(settings.device),
+        "purpose": purpose,
+    }
+    if isinstance(method, Solver):
+        budget = task.budget or Budget()
+        seconds = settings.max_seconds
+        return RunSpec(
+            **common,
+            kind=task.kind,
+            spectrum=method.spectrum,
+            epochs=None,
+            batch_size=None,
+            repeats=None,
+            schedule=None if lr is None else "cosine",
+            target=budget.target,
+            max_iterations=settings.max_iterations,
+            max_evaluations=settings.max_evaluations or budget.evaluations,
+            max_seconds=None if seconds is None else float(seconds),
+        )
     return RunSpec(
-        task=task.name,
-        data=task.data,
-        method=method.name,
+        **common,
         kind=method.kind,
-        parameterization=method.parameterization,
-        optimizer=method.optimizer,
-        momentum=method.momentum,
         spectrum=None if method.is_dense else method.spectrum,
-        rank=rank,
-        seed=seed,
         epochs=settings.epochs or task.epochs,
         batch_size=task.batch_size,
         repeats=task.repeats,
-        lr=float(lr),
         schedule="cosine",
-        dtype=settings.dtype or task.dtype,
-        device=resolve_device(settings.device),
-        purpose=purpose,
     )
 
 
@@ -131,12 +206,14 @@ def plan(settings: Settings) -> list[Planned]:
         ConfigError: an unknown name or an impossible number.
     """
     task = _checked(settings)
-    names = METHODS.select(settings.methods)
+    names = methods_for(task, settings.methods)
     tuned = load_tuned(task, settings.tuned_file)
-    rates: dict[str, tuple[float, str]] = {}
+    rates: dict[str, tuple[float | None, str | None]] = {}
     for name in names:
         given = [lr for pattern, lr in settings.lrs.items() if name in METHODS.select([pattern])]
-        if given:
+        if METHODS[name].untuned_lr is None:
+            rates[name] = (None, None)
+        elif given:
             # The last one that fits wins, so that `all` can be followed by exceptions.
             rates[name] = (given[-1], "given")
         elif name in tuned:
@@ -154,6 +231,8 @@ def plan(settings: Settings) -> list[Planned]:
 def tuning_plan(settings: Settings) -> list[Planned]:
     """The runs that choose learning rates: the task's grid on the tuning seeds.
 
+    Methods without a learning rate are left alone.
+
     Raises:
         ConfigError: as :func:`plan`, or a tuning seed is among the seeds to report.
     """
@@ -164,12 +243,17 @@ def tuning_plan(settings: Settings) -> list[Planned]:
             f"seeds {both} are kept for tuning; learning rates chosen on the seeds that are "
             "reported would flatter them. Choose others with --seeds"
         )
+    names = [
+        name for name in methods_for(task, settings.methods) if METHODS[name].untuned_lr is not None
+    ]
+    if not names:
+        raise ConfigError("--tune: none of the methods chosen has a learning rate")
     return [
         Planned(_spec(settings, task, name, rank, seed, lr, "tune"), "given")
         for seed in TUNING_SEEDS
         for rank in dict.fromkeys(settings.ranks or task.ranks)
         for lr in task.lrs
-        for name in METHODS.select(settings.methods)
+        for name in names
     ]
 
 
@@ -214,8 +298,9 @@ def run_plan(
     Raises:
         ConfigError: the task's data is not there, or the file is held by another process.
     """
-    if runs:
-        TASKS[runs[0].spec.task].load(settings.data_dir)
+    load = TASKS[runs[0].spec.task].load if runs else None
+    if load is not None:
+        load(settings.data_dir)
     jobs = settings.jobs
     if jobs is None:
         on_gpu = any(run.spec.device == "cuda" for run in runs)
@@ -279,10 +364,19 @@ def command_line(settings: Settings) -> str:
     """The command that repeats a comparison."""
     task = TASKS[settings.task]
     words = ["sttp", "compare", "--task", settings.task]
-    words += ["--methods", ",".join(METHODS.select(settings.methods))]
+    names = methods_for(task, settings.methods)
+    words += ["--methods", ",".join(names)]
     words += ["--ranks", ",".join(map(str, settings.ranks or task.ranks))]
     words += ["--seeds", ",".join(map(str, settings.seeds))]
-    words += ["--epochs", str(settings.epochs or task.epochs)]
+    if any(METHODS[name].trains for name in names):
+        words += ["--epochs", str(settings.epochs or task.epochs)]
+    if not all(METHODS[name].trains for name in names):
+        budget = task.budget or Budget()
+        words += ["--max-evaluations", str(settings.max_evaluations or budget.evaluations)]
+        if settings.max_iterations is not None:
+            words += ["--max-iterations", str(settings.max_iterations)]
+        if settings.max_seconds is not None:
+            words += ["--max-seconds", f"{settings.max_seconds:g}"]
     words += ["--dtype", settings.dtype or task.dtype]
     words += ["--device", resolve_device(settings.device)]
     for name, lr in settings.lrs.items():
@@ -298,10 +392,15 @@ def save_comparison(settings: Settings, runs: Sequence[Planned]) -> None:
     content = {
         "task": task.name,
         "summary": task.summary,
+        "seed_draws": task.seed_draws,
         "command": command_line(settings),
         "hashes": [run.spec.hash for run in runs],
+        "left_out": {method.name: method.requires for method in left_out(task, settings.methods)},
         "tuned": {
-            name: {key: tuned[name][key] for key in ("lr", "at_edge", "epochs", "ranks", "seeds")}
+            name: {
+                key: tuned[name].get(key)
+                for key in ("lr", "at_edge", "epochs", "max_evaluations", "ranks", "seeds")
+            }
             for name in sorted(used)
         },
     }

@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sttp_manifold.experiments.efforts import say_efforts
 from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.summary import Row, metric_of, rows, show_spread
-from sttp_manifold.experiments.tasks import Metric
+from sttp_manifold.experiments.tasks import SEED_DRAWS, Metric
 
 __all__ = ["conclude"]
 
@@ -23,8 +24,12 @@ def conclude(records: Sequence[Record], note: Mapping[str, Any]) -> list[str]:
     standard deviations over seeds: a modest test, which the sentences say is all there is.
     """
     metric = metric_of(records)
-    table = rows(records)
-    said = _reservations(records, table, note, metric)
+    everything = rows(records)
+    said = _reservations(records, everything, note, metric) + say_efforts(records)
+    # Solvers stop at a target: there is no best one by how far beyond it they fall.
+    table = [row for row in everything if row.epochs is not None]
+    if not table:
+        return said
     for rank in dict.fromkeys(row.rank for row in table):
         here = [row for row in table if row.rank == rank and row.test]
         if here:
@@ -56,6 +61,10 @@ def _reservations(
     missing = len(note["hashes"]) - len(records)
     if missing:
         said.append(f"{missing} of the {len(note['hashes'])} runs of this comparison are not done.")
+    absent = note.get("left_out") or {}
+    if absent:
+        names = ", ".join(f"{name} (needs {package})" for name, package in absent.items())
+        said.append(f"Left out, since a package is not installed: {names}.")
     for word in ("diverged", "failed"):
         rows_hit = [row for row in table if getattr(row, word)]
         if rows_hit:
@@ -80,23 +89,21 @@ def _reservations(
             f"The tuned learning rate lies at the edge of the grid for {', '.join(edge)}: a better "
             "one may lie beyond."
         )
-    epochs = table[0].epochs
-    other = sorted({found["epochs"] for found in tuned.values()} - {epochs})
-    if other:
-        said.append(
-            f"Learning rates were tuned for {', '.join(map(str, other))} epochs and used for "
-            f"{epochs}."
-        )
+    said += _other_lengths(records, tuned)
     seeds = {record["spec"]["seed"] for record in records}
     if len(seeds) < 2:
         said.append("One seed shows no spread: no two methods are told apart here.")
     else:
         said.append(
-            f"The spread is over {len(seeds)} seeds, which draw initial weights and the order of "
-            "data; the data and its splits are the same throughout. Two methods are told apart "
-            "when their means differ by more than the sum of their standard deviations"
-            + (", both of logarithms." if metric.log else ".")
+            f"The spread is over {len(seeds)} seeds, which draw "
+            f"{note.get('seed_draws', SEED_DRAWS)}."
         )
+        if any(row.epochs is not None for row in table):
+            said.append(
+                "Two methods that train are told apart when their means differ by more than the "
+                "sum of their standard deviations"
+                + (", both of logarithms." if metric.log else ".")
+            )
     values = [row.mean for row in table if row.test]
     if metric.unit == "%" and values:
         size = records[0]["examples"]["test"]
@@ -107,6 +114,20 @@ def _reservations(
             f"sampling error of an accuracy near {100 * p:.0f} % is about {error:.1f} points, the "
             "same for all methods, since they share the split."
         )
+    return said
+
+
+def _other_lengths(records: Sequence[Record], tuned: Mapping[str, Any]) -> list[str]:
+    """Learning rates that were tuned for another length of training than they are used for."""
+    said = []
+    for unit, name in (("epochs", "epochs"), ("evaluations", "max_evaluations")):
+        lengths = {record["spec"].get(name) for record in records} - {None}
+        before = {found.get(name) for found in tuned.values()} - {None} - lengths
+        if before and lengths:
+            said.append(
+                f"Learning rates were tuned for {', '.join(map(str, sorted(before)))} {unit} and "
+                f"used for {', '.join(map(str, sorted(lengths)))}."
+            )
     return said
 
 

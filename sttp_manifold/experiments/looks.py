@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from sttp_manifold.experiments.records import Record
 
-__all__ = ["STYLE", "Look", "legend", "looks_of"]
+__all__ = ["STYLE", "Look", "legend", "looks_of", "solver_looks"]
 
 STYLE: Any = {
     "figure.dpi": 130,
@@ -93,6 +93,39 @@ def looks_of(records: Sequence[Record]) -> dict[str, Look]:
         if any(look.label == label for name, look in looks.items() if name != spec["method"]):
             label = spec["method"]
         looks.setdefault(spec["method"], Look(_COLOURS.get(key) or spare[key], line, marker, label))
+    return looks
+
+
+# By geometry the colour, by algorithm the line: as for the methods that train.
+_GEOMETRIES = {
+    "fixed-rank": "#D55E00",
+    "product": "#0072B2",
+    "householder": "#009E73",
+    "factors": "#000000",
+}
+_ALGORITHMS: dict[str, tuple[Any, str]] = {
+    "cg": ("-", "o"),
+    "tr": ((0, (5, 1.5)), "s"),
+    "lbfgs": ((0, (1.2, 1.2)), "^"),
+    "adam": ((0, (5, 1.5, 1, 1.5)), "D"),
+}
+_TRAINED = "#bbbbbb"
+# The one method that shares geometry and algorithm with another.
+_SOLVERS = {"pymanopt-fixed-rank-cg": "#CC79A7"}
+
+
+def solver_looks(records: Sequence[Record]) -> dict[str, Look]:
+    """The look of each method where solvers are compared; those that train stay in the back."""
+    looks: dict[str, Look] = {}
+    for record in records:
+        spec = record["spec"]
+        name = spec["method"]
+        if spec["epochs"] is not None:
+            looks[name] = Look(_TRAINED, "-", "", "methods that train")
+            continue
+        colour = _SOLVERS.get(name) or _GEOMETRIES.get(spec["parameterization"], _SPARE[1])
+        line, marker = _ALGORITHMS.get(spec["optimizer"], (":", "v"))
+        looks[name] = Look(colour, line, marker, name)
     return looks
 
 

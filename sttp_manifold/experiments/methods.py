@@ -1,30 +1,33 @@
 """The methods, and the one place where a new one is registered.
 
-A method is a set of weights (dense, SVDP, STTP), a way to hold one (as it is, by Householder
-charts, as a point of a manifold) and an optimizer. To add one::
+A method that trains is a set of weights (dense, SVDP, STTP), a way to hold one (as it is, by
+Householder charts, as a point of a manifold) and an optimizer. To add one::
 
     METHODS.add(Method("svdp-chart-sgd", "SVDP by Householder chart, SGD", "svdp", "householder",
                        "sgd", untuned_lr=0.1))
+
+A method that solves is a :class:`~sttp_manifold.experiments.solvers.Solver`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.models import weights
 from sttp_manifold.experiments.registry import Registry
-from sttp_manifold.experiments.specs import derived_seed
+from sttp_manifold.experiments.solvers import SOLVERS, Solver
 from sttp_manifold.experiments.tasks import Task
 from sttp_manifold.nn import SpectralConv2d, SpectralLinear
 from sttp_manifold.optim import RiemannianAdam, RiemannianSGD
-from sttp_manifold.tt import TTShape, tt_svd
 
-__all__ = ["METHODS", "Method", "common_start", "layer_shape"]
+__all__ = ["METHODS", "AnyMethod", "Method", "left_out", "methods_for"]
 
 MOMENTUM = 0.9
 
@@ -78,6 +81,15 @@ class Method:
     untuned_lr: float
     spectrum: str = "free"
 
+    trains = True
+    requires = None
+    is_available = True
+    cpu_only = False
+
+    def applies_to(self, task: Task) -> bool:
+        """Whether a task has a model to train."""
+        return task.model is not None
+
     @property
     def is_dense(self) -> bool:
         """Whether weights stay as they are."""
@@ -121,35 +133,50 @@ class Method:
         return _OPTIMIZERS[self.parameterization == "riemannian", self.optimizer](parameters, lr)
 
 
-def layer_shape(layer: nn.Module, rank: int, kind: str = "sttp") -> TTShape:
-    """The plan of a stock layer's weight."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return TTShape.for_conv(tuple(weight.shape), rank, kind=kind)
+AnyMethod: TypeAlias = Method | Solver
+
+METHODS: Registry[AnyMethod] = Registry("method")
 
 
-@torch.no_grad()
-def common_start(task: Task, rank: int, seed: int) -> nn.Module:
-    """The stock model that every method starts from at one rank and seed, in float64.
+def methods_for(task: Task, patterns: Sequence[str]) -> list[str]:
+    """The names that the patterns stand for on a task, in the order asked for.
 
-    Each weight is torch's own draw, projected on the STTP set of that rank by TT-SVD and scaled
-    back to the norm of the draw. The STTP set lies within the SVDP set, which lies within the
-    dense one, so each method represents these weights exactly. Without the scaling a low rank
-    would start with a fraction of the signal that torch's initialization means to pass on.
+    A wildcard, or ``all``, stands for the methods that apply to the task and are installed.
+
+    Raises:
+        ConfigError: a pattern stands for nothing, or a method is named that does not apply.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed("init", task.name, seed))
-        model = task.model().double()
-    for layer in weights(model).values():
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        drawn = weight.flatten(1)
-        start = tt_svd(drawn, layer_shape(layer, rank)).to_matrix()
-        weight.copy_((start * (drawn.norm() / start.norm())).view_as(weight))
-    return model
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        hits = METHODS.select([pattern])
+        fits = [name for name in hits if METHODS[name].applies_to(task)]
+        if not fits:
+            here = ", ".join(method.name for method in METHODS if method.applies_to(task))
+            raise ConfigError(
+                f"method {pattern!r} does not apply to the task {task.name!r}. Those that do are: "
+                f"{here}"
+            )
+        there = [name for name in fits if METHODS[name].is_available]
+        if not there:
+            package = METHODS[fits[0]].requires
+            raise ConfigError(
+                f"method {pattern!r} needs {package}, which is not installed: "
+                f"pip install 'sttp-manifold[{package}]'"
+            )
+        chosen.update(dict.fromkeys(there))
+    return list(chosen)
 
 
-METHODS: Registry[Method] = Registry("method")
+def left_out(task: Task, patterns: Sequence[str]) -> list[AnyMethod]:
+    """Methods that the patterns stand for on a task, but whose package is not installed."""
+    return [
+        method
+        for method in METHODS
+        if method.applies_to(task)
+        and not method.is_available
+        and any(fnmatchcase(method.name, "*" if p == "all" else p) for p in patterns)
+    ]
+
 
 _KINDS = {"svdp": "U diag(s) V^T", "sttp": "U diag(s) V^T with U, V as tensor trains"}
 _HELD = {
@@ -184,3 +211,6 @@ for _kind, _what in _KINDS.items():
                     untuned_lr=_UNTUNED[_optimizer],
                 )
             )
+
+for _solver in SOLVERS:
+    METHODS.add(_solver)

@@ -5,49 +5,26 @@ How each method looks is in :mod:`~sttp_manifold.experiments.looks`.
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from sttp_manifold.experiments.convergence import draw_convergence
 from sttp_manifold.experiments.looks import STYLE, legend, looks_of
+from sttp_manifold.experiments.pictures import Picture, png
 from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.summary import Row, average, metric_of, rows
 from sttp_manifold.experiments.tasks import Metric
 
 __all__ = ["Picture", "draw"]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure.
-
-    Attributes:
-        name: of the file, without its suffix.
-        caption: what it shows, and how to read it.
-        png: the file.
-    """
-
-    name: str
-    caption: str
-    png: bytes
-
-
-def _png(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", facecolor="white")
-    return out.getvalue()
 
 
 def _panels(count: int, across: int, height: float = 3.3) -> tuple[Figure, list[list[Axes]]]:
@@ -128,7 +105,7 @@ def _curves(
         by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
         by_time.set_xlabel("training time (s)")
     legend(figure, list(looks.values()))
-    return Picture(name, caption, _png(figure))
+    return Picture(name, caption, png(figure))
 
 
 def _label(metric: Metric, split: str) -> str:
@@ -192,7 +169,7 @@ def _spectra(records: Sequence[Record], optimizer: str) -> Picture | None:
         f"common initial weight. A dense weight may leave the rank it started from; of it, "
         f"{2 * rank} values at most are shown."
     )
-    return Picture(f"spectrum-{optimizer}", caption, _png(figure))
+    return Picture(f"spectrum-{optimizer}", caption, png(figure))
 
 
 def _drift(records: Sequence[Record]) -> Picture | None:
@@ -230,7 +207,7 @@ def _drift(records: Sequence[Record]) -> Picture | None:
         "How far the frames are from orthonormal: the largest entry over layers, cores and seeds. "
         f"One rounding of {records[0]['spec']['dtype']} is {epsilon}."
     )
-    return Picture("drift", caption, _png(figure))
+    return Picture("drift", caption, png(figure))
 
 
 def _trade(records: Sequence[Record], metric: Metric) -> Picture:
@@ -279,7 +256,7 @@ def _trade(records: Sequence[Record], metric: Metric) -> Picture:
         "set has dimensions; a point on the manifold stores its frames whole. Dense weights store "
         "the same number at every rank. Adam and SGD are drawn a little apart."
     )
-    return Picture("trade-off", caption, _png(figure))
+    return Picture("trade-off", caption, png(figure))
 
 
 def _beside(row: Row) -> float:
@@ -325,8 +302,10 @@ def draw(records: Sequence[Record]) -> list[Picture]:
     Args:
         records: of one task; runs that did not finish are drawn as far as they came.
     """
+    convergence = draw_convergence(records)
+    records = [record for record in records if record["spec"]["epochs"] is not None]
     if not any(record["curves"]["epoch"] for record in records):
-        return []
+        return convergence
     metric = metric_of(records)
     band = (
         "Lines are means over seeds (geometric for errors and losses), bands go from the least to "
@@ -362,4 +341,4 @@ def draw(records: Sequence[Record]) -> list[Picture]:
             ),
             _drift(records),
         ]
-    return [picture for picture in pictures if picture is not None]
+    return convergence + [picture for picture in pictures if picture is not None]

@@ -85,7 +85,8 @@ class RunProgress:
         label = f"{spec['method']} rank {spec['rank']} seed {spec['seed']}"
         value = record["val_metric"]
         if record["status"] != "ok":
-            self._say(f"{label} lr {spec['lr']:g} {record['status']}: {record['reason']}")
+            rate = "" if spec["lr"] is None else f" lr {spec['lr']:g}"
+            self._say(f"{label}{rate} {record['status']}: {record['reason']}")
         elif self._best is None or self._metric.better(value, self._best[0]):
             self._best = (value, label)
         best = ""

@@ -20,6 +20,7 @@ from sttp_manifold.experiments.specs import RunSpec
 __all__ = [
     "CURVES",
     "DONE",
+    "EFFORT",
     "SCHEMA",
     "SCHEMA_VERSION",
     "STATUSES",
@@ -34,7 +35,7 @@ __all__ = [
 
 Record = dict[str, Any]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUSES = ("ok", "diverged", "failed")
 
 # A diverged run would diverge again, so it is a result; a failed one (an error in the machinery,
@@ -65,7 +66,9 @@ SCHEMA: dict[str, Field] = {
     "status": Field((str,), "ok, diverged or failed"),
     "reason": Field((str,), "why a run is not ok", nullable=True),
     "spec": Field((dict,), "full specification: everything that decides the numbers"),
-    "lr_source": Field((str,), "where the learning rate came from: tuned, given or untuned"),
+    "lr_source": Field(
+        (str,), "where the learning rate came from: tuned, given or untuned", nullable=True
+    ),
     "versions": Field((dict,), "python, torch, geoopt, numpy and the package"),
     "device": Field((str,), "the device in words"),
     "started": Field((str,), "UTC time at which the run started, ISO 8601"),
@@ -78,21 +81,37 @@ SCHEMA: dict[str, Field] = {
     "other_parameters": Field((int,), "numbers trained besides: biases", nullable=True),
     "w0_digest": Field((str,), "SHA-256 of the common initial weights", nullable=True),
     "w0_gap": Field(_NUMBER, "largest entry of |W - W0| at the start", nullable=True),
-    "curves": Field((dict,), "lists over epochs, the initial state first"),
+    "curves": Field((dict,), "lists over epochs or iterates, the initial state first"),
     "spectra": Field((dict,), "for each layer, singular values at each entry of the curves"),
+    "effort": Field((dict,), "what the run spent, and when it reached its target", nullable=True),
     "val_metric": Field(_NUMBER, "metric on the validation split at the end", nullable=True),
     "test_loss": Field(_NUMBER, "loss on the test split, once, at the end", nullable=True),
     "test_metric": Field(_NUMBER, "metric on the test split, once, at the end", nullable=True),
 }
 
 CURVES: dict[str, str] = {
-    "epoch": "0 for the initial state, then 1, 2, …",
+    "epoch": "0 for the initial state, then 1, 2, …; null for solvers",
+    "iteration": "steps or iterations so far",
+    "evaluations": "calls of the cost or loss function so far",
     "seconds": "training time so far, evaluation left out",
-    "train_loss": "mean over the epoch's steps; at epoch 0, over the training split",
+    "train_loss": "mean over the epoch's steps; at epoch 0, and for solvers, over the whole split",
     "val_loss": "mean over the validation split",
     "val_metric": "metric on the validation split",
     "drift": "largest |Q^T Q - I| over all frames, in float64; null for dense weights",
-    "lr": "learning rate of the epoch's last step; at epoch 0, of the first",
+    "lr": "learning rate of the epoch's last step; at epoch 0, of the first; null for solvers",
+}
+
+EFFORT: dict[str, str] = {
+    "target": "relative residual on the observed entries that was to be reached",
+    "residual": "the one at the end",
+    "iterations": "iterations, or steps",
+    "evaluations": "calls of the cost or loss function that moved the run on",
+    "gradients": "gradients computed",
+    "hessian_products": "products of the Hessian and a vector computed",
+    "iterations_to_target": "iterations at the first iterate that met the target; null for none",
+    "evaluations_to_target": "evaluations at that iterate",
+    "seconds_to_target": "seconds at that iterate, evaluation left out",
+    "stopped": "why the run ended, in words",
 }
 
 
@@ -122,12 +141,25 @@ def validate(record: Mapping[str, Any]) -> None:
         raise ConfigError("a record has a reason exactly when its status is not ok")
     if RunSpec.from_dict(record["spec"]).hash != record["hash"]:
         raise ConfigError(f"record {record['hash']} does not carry the hash of its specification")
+    effort = record["effort"]
+    if effort is not None and set(effort) != set(EFFORT):
+        raise ConfigError(f"record effort has {sorted(effort)}; expected {sorted(EFFORT)}")
     curves = record["curves"]
     if set(curves) != set(CURVES):
         raise ConfigError(f"record curves are {sorted(curves)}; expected {sorted(CURVES)}")
     lengths = {len(values) for values in (*curves.values(), *record["spectra"].values())}
     if len(lengths) > 1:
         raise ConfigError(f"record curves and spectra have different lengths: {sorted(lengths)}")
+
+
+def upgraded(record: Any) -> Any:
+    """A record of schema 1 as one of this schema, where it says nothing of effort."""
+    if not isinstance(record, dict) or record.get("schema") != 1:
+        return record
+    curves = record["curves"]
+    unknown = [None] * len(curves["epoch"])
+    curves = {"iteration": unknown, "evaluations": unknown, **curves}
+    return {**record, "schema": SCHEMA_VERSION, "effort": None, "curves": curves}
 
 
 def rounded(value: Any, digits: int = 7) -> Any:
@@ -171,7 +203,7 @@ def read_records(path: Path) -> tuple[list[Record], int]:
             return records, len(content) - start
         line = content[start:end]
         try:
-            record = json.loads(line)
+            record = upgraded(json.loads(line))
             validate(record)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if end + 1 == len(content) and not isinstance(error, ConfigError):

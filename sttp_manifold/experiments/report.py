@@ -11,11 +11,15 @@ import jinja2
 
 from sttp_manifold.experiments.compare import load_comparison
 from sttp_manifold.experiments.conclusions import conclude
+from sttp_manifold.experiments.efforts import NOTE as EFFORT_NOTE
+from sttp_manifold.experiments.efforts import effort_cells, effort_header, effort_rows, target_of
 from sttp_manifold.experiments.files import write_bytes, write_text
-from sttp_manifold.experiments.plots import Picture, draw
+from sttp_manifold.experiments.pictures import Picture
+from sttp_manifold.experiments.plots import draw
 from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.summary import (
     cells,
+    grid,
     header,
     metric_of,
     rows,
@@ -28,7 +32,20 @@ __all__ = ["write_outputs"]
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
-_CONSTANTS = ("task", "data", "epochs", "batch_size", "repeats", "schedule", "dtype", "device")
+_CONSTANTS = (
+    "task",
+    "data",
+    "epochs",
+    "batch_size",
+    "repeats",
+    "schedule",
+    "target",
+    "max_iterations",
+    "max_evaluations",
+    "max_seconds",
+    "dtype",
+    "device",
+)
 
 
 def write_outputs(out: Path) -> list[Path]:
@@ -50,14 +67,16 @@ def write_outputs(out: Path) -> list[Path]:
         return []
     metric = metric_of(records)
     table = rows(records)
+    efforts = effort_rows(records)
     pictures = draw(records)
     written = [out / "summary.csv", out / "summary.md"]
-    write_text(written[0], to_csv(table))
+    write_text(written[0], to_csv(table, efforts))
     said = conclude(records, note)
     bullets = "\n".join(f"- {sentence}" for sentence in said)
     write_text(
         written[1],
-        f"# {note['task']}\n\n{note['summary']}\n\n{to_markdown(table, metric)}\n"
+        f"# {note['task']}\n\n{note['summary']}\n\n{_effort_markdown(records)}"
+        f"{to_markdown(table, metric)}\n"
         f"## What this says\n\n{bullets}\n\n## To repeat it\n\n```\n{note['command']}\n```\n",
     )
     for picture in pictures:
@@ -67,6 +86,14 @@ def write_outputs(out: Path) -> list[Path]:
     written.append(out / "report.html")
     write_text(written[-1], _page(note, records, pictures, said))
     return written
+
+
+def _effort_markdown(records: Sequence[Record]) -> str:
+    target = target_of(records)
+    if target is None:
+        return ""
+    body = [effort_cells(row) for row in effort_rows(records)]
+    return f"{grid(effort_header(target), body)}\n\n{EFFORT_NOTE}\n\n"
 
 
 def _page(
@@ -85,10 +112,19 @@ def _page(
     metric = metric_of(records)
     table = rows(records)
     first = records[0]
+    target = target_of(records)
+    trained = any(record["spec"]["epochs"] is not None for record in records)
+    solved = any(record["spec"]["epochs"] is None for record in records)
     return environment.get_template("report.html.j2").render(
         note=note,
         header=header(metric),
         table=[cells(row, metric) for row in table],
+        efforts=[effort_cells(row) for row in effort_rows(records)],
+        effort_header=[] if target is None else effort_header(target),
+        effort_note=EFFORT_NOTE,
+        trained=trained,
+        solved=solved,
+        rates=any(record["spec"]["lr"] is not None for record in records),
         said=said,
         spread_words=spread_words(metric),
         pictures=[
@@ -99,7 +135,7 @@ def _page(
             }
             for picture in pictures
         ],
-        constants={name: first["spec"][name] for name in _CONSTANTS},
+        constants=_constants(records),
         examples=first["examples"],
         seeds=sorted({record["spec"]["seed"] for record in records}),
         versions=_distinct(records, "versions"),
@@ -112,6 +148,18 @@ def _page(
         bad=[record for record in records if record["status"] != "ok"],
         count=len(records),
     )
+
+
+def _constants(records: Sequence[Record]) -> dict[str, Any]:
+    """What all runs that have it share: training and solving are told by different fields."""
+    found: dict[str, Any] = {}
+    for name in _CONSTANTS:
+        values = [r["spec"].get(name) for r in records if r["spec"].get(name) is not None]
+        # `batch_size` is null for the whole split, which is worth saying where there is training.
+        trained = name == "batch_size" and records[0]["spec"]["epochs"] is not None
+        if values or trained:
+            found[name] = values[0] if values else None
+    return found
 
 
 def _distinct(records: Sequence[Record], name: str) -> list[dict[str, str]]:

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ConfigError, FrameOverflowError
-from sttp_manifold.experiments.data import Examples
-from sttp_manifold.experiments.methods import Method, common_start
+from sttp_manifold.experiments.data import Examples, Splits
+from sttp_manifold.experiments.methods import AnyMethod, Method
 from sttp_manifold.experiments.models import weights
-from sttp_manifold.experiments.records import CURVES, SCHEMA_VERSION, Record, rounded
+from sttp_manifold.experiments.problems import digest_of
+from sttp_manifold.experiments.records import SCHEMA_VERSION, Record, rounded
+from sttp_manifold.experiments.solvers import Solver
+from sttp_manifold.experiments.solving import MAX_SINGULAR_VALUES, SolverRun
 from sttp_manifold.experiments.specs import RunSpec, derived_seed
+from sttp_manifold.experiments.starts import common_start
 from sttp_manifold.experiments.tasks import Task
+from sttp_manifold.experiments.traces import DivergedError, Effort, Trace
 from sttp_manifold.nn import SpectralWeight
 from sttp_manifold.optim import check_optimizer
 
-__all__ = ["DTYPES", "DivergedError", "device_in_words", "execute", "resolve_device", "versions"]
+__all__ = ["DTYPES", "device_in_words", "execute", "resolve_device", "versions"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
-# Spectra of wide dense layers would make up most of a record.
-MAX_SINGULAR_VALUES = 64
-
 _EVALUATION_BATCH = 4096
-
-
-class DivergedError(Exception):
-    """A run whose numbers stopped being numbers. Its text is the record's reason."""
 
 
 def versions() -> dict[str, str]:
@@ -130,38 +125,31 @@ def _drift(model: nn.Module) -> float | None:
     return max(errors) if errors else None
 
 
-@dataclass
-class _Trace:
-    """What a run has to tell so far. A run that stops early leaves what it has."""
+class _TrainingRun:
+    """State of one run of a method that trains while it goes on."""
 
-    curves: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in CURVES})
-    spectra: dict[str, list[list[float]]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, spec: RunSpec, task: Task, method: Method, splits: Splits) -> None:
+        self.spec, self.task, self.method, self.splits = spec, task, method, splits
+        self.trace = Trace()
+        self.examples = {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
+        self.iteration = 0
+        self.elapsed = 0.0
+        # With the whole split in every step, the loss of a step is that of an iterate.
+        if task.budget is not None and spec.batch_size is None:
+            self.trace.effort = Effort(task.budget.target)
 
-    def add(self, spectra: dict[str, list[float]], **values: Any) -> None:
-        for name in CURVES:
-            self.curves[name].append(values[name])
-        for name, s in spectra.items():
-            self.spectra.setdefault(name, []).append(s)
-
-
-class _Run:
-    """State of one run while it goes on."""
-
-    def __init__(self, spec: RunSpec, task: Task, method: Method, data_dir: Path | None) -> None:
-        self.spec, self.task, self.method, self.data_dir = spec, task, method, data_dir
-        self.device = torch.device(spec.device)
-        self.dtype = DTYPES[spec.dtype]
-        self.trace = _Trace()
-
-    def run(self) -> dict[str, float]:
+    def run(self, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         """Train and evaluate; the numbers of the end.
 
         Raises:
             DivergedError: a loss or a metric is not finite.
         """
-        spec, task = self.spec, self.task
-        splits = task.load(self.data_dir)
+        self.device, self.dtype = device, dtype
+        spec, splits = self.spec, self.splits
+        assert spec.epochs is not None
+        assert spec.repeats is not None
+        assert spec.lr is not None
+        assert spec.schedule is not None
         train = splits.train.to(self.device, self.dtype)
         val = splits.val.to(self.device, self.dtype)
         model = self._start()
@@ -169,20 +157,21 @@ class _Run:
         check_optimizer(optimizer, model)
         batch = spec.batch_size or len(train)
         steps = spec.epochs * spec.repeats * math.ceil(len(train) / batch)
+        name = spec.schedule
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _factor(spec.schedule, step, steps)
+            optimizer, lambda step: _factor(name, step, steps)
         )
         order = torch.Generator().manual_seed(derived_seed("order", spec.task, spec.seed))
-        elapsed = 0.0
         loss, _ = self._evaluate(model, train)
-        val_loss, val_metric = self._observe(model, val, 0, elapsed, loss, spec.lr)
+        val_loss, val_metric = self._observe(model, val, 0, loss, spec.lr)
         for epoch in range(1, spec.epochs + 1):
             begin = self._clock()
             loss, lr = self._epoch(model, optimizer, schedule, train, batch, order)
-            elapsed += self._clock() - begin
-            val_loss, val_metric = self._observe(model, val, epoch, elapsed, loss, lr)
+            self.elapsed += self._clock() - begin
+            val_loss, val_metric = self._observe(model, val, epoch, loss, lr)
         if not math.isfinite(val_loss):
             raise DivergedError(f"validation loss {val_loss} after the last epoch")
+        self._end_effort(model, train)
         end = {"val_metric": val_metric}
         if spec.purpose != "tune":
             test = splits.test.to(self.device, self.dtype)
@@ -193,9 +182,6 @@ class _Run:
         spec = self.spec
         model = common_start(self.task, spec.rank, spec.seed)
         before = {name: matrix.detach().clone() for name, matrix in _matrices(model).items()}
-        digest = hashlib.sha256()
-        for matrix in before.values():
-            digest.update(matrix.contiguous().numpy().tobytes())
         dense = sum(matrix.numel() for matrix in before.values())
         model = model.to(self.dtype)
         self.method.convert(model, spec.rank)
@@ -217,7 +203,7 @@ class _Run:
             "dimension": dimension,
             "dense_elements": dense,
             "other_parameters": total - stored,
-            "w0_digest": digest.hexdigest()[:16],
+            "w0_digest": digest_of(before.values()),
             "w0_gap": gap,
         }
         # A method that cannot hold the common start would be compared from another one.
@@ -240,7 +226,9 @@ class _Run:
         """Mean loss over the steps of an epoch, and the learning rate of the last one."""
         model.train()
         losses = []
-        lr = self.spec.lr
+        begin = self._clock()
+        lr: float = optimizer.param_groups[0]["lr"]
+        assert self.spec.repeats is not None
         for _ in range(self.spec.repeats):
             shuffled = torch.randperm(len(train), generator=order).to(self.device)
             for index in shuffled.split(batch):
@@ -251,12 +239,29 @@ class _Run:
                 if not math.isfinite(value):
                     epoch = len(self.trace.curves["epoch"])
                     raise DivergedError(f"training loss {value} in epoch {epoch}")
+                self._count(value, begin)
                 loss.backward()
                 lr = optimizer.param_groups[0]["lr"]
                 optimizer.step()
                 schedule.step()
                 losses.append(value)
         return math.fsum(losses) / len(losses), lr
+
+    def _count(self, loss: float, begin: float) -> None:
+        """Take note of the loss before a step, and of the step."""
+        effort = self.trace.effort
+        if effort is not None:
+            effort.evaluations += 1
+            effort.see(math.sqrt(loss), self.elapsed + self._clock() - begin)
+            effort.iterations += 1
+            effort.gradients += 1
+        self.iteration += 1
+
+    def _end_effort(self, model: nn.Module, train: Examples) -> None:
+        effort = self.trace.effort
+        if effort is not None:
+            effort.see(math.sqrt(self._evaluate(model, train)[0]), self.elapsed)
+            effort.stopped = f"{self.spec.epochs} epochs done"
 
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, examples: Examples) -> tuple[float, float]:
@@ -268,7 +273,7 @@ class _Run:
 
     @torch.no_grad()
     def _observe(
-        self, model: nn.Module, val: Examples, epoch: int, elapsed: float, loss: float, lr: float
+        self, model: nn.Module, val: Examples, epoch: int, loss: float, lr: float
     ) -> tuple[float, float]:
         val_loss, val_metric = self._evaluate(model, val)
         if not math.isfinite(val_loss):
@@ -276,7 +281,9 @@ class _Run:
         self.trace.add(
             _spectra(model, self.method),
             epoch=epoch,
-            seconds=elapsed,
+            iteration=self.iteration,
+            evaluations=self.iteration,
+            seconds=self.elapsed,
             train_loss=loss,
             val_loss=val_loss,
             val_metric=val_metric,
@@ -298,7 +305,11 @@ def _factor(schedule: str, step: int, steps: int) -> float:
 
 
 def execute(
-    spec: RunSpec, task: Task, method: Method, lr_source: str, data_dir: Path | None = None
+    spec: RunSpec,
+    task: Task,
+    method: AnyMethod,
+    lr_source: str | None,
+    data_dir: Path | None = None,
 ) -> Record:
     """Do one run. It always gives a record, whose status says how the run went.
 
@@ -308,11 +319,15 @@ def execute(
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     begin = time.perf_counter()
     status, reason, end = "ok", None, {}
-    run = _Run(spec, task, method, data_dir)
-    splits = task.load(data_dir)
+    run: SolverRun | _TrainingRun
+    if isinstance(method, Solver):
+        run = SolverRun(spec, task, method)
+    else:
+        assert task.load is not None
+        run = _TrainingRun(spec, task, method, task.load(data_dir))
     with _one_thread():
         try:
-            end = run.run()
+            end = run.run(torch.device(spec.device), DTYPES[spec.dtype])
         except (DivergedError, FrameOverflowError) as error:
             status, reason = "diverged", str(error)
         except torch.linalg.LinAlgError as error:
@@ -350,11 +365,12 @@ def execute(
             "log": metric.log,
             "spec": metric.spec,
         },
-        "examples": {name: len(getattr(splits, name)) for name in ("train", "val", "test")},
+        "examples": run.examples,
         **facts,
         **rounded(run.trace.facts),
         "curves": rounded(run.trace.curves),
         "spectra": rounded(run.trace.spectra, digits=5),
+        "effort": None if run.trace.effort is None else rounded(run.trace.effort.to_dict()),
         **ends,
         **rounded(end),
     }

@@ -28,6 +28,9 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+_BUDGET = ("target", "max_iterations", "max_evaluations", "max_seconds")
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """Full specification of one run.
@@ -37,20 +40,25 @@ class RunSpec:
         data: version of the task's data, splits and model; raised when they change.
         method: name of the method.
         kind: ``dense``, ``svdp`` or ``sttp``: the set of weights.
-        parameterization: ``dense``, ``householder`` or ``riemannian``: how a weight is held.
-        optimizer: ``adam`` or ``sgd``.
-        momentum: of SGD; None for Adam.
-        spectrum: how the singular values are held; None for a dense weight.
+        parameterization: how a weight is held: ``dense``, ``householder`` or ``riemannian`` when
+            trained; ``householder``, ``product``, ``fixed-rank`` or ``factors`` when solved for.
+        optimizer: ``adam`` or ``sgd``; of solvers also ``cg``, ``tr``, ``lbfgs``.
+        momentum: of SGD; None for all others.
+        spectrum: how the singular values are held; None where they are not.
         rank: rank of the initial weight, and of every weight the method can reach unless dense.
-        seed: draws the initial weight and the order of the data.
-        epochs: passes as the task counts them.
+        seed: draws the initial weight, and the order of the data or, of a problem, the problem.
+        epochs: passes as the task counts them; None for solvers, like all that follows from it.
         batch_size: examples in one step; None takes the whole training split.
         repeats: passes over the training split in one epoch.
-        lr: learning rate at the first step.
+        lr: learning rate at the first step; None where there is none.
         schedule: ``cosine`` (down to zero over the run) or ``constant``.
         dtype: ``float32`` or ``float64``.
         device: ``cpu`` or ``cuda``.
         purpose: ``compare``, or ``tune``, which never sees the test split.
+        target: relative residual on the observed entries at which a solver stops.
+        max_iterations: of a solver.
+        max_evaluations: of a solver: calls of the cost function.
+        max_seconds: of a solver. Where it is what ends a run, the numbers depend on the machine.
     """
 
     task: str
@@ -63,18 +71,27 @@ class RunSpec:
     spectrum: str | None
     rank: int
     seed: int
-    epochs: int
+    epochs: int | None
     batch_size: int | None
-    repeats: int
-    lr: float
-    schedule: str
+    repeats: int | None
+    lr: float | None
+    schedule: str | None
     dtype: str
     device: str
     purpose: str = "compare"
+    target: float | None = None
+    max_iterations: int | None = None
+    max_evaluations: int | None = None
+    max_seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
-        return asdict(self)
+        """The fields as JSON can hold them, without those of a solver's budget that are None."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            # They are younger than the others: left out, the hashes of training runs stay.
+            if value is not None or name not in _BUDGET
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunSpec:
@@ -84,8 +101,8 @@ class RunSpec:
             ConfigError: a field is missing or unknown.
         """
         names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            odd = sorted(names.symmetric_difference(values))
+        odd = sorted(names.symmetric_difference({*values, *_BUDGET}))
+        if odd:
             raise ConfigError(f"a specification with missing or unknown fields: {', '.join(odd)}")
         return cls(**values)
 

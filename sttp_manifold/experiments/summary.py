@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sttp_manifold.experiments.efforts import EffortRow
 from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.tasks import Metric
 
 __all__ = [
     "Row",
     "average",
+    "grid",
     "metric_of",
     "rows",
     "show_spread",
@@ -35,12 +37,12 @@ class Row:
         parameterization: how the weights were held.
         optimizer: ``adam`` or ``sgd``.
         rank: rank of the common initial weights.
-        lr: learning rate.
-        lr_source: ``tuned``, ``given`` or ``untuned``.
+        lr: learning rate; None where there is none.
+        lr_source: ``tuned``, ``given`` or ``untuned``; None where there is no learning rate.
         test: test metric by seed.
         val: validation metric by seed, in the same order.
         seconds: training time by seed, evaluation left out.
-        epochs: epochs of each run.
+        epochs: epochs of each run; None for solvers.
         stored: numbers trained in the compressed weights.
         dimension: dimension of the set of weights.
         dense: elements of the same weights when dense.
@@ -54,12 +56,12 @@ class Row:
     parameterization: str
     optimizer: str
     rank: int
-    lr: float
-    lr_source: str
+    lr: float | None
+    lr_source: str | None
     test: dict[int, float]
     val: dict[int, float]
     seconds: dict[int, float]
-    epochs: int
+    epochs: int | None
     stored: int | None
     dimension: int | None
     dense: int | None
@@ -92,7 +94,7 @@ class Row:
     @property
     def epoch_seconds(self) -> float:
         """Median time of an epoch."""
-        if not self.seconds:
+        if not self.seconds or self.epochs is None:
             return math.nan
         return statistics.median(self.seconds.values()) / self.epochs
 
@@ -198,7 +200,7 @@ def cells(row: Row, metric: Metric) -> list[str]:
         notes.append(f"{row.diverged} diverged")
     if row.failed:
         notes.append(f"{row.failed} failed")
-    if row.lr_source != "tuned":
+    if row.lr_source not in ("tuned", None):
         notes.append(f"lr {row.lr_source}")
     share = "-"
     if row.stored is not None and row.dense:
@@ -211,7 +213,7 @@ def cells(row: Row, metric: Metric) -> list[str]:
         "-" if row.stored is None else f"{row.stored:,}",
         "-" if row.dimension is None else f"{row.dimension:,}",
         share,
-        f"{row.lr:g}",
+        "-" if row.lr is None else f"{row.lr:g}",
         "-" if not row.seconds else f"{statistics.fmean(row.seconds.values()):.2f}",
         str(len(row.test)),
         ", ".join(notes),
@@ -220,13 +222,21 @@ def cells(row: Row, metric: Metric) -> list[str]:
 
 def to_markdown(table: Sequence[Row], metric: Metric) -> str:
     """The table for people, in GitHub's Markdown."""
-    titles = header(metric)
-    body = [cells(row, metric) for row in table]
+    note = (
+        f"{spread_words(metric)}; {metric.name}: "
+        f"{'higher' if metric.higher else 'lower'} is better. Stored, dimension and dense count "
+        "the weight matrices, not the biases. Dense methods start at the rank given and are free "
+        "to leave it. Train s leaves evaluation out."
+    )
+    return f"{grid(header(metric), [cells(row, metric) for row in table])}\n\n{note}\n"
+
+
+def grid(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Texts as a Markdown table; method and notes to the left, numbers to the right."""
     widths = [
-        max(len(titles[k]), *(len(line[k]) for line in body)) if body else len(titles[k])
-        for k in range(len(titles))
+        max(len(title), *(len(line[k]) for line in body), 0) for k, title in enumerate(titles)
     ]
-    left = {1, len(titles) - 1}
+    left = {k for k, title in enumerate(titles) if title in ("method", "notes")}
 
     def line(texts: Sequence[str]) -> str:
         padded = (
@@ -236,18 +246,20 @@ def to_markdown(table: Sequence[Row], metric: Metric) -> str:
         return "| " + " | ".join(padded) + " |"
 
     rule = ("-" * width if k in left else "-" * (width - 1) + ":" for k, width in enumerate(widths))
-    lines = [line(titles), "| " + " | ".join(rule) + " |", *(line(texts) for texts in body)]
-    note = (
-        f"{spread_words(metric)}; {metric.name}: "
-        f"{'higher' if metric.higher else 'lower'} is better. Stored, dimension and dense count "
-        "the weight matrices, not the biases. Dense methods start at the rank given and are free "
-        "to leave it. Train s leaves evaluation out."
-    )
-    return "\n".join(lines) + f"\n\n{note}\n"
+    return "\n".join([line(titles), "| " + " | ".join(rule) + " |", *map(line, body)])
 
 
-def to_csv(table: Sequence[Row]) -> str:
+_SPENT = (
+    "iterations_to_target",
+    "evaluations_to_target",
+    "hessian_products",
+    "seconds_to_target",
+)
+
+
+def to_csv(table: Sequence[Row], efforts: Sequence[EffortRow] = ()) -> str:
     """The table for programs: plain numbers, empty where there is none."""
+    spent = {(row.rank, row.method): row for row in efforts}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -274,9 +286,12 @@ def to_csv(table: Sequence[Row]) -> str:
             "ok",
             "diverged",
             "failed",
+            "reached_target",
+            *(f"{name}_median" for name in _SPENT),
         ]
     )
     for row in table:
+        effort = spent.get((row.rank, row.method))
         test, val = list(row.test.values()), list(row.val.values())
         seconds = list(row.seconds.values())
         writer.writerow(
@@ -286,8 +301,8 @@ def to_csv(table: Sequence[Row]) -> str:
                 row.kind,
                 row.parameterization,
                 row.optimizer,
-                row.lr,
-                row.lr_source,
+                "" if row.lr is None else row.lr,
+                row.lr_source or "",
                 statistics.fmean(test) if test else "",
                 statistics.stdev(test) if len(test) > 1 else "",
                 min(test, default=""),
@@ -298,11 +313,13 @@ def to_csv(table: Sequence[Row]) -> str:
                 row.dimension,
                 row.dense,
                 statistics.fmean(seconds) if seconds else "",
-                row.epochs,
+                "" if row.epochs is None else row.epochs,
                 row.runs,
                 len(test),
                 row.diverged,
                 row.failed,
+                "" if effort is None else len(effort.reached),
+                *(effort.median(n) if effort and effort.reached else "" for n in _SPENT),
             ]
         )
     return out.getvalue()

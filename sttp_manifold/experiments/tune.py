@@ -7,6 +7,7 @@ dense weight are three different steps, and Riemannian Adam scales a whole frame
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable
 from datetime import datetime, timezone
@@ -82,6 +83,9 @@ def save_tuned(task: Task, found: dict[str, dict[str, Any]], given: Path | None 
 def best_rate(task: Task, records: Iterable[Record]) -> dict[str, Any] | None:
     """The best learning rate in the tuning records of one method, and how it was found.
 
+    Of a solver, the rate that reaches the target in every run with the fewest evaluations; where
+    none does, and of methods that train:
+
     Best is the best metric on the validation split after the last epoch, averaged over ranks and
     tuning seeds (geometrically where the metric is logarithmic); the lower validation loss breaks
     a tie. A rate at which a run did not finish is out; None when that is all of them.
@@ -99,13 +103,27 @@ def best_rate(task: Task, records: Iterable[Record]) -> dict[str, Any] | None:
             losses = [record["curves"]["val_loss"][-1] for record in ok]
             entry["val_metric"] = float(f"{average(values, log=task.metric.log):.7g}")
             entry["val_loss"] = float(f"{statistics.fmean(losses):.7g}")
+            spent = [
+                record["effort"]["evaluations_to_target"]
+                for record in ok
+                if record["spec"]["epochs"] is None
+            ]
+            if spent and None not in spent:
+                entry["evaluations_to_target"] = statistics.fmean(spent)
         grid.append(entry)
     whole = [entry for entry in grid if not entry["unfinished"]]
     if not whole:
         return None
     first = next(iter(by_lr.values()))[0]
     sign = -1.0 if task.metric.higher else 1.0
-    best = min(whole, key=lambda entry: (sign * entry["val_metric"], entry["val_loss"]))
+
+    def worth(entry: dict[str, Any]) -> tuple[float, float, float]:
+        # Solvers stop at their target: among rates that got there, the soonest is the best.
+        soon = entry.get("evaluations_to_target", math.inf)
+        value = sign * entry["val_metric"] if math.isinf(soon) else 0.0
+        return (soon, value, entry["val_loss"])
+
+    best = min(whole, key=worth)
     everything = [record for group in by_lr.values() for record in group]
     return {
         "lr": best["lr"],
@@ -116,6 +134,7 @@ def best_rate(task: Task, records: Iterable[Record]) -> dict[str, Any] | None:
         "ranks": sorted({record["spec"]["rank"] for record in everything}),
         "seeds": sorted({record["spec"]["seed"] for record in everything}),
         "epochs": first["spec"]["epochs"],
+        "max_evaluations": first["spec"].get("max_evaluations"),
         "batch_size": first["spec"]["batch_size"],
         "schedule": first["spec"]["schedule"],
         "dtype": first["spec"]["dtype"],

@@ -160,7 +160,16 @@ def rows_at(cores: Sequence[Tensor], index: Tensor, *, reverse: bool = False) ->
     With ``reverse`` the cores come from the last mode to the first, and the index is still
     row-major over the modes in their original order.
     """
-    return rows_of_digits(cores, digits_of(cores, index, reverse=reverse))
+    sizes = [core.shape[-2] for core in cores]
+    if math.prod(sizes) > len(index):
+        return rows_of_digits(cores, digits_of(cores, index, reverse=reverse))
+    # No more rows than are asked for: the whole product costs less than a chain for each of them.
+    matrix = left_matrix(cores)
+    if reverse:
+        batch, order = matrix.ndim - 2, range(matrix.ndim - 2, matrix.ndim - 2 + len(sizes))
+        matrix = matrix.unflatten(-2, sizes).permute(*range(batch), *order[::-1], order.stop)
+        matrix = matrix.flatten(batch, order[-1])
+    return matrix[..., index, :]
 
 
 def digits_of(

@@ -293,7 +293,9 @@ class SpectralTT:
             ShapeError: index vectors of different lengths, not of integers, or out of range.
         """
         i, j = check_places(i, j, self.shape.d_out, self.shape.d_in, self.device)
-        rows = self._times_bond(rows_at(self.left, i), self.spectrum)
+        *outer, inner = self.left
+        scaled = self._times_bond(left_frame(inner), self.spectrum).reshape(inner.shape)
+        rows = rows_at((*outer, scaled), i)
         return (rows * rows_at(mirror(self.right), j, reverse=True)).sum(-1)
 
     # -- other representatives ------------------------------------------------------------------

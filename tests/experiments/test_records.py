@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "records.md"
 def a_record(seed: int = 0, **changes: object) -> records.Record:
     spec = RunSpec.from_dict({**SPEC.to_dict(), "seed": seed})
     record: records.Record = {
-        "schema": 1,
+        "schema": 2,
         "hash": spec.hash,
         "status": "ok",
         "reason": None,
@@ -39,6 +40,7 @@ def a_record(seed: int = 0, **changes: object) -> records.Record:
         "w0_gap": 0.0,
         "curves": {name: [0, 1] for name in records.CURVES},
         "spectra": {"0": [[1.0, 0.5], [2.0, 0.5]]},
+        "effort": None,
         "val_metric": 90.0,
         "test_loss": 0.3,
         "test_metric": 91.0,
@@ -111,6 +113,7 @@ def test_two_processes_do_not_write_one_file(tmp_path):
         ({"schema": 99}, "schema 99"),
         ({"more": 1}, "unknown fields: more"),
         ({"curves": {"epoch": [0]}}, "record curves are"),
+        ({"effort": {"target": 1.0}}, "record effort has"),
         ({"spectra": {"0": [[1.0]]}}, "different lengths"),
         ({"spec": {"task": "digits"}}, "specification with missing"),
     ],
@@ -138,7 +141,20 @@ def test_every_field_is_documented():
     if not PAGE.is_file():
         pytest.skip("the documentation is not beside the tests")
     names = set(re.findall(r"`(\w+)`", PAGE.read_text(encoding="utf-8")))
-    assert {*records.SCHEMA, *records.CURVES, *SPEC.to_dict(), *records.STATUSES} <= names
+    spec = {field.name for field in fields(RunSpec)}
+    assert {*records.SCHEMA, *records.CURVES, *records.EFFORT, *spec, *records.STATUSES} <= names
+
+
+def test_records_of_the_first_schema_are_read(tmp_path):
+    record = a_record(0)
+    curves = {k: v for k, v in record["curves"].items() if k not in ("iteration", "evaluations")}
+    old = {**record, "schema": 1, "curves": curves}
+    del old["effort"]
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(old) + "\n")
+    unknown = {name: [None, None] for name in ("iteration", "evaluations")}
+    expected = {**record, "curves": {**curves, **unknown}}
+    assert records.read_records(path) == ([expected], 0)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

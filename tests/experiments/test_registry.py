@@ -9,6 +9,8 @@ from sttp_manifold.experiments.methods import METHODS
 from sttp_manifold.experiments.registry import Registry
 from sttp_manifold.experiments.tasks import TASKS
 
+from .conftest import TRAINING
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -49,9 +51,15 @@ def test_select_takes_names_wildcards_and_all_and_repeats_nothing():
     assert METHODS.select(["all"]) == METHODS.names()
 
 
-def test_the_methods_and_tasks_of_the_first_version():
-    kinds = {(m.kind, m.parameterization, m.optimizer) for m in METHODS}
+def test_the_methods_that_train_and_the_tasks():
+    kinds = {(m.kind, m.parameterization, m.optimizer) for m in TRAINING}
     held = {"dense": ["dense"], "svdp": ["householder", "riemannian"]}
     held["sttp"] = held["svdp"]
     assert kinds == {(k, p, o) for k, ps in held.items() for p in ps for o in ("adam", "sgd")}
-    assert TASKS.names() == ["digits", "fashion-mnist", "completion"]
+    assert TASKS.names() == [
+        "digits",
+        "fashion-mnist",
+        "completion",
+        "completion-tensor",
+        "completion-matrix",
+    ]

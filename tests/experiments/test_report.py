@@ -11,6 +11,7 @@ from sttp_manifold.experiments import compare, conclusions, plots, report, summa
 from sttp_manifold.experiments.compare import Settings
 from sttp_manifold.experiments.methods import METHODS
 
+from .conftest import TRAINING
 from .test_records import a_record
 
 
@@ -46,14 +47,14 @@ def test_every_output_is_made_from_files_and_stands_alone(settings):
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", page)
     assert not re.search(r"https?://|@import|url\(", page)
     assert page.count("data:image/png;base64,") == len(figures)
-    for method in METHODS:
+    for method in TRAINING:
         assert method.name in page
     assert "sttp compare --task tiny" in page
     assert "The digests of these weights agree" in page
     with (settings.out / "summary.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [(line["rank"], line["method"]) for line in lines] == [
-        (str(rank), method.name) for rank in (1, 2) for method in METHODS
+        (str(rank), method.name) for rank in (1, 2) for method in TRAINING
     ]
     assert all(line["ok"] == "2" and float(line["test_mean"]) > 0 for line in lines)
     assert not list(settings.out.rglob(".*"))
@@ -179,3 +180,42 @@ def test_methods_nobody_has_a_colour_for_are_drawn_too():
     names = [picture.name for picture in plots.draw(records)]
     assert names == ["metric", "loss", "trade-off", "spectrum-other", "drift"]
     assert plots.draw([{**records[0], "curves": {"epoch": []}}]) == []
+
+
+def test_solvers_have_a_table_a_figure_and_sentences_of_their_own(puzzle, tmp_path):
+    settings = Settings(
+        out=tmp_path / "out",
+        task="puzzle",
+        methods=["fixed-rank-cg", "product-cg", "factor-adam"],
+        seeds=[0, 1],
+        lrs={"factor-adam": 1e-4},
+        max_evaluations=600,
+        device="cpu",
+        jobs=1,
+    )
+    records = made(settings)
+    names = {path.name for path in report.write_outputs(settings.out)}
+    assert names == {"summary.csv", "summary.md", "report.html", "convergence.png"}
+    page = (settings.out / "report.html").read_text(encoding="utf-8")
+    text = (settings.out / "summary.md").read_text(encoding="utf-8")
+    for words in ("reached 1e-10", "Hessian products", "0 of 2", "2 of 2"):
+        assert words in page
+        assert words in text
+    assert "--max-evaluations 600" in text
+    assert "--epochs" not in text
+    assert "was not reached within the budget by " in text
+    assert "factor-adam at rank 2 (2 of 2 runs; residuals end at" in text
+    assert "which draw the weight to find, the places that are seen and the start" in text
+    by_seed = {
+        name: [r["effort"]["iterations"] for r in records if r["spec"]["method"] == name]
+        for name in ("fixed-rank-cg", "product-cg")
+    }
+    ratios = [a / b for a, b in zip(*by_seed.values(), strict=True)]
+    if all(r["effort"]["iterations_to_target"] for r in records if "cg" in r["spec"]["method"]):
+        low, high = f"{min(ratios):.2g}", f"{max(ratios):.2g}"
+        assert f"({low} to {high}) of the iterations" in text
+    with (settings.out / "summary.csv").open(encoding="utf-8") as file:
+        lines = {line["method"]: line for line in csv.DictReader(file)}
+    assert lines["factor-adam"]["reached_target"] == "0"
+    assert lines["factor-adam"]["evaluations_to_target_median"] == ""
+    assert float(lines["fixed-rank-cg"]["evaluations_to_target_median"]) > 0

@@ -11,13 +11,14 @@ from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments import runs
 from sttp_manifold.experiments.compare import Planned, Settings, plan
 from sttp_manifold.experiments.data import Splits
-from sttp_manifold.experiments.methods import METHODS, common_start, layer_shape
+from sttp_manifold.experiments.methods import METHODS, Method
 from sttp_manifold.experiments.models import digits_mlp, fashion_convnet, weights
 from sttp_manifold.experiments.records import Record, validate
+from sttp_manifold.experiments.starts import common_start, layer_shape
 from sttp_manifold.experiments.tasks import TASKS, Task
 from sttp_manifold.tt import TTShape, tt_svd
 
-from .conftest import tiny_splits
+from .conftest import TRAINING, tiny_splits
 
 
 def run(task: Task, method: str, **changes: object) -> Record:
@@ -37,7 +38,7 @@ def without_times(record: Record) -> Record:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_all_methods_start_from_one_weight(tiny, dtype):
-    records = [run(tiny, method.name, dtype=dtype, epochs=1) for method in METHODS]
+    records = [run(tiny, method.name, dtype=dtype, epochs=1) for method in TRAINING]
     assert [record["status"] for record in records] == ["ok"] * len(records)
     assert len({record["w0_digest"] for record in records}) == 1
     eps = torch.finfo(runs.DTYPES[dtype]).eps
@@ -63,7 +64,7 @@ def test_counts_are_those_of_the_shapes(tiny):
         for kind in ("svdp", "sttp")
     }
     dense = 8 * 12 + 3 * 8
-    for method in METHODS:
+    for method in TRAINING:
         record = run(tiny, method.name, epochs=1)
         assert record["dense_elements"] == dense
         assert record["other_parameters"] == 8 + 3
@@ -97,7 +98,7 @@ def test_the_common_start_has_the_norm_of_the_draw_and_the_rank_asked_for(model)
         assert rms == pytest.approx(1 / math.sqrt(3 * matrix.shape[1]), rel=0.2)
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", [method.name for method in TRAINING])
 def test_convolutions_are_held_by_every_method(method):
     task = replace(TASKS["digits"], name="convolutions", model=fashion_convnet)
     model = common_start(task, 4, 0)
@@ -155,7 +156,7 @@ def test_a_method_that_misses_the_start_is_refused(tiny, monkeypatch):
         with torch.no_grad():
             model[0].weight += 0.01
 
-    monkeypatch.setattr(type(METHODS["dense-adam"]), "convert", shifted)
+    monkeypatch.setattr(Method, "convert", shifted)
     record = run(tiny, "dense-adam")
     assert record["status"] == "failed"
     assert "does not hold the common initial weight: off by 1.0e-02" in record["reason"]

@@ -37,7 +37,9 @@ def test_the_hash_is_the_same_in_every_version():
 
 @pytest.mark.parametrize("name", [field.name for field in fields(RunSpec)])
 def test_every_field_counts(name):
-    changed = replace(SPEC, **{name: OTHER[type(getattr(SPEC, name))]})
+    budget = {"target": 1e-3, "max_iterations": 7, "max_evaluations": 9, "max_seconds": 1.5}
+    value = budget[name] if name in budget else OTHER[type(getattr(SPEC, name))]
+    changed = replace(SPEC, **{name: value})
     assert changed.hash != SPEC.hash
     assert RunSpec.from_dict(changed.to_dict()) == changed
 
@@ -47,6 +49,12 @@ def test_missing_and_unknown_fields_are_named():
     del values["lr"]
     with pytest.raises(ConfigError, match="unknown fields: lr, speed"):
         RunSpec.from_dict({**values, "speed": 1})
+
+
+def test_a_budget_that_is_not_there_leaves_the_hash_alone():
+    # Records of training runs are older than solvers.
+    assert "target" not in SPEC.to_dict()
+    assert RunSpec.from_dict(SPEC.to_dict()).max_evaluations is None
 
 
 def test_derived_seeds_tell_their_parts_apart():

@@ -1,0 +1,346 @@
+"""The solvers: methods that take a problem whole and stop when it is solved.
+
+They are methods like those that train, in the same registry; a task that has a problem is what they
+apply to.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sttp_manifold.chart import HouseholderChart
+from sttp_manifold.experiments.problems import Problem
+from sttp_manifold.experiments.solving import Watch
+from sttp_manifold.experiments.tasks import Task
+from sttp_manifold.manifolds import FixedTTRankManifold, SpectralTTManifold
+from sttp_manifold.optim import minimize
+from sttp_manifold.tt import SpectralTT
+
+__all__ = ["SOLVERS", "Solver"]
+
+Solve = Callable[[Problem, Watch], str]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A geometry (or none) and an algorithm on it.
+
+    Attributes:
+        name: what a user types.
+        summary: one line for people.
+        parameterization: ``fixed-rank``, ``product``, ``householder`` or ``factors``.
+        optimizer: ``cg``, ``tr``, ``lbfgs`` or ``adam``.
+        spectrum: how singular values are held; None where they are not.
+        solve: runs under a watch, and says why it stopped where the watch did not stop it.
+        untuned_lr: the learning rate where a task has none tuned; None where there is none.
+        svdp_only: whether it knows one mode a side only.
+        requires: a package that is not always there.
+        cpu_only: whether it computes outside of torch.
+    """
+
+    name: str
+    summary: str
+    parameterization: str
+    optimizer: str
+    spectrum: str | None
+    solve: Solve
+    untuned_lr: float | None = None
+    svdp_only: bool = False
+    requires: str | None = None
+    cpu_only: bool = False
+
+    momentum = None
+    trains = False
+
+    def applies_to(self, task: Task) -> bool:
+        """Whether a task has a problem of the kind that this solves."""
+        return task.problem is not None and (not self.svdp_only or task.kind == "svdp")
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the package that it requires is installed."""
+        return self.requires is None or importlib.util.find_spec(self.requires) is not None
+
+
+# --- On our manifolds ---
+
+
+class _Products:
+    """Counts the Hessian products of `minimize`'s trust regions, which no other limit of it bounds.
+
+    Handed over as a preconditioner, which is the identity: trust regions apply it to the gradient
+    once a step, and to a residual after each product.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self.count = 0
+        self.gradient: Tensor | None = None
+
+    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        if self.gradient is None or not torch.equal(u, self.gradient):
+            self.count += 1
+            self._watch.effort.hessian_products = self.count
+            self._watch.check_products()
+        return u
+
+
+def _on(make: Callable[[Any], Any], method: str) -> Solve:
+    def solve(problem: Problem, watch: Watch) -> str:
+        manifold = make(problem.start.shape)
+        watch.stores(manifold.n_elements)
+        products = _Products(watch) if method == "trust_regions" else None
+
+        def callback(at: Any) -> None:
+            if products is not None:
+                products.gradient = at.jac
+            # Each iterate comes with its gradient.
+            watch.effort.gradients += 1
+            watch.iterate(manifold.unpack(at.x), at.fun)
+
+        result = minimize(
+            manifold,
+            watch.cost,
+            manifold.pack(problem.start),
+            method=method,
+            # The watch stops a run; tolerances of the solver's own would stop some earlier.
+            gradient_tolerance=0.0,
+            max_iterations=None,
+            max_evaluations=watch.spec.max_evaluations,
+            callback=callback,
+            options={} if products is None else {"preconditioner": products},
+        )
+        watch.effort.gradients = result.njev
+        watch.effort.hessian_products = result.nhev
+        return str(result.message)
+
+    return solve
+
+
+# --- In the coordinates of a chart ---
+
+
+def _in_chart(spectrum: str) -> Solve:
+    def solve(problem: Problem, watch: Watch) -> str:
+        optimize = importlib.import_module("scipy.optimize")
+        start = problem.start
+        chart = HouseholderChart(start.shape, spectrum)
+        point = chart.encode(start)
+        known: dict[str, Any] = {}
+
+        def decode(z: Tensor) -> SpectralTT:
+            return chart.decode(chart.unflatten(z, point.signs))
+
+        def tensor(z: np.ndarray) -> Tensor:
+            return torch.as_tensor(np.array(z), dtype=start.dtype, device=start.device)
+
+        def value_and_gradient(z: np.ndarray) -> tuple[float, np.ndarray]:
+            leaf = tensor(z).requires_grad_()
+            cost = watch.cost(decode(leaf))
+            (gradient,) = torch.autograd.grad(cost, leaf)
+            watch.effort.gradients += 1
+            known.update(z=np.array(z), cost=cost.item())
+            return cost.item(), gradient.cpu().numpy().astype(np.float64)
+
+        def callback(z: np.ndarray) -> None:
+            cost = known["cost"] if np.array_equal(z, known["z"]) else None
+            watch.iterate(decode(tensor(z)), cost)
+
+        z0 = chart.flatten(point)
+        watch.stores(len(z0))
+        watch.iterate(decode(z0))
+        result = optimize.minimize(
+            value_and_gradient,
+            z0.cpu().numpy().astype(np.float64),
+            jac=True,
+            method="L-BFGS-B",
+            callback=callback,
+            options={"maxiter": 10**9, "maxfun": 10**9, "ftol": 0.0, "gtol": 0.0},
+        )
+        return f"scipy: {result.message}"
+
+    return solve
+
+
+# --- Plain factors ---
+
+
+def _factors(problem: Problem, watch: Watch) -> str:
+    """Adam on the cores, the root of the spectrum in each of the two beside it."""
+    start, spec = problem.start, watch.spec
+    assert spec.lr is not None
+    assert spec.max_evaluations is not None
+    steps = min(spec.max_evaluations, spec.max_iterations or spec.max_evaluations)
+    *left, inner_left = start.left
+    inner_right, *right = start.right
+    root = start.spectrum.abs().sqrt()
+    cores = [
+        core.detach().clone().requires_grad_()
+        for core in (
+            *left,
+            inner_left * root,
+            (root * start.spectrum.sign())[:, None, None] * inner_right,
+            *right,
+        )
+    ]
+    ones = torch.ones_like(start.spectrum)
+    count = len(start.left)
+    watch.stores(sum(core.numel() for core in cores))
+    optimizer = torch.optim.Adam(cores, lr=spec.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    while True:
+        tt = SpectralTT(tuple(cores[:count]), ones, tuple(cores[count:]), start.shape)
+        optimizer.zero_grad()
+        cost = watch.cost(tt)
+        watch.iterate(tt, cost.item())
+        cost.backward()
+        watch.effort.gradients += 1
+        optimizer.step()
+        schedule.step()
+
+
+# --- pymanopt ---
+
+
+def _pymanopt_cg(problem: Problem, watch: Watch) -> str:
+    """Pymanopt's own manifold and solver; cost and gradient in numpy, sparse throughout."""
+    pymanopt = importlib.import_module("pymanopt")
+    sparse = importlib.import_module("scipy.sparse")
+    start, train = problem.start, problem.splits.train
+    shape = start.shape
+    i, j = train.inputs.numpy().T
+    targets = train.targets.numpy()
+    norm = float(targets @ targets)
+    manifold = pymanopt.manifolds.FixedRankEmbedded(shape.d_out, shape.d_in, shape.rank)
+    known: dict[str, Any] = {"at": None}
+    initial = _svd_of(start)
+    watch.stores(sum(part.size for part in initial))
+
+    def errors(*point: np.ndarray) -> np.ndarray:
+        # pymanopt asks for cost and gradient at one point, one after the other.
+        if known["at"] is None or not all(map(np.array_equal, known["at"], point)):
+            watch.count()
+            u, s, vt = point
+            known["at"] = point
+            known["errors"] = np.einsum("pk,pk->p", (u * s)[i], vt.T[j]) - targets
+        found: np.ndarray = known["errors"]
+        return found
+
+    def cost(u: np.ndarray, s: np.ndarray, vt: np.ndarray) -> float:
+        e = errors(u, s, vt)
+        return float(e @ e) / (2 * norm)
+
+    def gradient(u: np.ndarray, s: np.ndarray, vt: np.ndarray) -> Any:
+        # Asked for at iterates only, the start first.
+        e = errors(u, s, vt)
+        watch.iterate(_of_svd(start, u, s, vt), float(e @ e) / (2 * norm))
+        watch.effort.gradients += 1
+        ambient = sparse.csr_matrix((e / norm, (i, j)), shape=(shape.d_out, shape.d_in))
+        return manifold.projection((u, s, vt), ambient)
+
+    function = pymanopt.function.numpy(manifold)
+    outcome = pymanopt.optimizers.ConjugateGradient(
+        max_time=math.inf,
+        max_iterations=10**9,
+        min_gradient_norm=0.0,
+        # It means a step of length zero: no decrease was found.
+        min_step_size=1e-300,
+        max_cost_evaluations=10**9,
+        verbosity=0,
+    ).run(
+        pymanopt.Problem(manifold, function(cost), riemannian_gradient=function(gradient)),
+        initial_point=initial,
+    )
+    return f"pymanopt: {outcome.stopping_criterion}"
+
+
+def _svd_of(tt: SpectralTT) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    u, v = (frame.numpy() for frame in tt.frames())
+    s = tt.spectrum.numpy()
+    return u * np.sign(s), np.abs(s), v.T.copy()
+
+
+def _of_svd(like: SpectralTT, u: np.ndarray, s: np.ndarray, vt: np.ndarray) -> SpectralTT:
+    u_, s_, vt_ = (torch.as_tensor(np.array(part), dtype=like.dtype) for part in (u, s, vt))
+    return SpectralTT((u_[None],), s_, (vt_[..., None],), like.shape)
+
+
+SOLVERS = (
+    Solver(
+        "fixed-rank-cg",
+        "manifold of fixed TT rank, conjugate gradients",
+        "fixed-rank",
+        "cg",
+        "full",
+        _on(FixedTTRankManifold, "conjugate_gradient"),
+    ),
+    Solver(
+        "fixed-rank-tr",
+        "manifold of fixed TT rank, trust regions with the exact Hessian",
+        "fixed-rank",
+        "tr",
+        "full",
+        _on(FixedTTRankManifold, "trust_regions"),
+    ),
+    Solver(
+        "fixed-rank-lbfgs",
+        "manifold of fixed TT rank, L-BFGS with transported pairs",
+        "fixed-rank",
+        "lbfgs",
+        "full",
+        _on(FixedTTRankManifold, "lbfgs"),
+    ),
+    Solver(
+        "product-cg",
+        "product of Stiefel manifolds and a spectrum, conjugate gradients",
+        "product",
+        "cg",
+        "free",
+        _on(SpectralTTManifold, "conjugate_gradient"),
+    ),
+    Solver(
+        "product-tr",
+        "product of Stiefel manifolds and a spectrum, trust regions with the exact Hessian",
+        "product",
+        "tr",
+        "free",
+        _on(SpectralTTManifold, "trust_regions"),
+    ),
+    Solver(
+        "chart-lbfgs",
+        "coordinates of the Householder chart, L-BFGS (scipy)",
+        "householder",
+        "lbfgs",
+        "free",
+        _in_chart("free"),
+    ),
+    Solver(
+        "pymanopt-fixed-rank-cg",
+        "pymanopt's FixedRankEmbedded and its conjugate gradients, in numpy",
+        "fixed-rank",
+        "cg",
+        "free",
+        _pymanopt_cg,
+        svdp_only=True,
+        requires="pymanopt",
+        cpu_only=True,
+    ),
+    Solver(
+        "factor-adam",
+        "plain cores without any constraint, Adam",
+        "factors",
+        "adam",
+        None,
+        _factors,
+        untuned_lr=1e-2,
+    ),
+)

@@ -1,0 +1,264 @@
+"""One run of a solver: from a specification to a trace, its counts, clock and stopping rules."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.data import Examples, Splits
+from sttp_manifold.experiments.problems import Problem, entries_of
+from sttp_manifold.experiments.specs import RunSpec
+from sttp_manifold.experiments.tasks import Task, relative_error, relative_square
+from sttp_manifold.experiments.traces import DivergedError, Effort, Trace
+from sttp_manifold.tt import SpectralTT, orthogonalize
+
+if TYPE_CHECKING:
+    from sttp_manifold.experiments.solvers import Solver
+
+__all__ = ["SolverRun", "Spent", "Watch"]
+
+# Every iterate up to here is recorded, then those that are this factor apart, and the last one.
+_ALL_UP_TO = 100
+_APART = 1.03
+
+MAX_SINGULAR_VALUES = 64
+
+
+class Spent(StopIteration):
+    """Leaves a solver: the target is reached, or the budget spent.
+
+    A ``StopIteration``, which scipy's solvers and ours understand when a callback raises it.
+    """
+
+
+class Watch:
+    """What a solver runs under: the cost, counted; iterates, recorded; target and budget, kept.
+
+    Time spent on looking is not counted as the solver's.
+
+    Args:
+        spec: of the run.
+        problem: on the run's device and in its dtype.
+        trace: what is recorded.
+
+    Attributes:
+        effort: the counts. A solver adds the gradients and Hessian products that it computes.
+        stopped: why the run is to end, once it is.
+    """
+
+    def __init__(self, spec: RunSpec, problem: Problem, trace: Trace) -> None:
+        assert spec.target is not None
+        self.spec, self.problem, self.trace = spec, problem, trace
+        self.effort = trace.effort = Effort(spec.target)
+        self.stopped: str | None = None
+        self._train = problem.splits.train
+        self._norm = self._train.targets.square().sum()
+        self._latest: SpectralTT | None = None
+        self._recorded = -1
+        self._seconds = 0.0
+        self._away = 0.0
+        self._begin = self._clock()
+
+    # -- what a solver calls ---------------------------------------------------------------------
+
+    def cost(self, tt: SpectralTT) -> Tensor:
+        """Half the squared relative residual on the observed entries, differentiable and counted.
+
+        Raises:
+            Spent: the calls that the budget allows are made.
+        """
+        self.count()
+        errors = entries_of(tt, self._train.inputs) - self._train.targets
+        return errors.square().sum() / (2 * self._norm)
+
+    def count(self) -> None:
+        """Count an evaluation of the cost that is not made by :meth:`cost`.
+
+        Raises:
+            Spent: the calls that the budget allows are made.
+        """
+        most = self.spec.max_evaluations
+        if most is not None and self.effort.evaluations >= most:
+            raise self._end(f"max_evaluations = {most} calls of the cost made")
+        self.effort.evaluations += 1
+
+    def check_products(self) -> None:
+        """Bound the Hessian products by as many as calls of the cost.
+
+        Raises:
+            Spent: they are made.
+        """
+        most = self.spec.max_evaluations
+        if most is not None and self.effort.hessian_products >= most:
+            raise self._end(f"max_evaluations = {most} products with the Hessian made")
+
+    def stores(self, numbers: int) -> None:
+        """Told how many numbers the solver moves."""
+        self.trace.facts["stored_parameters"] = numbers
+
+    @torch.no_grad()
+    def iterate(self, tt: SpectralTT, cost: float | None = None) -> None:
+        """Take note of an iterate, the start first.
+
+        Args:
+            tt: the weight.
+            cost: as :meth:`cost`, where the solver knows it.
+
+        Raises:
+            Spent: the target is reached, or the budget spent.
+            DivergedError: the residual is not finite.
+            ConfigError: the first iterate is not the common start.
+        """
+        begin = self._clock()
+        seconds = begin - self._begin - self._away
+        effort, spec = self.effort, self.spec
+        if self._latest is None:
+            self._check_start(tt)
+        else:
+            effort.iterations += 1
+        square = self._square(tt) if cost is None else 2 * cost
+        if not math.isfinite(square):
+            raise DivergedError(f"residual {square} after {effort.iterations} iterations")
+        reached = effort.see(math.sqrt(max(square, 0.0)), seconds)
+        self._latest = tt.detach().clone()
+        self._seconds = seconds
+        if effort.iterations <= _ALL_UP_TO or effort.iterations >= _APART * self._recorded:
+            self._record()
+        self._away += self._clock() - begin
+        if reached:
+            raise self._end(f"residual {effort.residual:.2g} <= target = {effort.target:g}")
+        if spec.max_iterations is not None and effort.iterations >= spec.max_iterations:
+            raise self._end(f"max_iterations = {spec.max_iterations} made")
+        if spec.max_seconds is not None and seconds >= spec.max_seconds:
+            raise self._end(f"max_seconds = {spec.max_seconds:g} spent")
+
+    # -- what the run calls ----------------------------------------------------------------------
+
+    def finish(self, message: str) -> SpectralTT:
+        """Record the last iterate if it is not on record; what the solver ended with.
+
+        Args:
+            message: the solver's own reason, where it was not stopped from here.
+        """
+        assert self._latest is not None
+        if self._recorded < self.effort.iterations:
+            self._record()
+        self.effort.stopped = self.stopped or message
+        return self._latest
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _end(self, why: str) -> Spent:
+        self.stopped = why
+        return Spent(why)
+
+    def _square(self, tt: SpectralTT) -> float:
+        outputs = entries_of(tt, self._train.inputs)
+        return relative_square(outputs, self._train.targets).item()
+
+    def _check_start(self, tt: SpectralTT) -> None:
+        start, splits = self.problem.start, self.problem.splits
+        gaps, sizes = [], []
+        for split in (splits.train, splits.val):
+            expected = entries_of(start, split.inputs)
+            gaps.append((entries_of(tt, split.inputs) - expected).abs().max().item())
+            sizes.append(expected.abs().max().item())
+        self.trace.facts["w0_gap"] = max(gaps)
+        if max(gaps) > 1e3 * torch.finfo(tt.dtype).eps * max(sizes):
+            raise ConfigError(
+                f"{self.spec.method} does not hold the common initial weight: off by "
+                f"{max(gaps):.1e}"
+            )
+
+    @torch.no_grad()
+    def _record(self) -> None:
+        tt, effort = self._latest, self.effort
+        assert tt is not None
+        assert effort.residual is not None
+        # Plain factors are no frames, and their singular values have to be found.
+        plain = self.spec.parameterization == "factors"
+        framed = orthogonalize(tt.left, tt.bond, tt.right) if plain else tt
+        val = self.problem.splits.val
+        outputs = entries_of(tt, val.inputs)
+        self.trace.add(
+            {"matrix": framed.singular_values()[:MAX_SINGULAR_VALUES].tolist()},
+            epoch=None,
+            iteration=effort.iterations,
+            evaluations=effort.evaluations,
+            seconds=self._seconds,
+            train_loss=effort.residual**2,
+            val_loss=relative_square(outputs, val.targets).item(),
+            val_metric=relative_error(outputs, val.targets),
+            drift=None if plain else float(tt.to(dtype=torch.float64).orthonormality_error()),
+            lr=None,
+        )
+        self._recorded = effort.iterations
+
+    def _clock(self) -> float:
+        if self.problem.start.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class SolverRun:
+    """State of one run of a solver while it goes on, as that of a training run."""
+
+    def __init__(self, spec: RunSpec, task: Task, solver: Solver) -> None:
+        self.spec, self.task, self.solver = spec, task, solver
+        self.trace = Trace()
+        self.examples = {"train": 0, "val": 0, "test": 0}
+
+    def run(self, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+        """Solve and evaluate; the numbers of the end.
+
+        Raises:
+            DivergedError: the residual stopped being finite.
+        """
+        spec = self.spec
+        assert self.task.problem is not None
+        drawn = self.task.problem(self.task, spec.rank, spec.seed)
+        shape = drawn.start.shape
+        self.examples = {
+            name: len(getattr(drawn.splits, name)) for name in ("train", "val", "test")
+        }
+        self.trace.facts = {
+            "dimension": shape.dim("free"),
+            "dense_elements": shape.numel,
+            "other_parameters": 0,
+            "w0_digest": drawn.digest,
+        }
+        problem = _moved(drawn, device, dtype)
+        watch = Watch(spec, problem, self.trace)
+        try:
+            message = self.solver.solve(problem, watch)
+        except Spent as spent:
+            message = str(spent)
+        end = watch.finish(message)
+        val_metric = self.trace.curves["val_metric"][-1]
+        if spec.purpose == "tune":
+            return {"val_metric": val_metric}
+        test = problem.splits.test
+        with torch.no_grad():
+            outputs = entries_of(end, test.inputs)
+        return {
+            "val_metric": val_metric,
+            "test_loss": relative_square(outputs, test.targets).item(),
+            "test_metric": self.task.score(outputs, test.targets),
+        }
+
+
+def _moved(problem: Problem, device: torch.device, dtype: torch.dtype) -> Problem:
+    def moved(examples: Examples) -> Examples:
+        return examples.to(device, dtype)
+
+    splits = problem.splits
+    return Problem(
+        problem.start.to(device=device, dtype=dtype),
+        Splits(moved(splits.train), moved(splits.val), moved(splits.test)),
+        problem.digest,
+    )
