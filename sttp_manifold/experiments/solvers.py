@@ -74,37 +74,13 @@ class Solver:
 # --- On our manifolds ---
 
 
-class _Products:
-    """Counts the Hessian products of `minimize`'s trust regions, which no other limit of it bounds.
-
-    Handed over as a preconditioner, which is the identity: trust regions apply it to the gradient
-    once a step, and to a residual after each product.
-    """
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-        self.count = 0
-        self.gradient: Tensor | None = None
-
-    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
-        if self.gradient is None or not torch.equal(u, self.gradient):
-            self.count += 1
-            self._watch.effort.hessian_products = self.count
-            self._watch.check_products()
-        return u
-
-
 def _on(make: Callable[[Any], Any], method: str) -> Solve:
     def solve(problem: Problem, watch: Watch) -> str:
         manifold = make(problem.start.shape)
         watch.stores(manifold.n_elements)
-        products = _Products(watch) if method == "trust_regions" else None
 
         def callback(at: Any) -> None:
-            if products is not None:
-                products.gradient = at.jac
-            # Each iterate comes with its gradient.
-            watch.effort.gradients += 1
+            watch.effort.gradients, watch.effort.hessian_products = at.njev, at.nhev
             watch.iterate(manifold.unpack(at.x), at.fun)
 
         result = minimize(
@@ -116,8 +92,8 @@ def _on(make: Callable[[Any], Any], method: str) -> Solve:
             gradient_tolerance=0.0,
             max_iterations=None,
             max_evaluations=watch.spec.max_evaluations,
+            max_products=watch.spec.max_evaluations,
             callback=callback,
-            options={} if products is None else {"preconditioner": products},
         )
         watch.effort.gradients = result.njev
         watch.effort.hessian_products = result.nhev

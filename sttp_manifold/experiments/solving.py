@@ -87,16 +87,6 @@ class Watch:
             raise self._end(f"max_evaluations = {most} calls of the cost made")
         self.effort.evaluations += 1
 
-    def check_products(self) -> None:
-        """Bound the Hessian products by as many as calls of the cost.
-
-        Raises:
-            Spent: they are made.
-        """
-        most = self.spec.max_evaluations
-        if most is not None and self.effort.hessian_products >= most:
-            raise self._end(f"max_evaluations = {most} products with the Hessian made")
-
     def stores(self, numbers: int) -> None:
         """Told how many numbers the solver moves."""
         self.trace.facts["stored_parameters"] = numbers

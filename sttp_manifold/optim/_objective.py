@@ -32,6 +32,7 @@ class Status(IntEnum):
     TIME = 5
     CALLBACK = 6
     STALLED = 7
+    PRODUCTS = 8
 
 
 class Stopped(Exception):  # noqa: N818 (it is how a run ends, not what went wrong)
@@ -51,6 +52,7 @@ class Limits(NamedTuple):
     step: float | None
     iterations: int | None
     evaluations: int | None
+    products: int | None
     seconds: float | None
 
 
@@ -66,6 +68,25 @@ class Iterate(NamedTuple):
     def x(self) -> Tensor:
         """The point."""
         return self.evaluation.x
+
+
+class _BudgetedCost(ManifoldCost):
+    """A cost whose products with the Hessian are allowed one by one."""
+
+    def __init__(
+        self, manifold: Any, cost: Callable[..., Tensor], allow: Callable[[], None]
+    ) -> None:
+        super().__init__(manifold, cost)
+        self._allow = allow
+
+    def _counted(self, apply: LinearMap) -> LinearMap:
+        counted = super()._counted(apply)
+
+        def allowed(u: Tensor) -> Tensor:
+            self._allow()
+            return counted(u)
+
+        return allowed
 
 
 class Objective:
@@ -116,7 +137,7 @@ class Objective:
             self._check_budget()
             return cost(argument)
 
-        self.cost = ManifoldCost(manifold, budgeted)
+        self.cost = _BudgetedCost(manifold, budgeted, self._check_products)
 
     # -- counts -----------------------------------------------------------------------------------
 
@@ -132,12 +153,26 @@ class Objective:
 
     def _check_budget(self) -> None:
         # ManifoldCost counts before it calls, so that this call is counted already.
-        most, seconds = self.limits.evaluations, self.limits.seconds
-        if most is not None and self.cost.evaluations > most:
+        most = self.limits.evaluations
+        try:
+            self._check_time()
+            if most is not None and self.cost.evaluations > most:
+                raise Stopped(
+                    Status.EVALUATIONS, f"max_evaluations = {most} calls of the cost made"
+                )
+        except Stopped:
             self.cost.evaluations -= 1
-            raise Stopped(Status.EVALUATIONS, f"max_evaluations = {most} calls of the cost made")
+            raise
+
+    def _check_products(self) -> None:
+        most = self.limits.products
+        if most is not None and self.cost.products >= most:
+            raise Stopped(Status.PRODUCTS, f"max_products = {most} Hessian products computed")
+        self._check_time()
+
+    def _check_time(self) -> None:
+        seconds = self.limits.seconds
         if seconds is not None and self.seconds >= seconds:
-            self.cost.evaluations -= 1
             raise Stopped(Status.TIME, f"max_time = {seconds:g} seconds spent")
 
     # -- geometry ---------------------------------------------------------------------------------
@@ -204,6 +239,8 @@ class Objective:
             grad_norm=at.grad_norm,
             nit=self.nit,
             nfev=self.nfev,
+            njev=self.cost.gradients,
+            nhev=self.cost.products,
         )
         try:
             self._callback(told)

@@ -25,7 +25,7 @@ class MinimizeResult(OptimizeResult):
         time (float): seconds.
         success (bool): whether the gradient or the cost went below its tolerance.
         status (int): 0 gradient, 1 cost, 2 step, 3 iterations, 4 evaluations, 5 time, 6 callback,
-            7 no further decrease in this precision.
+            7 no further decrease in this precision, 8 Hessian products.
         message (str): the same in words.
         history (dict): lists with one entry for each iterate from ``x0`` on: ``cost``,
             ``grad_norm``, ``step``, ``nfev`` (so far), ``seconds`` (so far).

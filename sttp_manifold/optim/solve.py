@@ -62,6 +62,7 @@ def minimize(
     max_iterations: int | None = 1000,
     max_time: float | None = None,
     max_evaluations: int | None = None,
+    max_products: int | None = None,
     callback: Callable[[Any], Any] | None = None,
     progress: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -98,9 +99,10 @@ def minimize(
         max_iterations: give up after so many.
         max_time: give up after so many seconds.
         max_evaluations: give up rather than call the cost more often than this.
+        max_products: give up rather than compute more Hessian-vector products than this.
         callback: called with each iterate, ``x0`` included: an ``OptimizeResult`` with ``x``,
-            ``fun``, ``jac``, ``grad_norm``, ``nit``, ``nfev``. Stops the run by raising
-            ``StopIteration``.
+            ``fun``, ``jac``, ``grad_norm``, ``nit``, ``nfev``, ``njev``, ``nhev``. Stops the run
+            by raising ``StopIteration``.
         progress: show a line that follows the run.
         options: of the method, by name.
 
@@ -132,6 +134,7 @@ def minimize(
         step_tolerance,
         max_iterations,
         max_evaluations,
+        max_products,
         max_time,
     )
     title = method.replace("_", " ")

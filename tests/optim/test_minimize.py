@@ -305,6 +305,35 @@ def test_evaluations_never_exceed_their_limit(method, most) -> None:
     assert not result.success
 
 
+@pytest.mark.parametrize("most", [1, 5])
+@pytest.mark.parametrize("method", [m for m in METHODS if "trust" in m])
+def test_hessian_products_never_exceed_their_limit(method, most) -> None:
+    _, _, cost, x0 = brockett(8)
+    result = sm.minimize(
+        EuclideanStiefel(), cost, x0, method, max_products=most, gradient_tolerance=0
+    )
+    assert result.nhev == most
+    assert result.status == 8
+    assert f"max_products = {most}" in result.message
+
+
+def test_time_is_a_limit_within_an_iteration_too() -> None:
+    """Products with a slow Hessian, of a cost that is called once."""
+
+    class Slow(EuclideanStiefel):
+        def hessian_operator(self, cost, x):
+            def apply(u):
+                time.sleep(0.02)
+                return u
+
+            return apply
+
+    _, _, cost, x0 = brockett(8)
+    result = sm.minimize(Slow(), cost, x0, "trust_regions", max_time=0.15, gradient_tolerance=0)
+    assert result.status == 5
+    assert result.time < 5
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_iterations_step_and_time_are_limits(method) -> None:
     _, _, cost, x0 = brockett(9)
