@@ -2,6 +2,9 @@
 
 Each runs in a process of its own, two at a time. A notebook is executed again when its code or
 anything in the package has changed since, so that a page never shows what the code no longer does.
+
+myst-nb can execute notebooks itself, but knows nothing of the package, and within Sphinx did not
+come back from cells with sliders (myst-nb 1.4 with ipykernel 7.4).
 """
 
 from __future__ import annotations
