@@ -60,6 +60,6 @@ constraints: ## resolve every requirement anew and pin what came out
 	cp build/pins/constraints.txt constraints.txt
 
 clean: ## remove everything that make made, results under runs/ excepted
-	rm -rf $(VENV) build dist docs/_build htmlcov .coverage .coverage.* \
+	rm -rf $(VENV) build dist docs/_build docs/notebooks htmlcov .coverage .coverage.* \
 	    .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

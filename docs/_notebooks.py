@@ -2,6 +2,8 @@
 
 Each runs in a process of its own, two at a time. A notebook is executed again when its code or
 anything in the package has changed since, so that a page never shows what the code no longer does.
+
+myst-nb can execute notebooks itself, one after the other, but knows nothing of the package.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _HERE = Path(__file__).resolve().parent
 _SOURCES = _HERE.parent / "notebooks"
 _PACKAGE = _HERE.parent / "sttp_manifold"
 _KEPT = _HERE / "_build" / "executed"
-_TIMEOUT = 600  # seconds for one cell, on a machine that does other things as well
+_TIMEOUT = 300  # seconds for one cell, on a machine that does other things as well
 
 
 def prepare_notebooks(target: Path) -> None:

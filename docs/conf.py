@@ -34,7 +34,6 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.empty_glob"]  # benchmarks.md is there once `make bench` has written it
 
 # -- notebooks ------------------------------------------------------------------------------------
 # They live outside of docs/, without outputs; what is built from are executed copies.

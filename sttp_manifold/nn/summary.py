@@ -108,7 +108,8 @@ class Summary:
         return self._table("simple")
 
     def _repr_html_(self) -> str:
-        return box_html(table_html(_HEADERS, self._lines(), right=range(4, 9), bold=(-1,)))
+        lines = self._lines()
+        return box_html(table_html(_HEADERS, lines, right=range(4, 9), wrap=(3,), bold=(-1,)))
 
 
 def _cells(row: SummaryRow, name: str) -> tuple[str, ...]:

@@ -263,6 +263,7 @@ def table_html(
     rows: Iterable[Sequence[str]],
     *,
     right: Iterable[int] = (),
+    wrap: Iterable[int] = (),
     bold: Iterable[int] = (),
 ) -> str:
     """A table as HTML, in the page's own colours; every cell is escaped.
@@ -271,6 +272,7 @@ def table_html(
         headers: titles of the columns.
         rows: cells of each row.
         right: columns that are aligned to the right, as numbers are.
+        wrap: columns whose cells may take several lines.
         bold: rows that stand out; negative ones count from the end.
 
     Example:
@@ -279,11 +281,12 @@ def table_html(
     """
     lines = [tuple(row) for row in rows]
     strong = {k % len(lines) for k in bold} if lines else set()
-    aligned = set(right)
+    aligned, wrapped = set(right), set(wrap)
 
     def cell(tag: str, column: int, text: str, weight: str = "") -> str:
         side = "right" if column in aligned else "left"
-        style = f"text-align:{side};padding:2px 10px;white-space:nowrap;{weight}"
+        space = "normal;min-width:10em" if column in wrapped else "nowrap"
+        style = f"text-align:{side};padding:2px 10px;white-space:{space};{weight}"
         return f"<{tag} style='{style}'>{escape(str(text))}</{tag}>"
 
     head = "".join(cell("th", c, title) for c, title in enumerate(headers))
