@@ -82,15 +82,16 @@ class ConjugateGradientOptions(SteepestDescentOptions):
         beta_rule: ``"polak_ribiere_plus"`` or ``"hestenes_stiefel"``, both cut off at zero.
         restart: back to the gradient where consecutive gradients are not nearly orthogonal,
             :math:`|\langle g_{k+1}, T g_k\rangle| \ge \nu \langle g_{k+1}, g_{k+1}\rangle`
-            (Powell 1977), with this :math:`\nu`; infinite for never.
+            (Powell 1977), with this :math:`\nu`; infinite for never. Without it, low-rank
+            completion may crawl for hundreds of iterations where a restart ends it in tens.
         restart_every: back to the gradient after so many iterations at the latest.
 
     Raises:
         ManifoldError: a value out of its range, or none of the names.
     """
 
-    beta_rule: str = "polak_ribiere_plus"
-    restart: float = math.inf
+    beta_rule: str = "hestenes_stiefel"
+    restart: float = 0.1
     restart_every: int | None = None
 
     def __post_init__(self) -> None:

@@ -74,7 +74,7 @@ def minimize(
     ====================== =========================================================================
     ``trust_regions``      Steihaug-Toint conjugate gradients on the exact Hessian; ends
                            superlinearly
-    ``conjugate_gradient`` Polak-Ribiere+ or Hestenes-Stiefel, with a Wolfe line search
+    ``conjugate_gradient`` Hestenes-Stiefel or Polak-Ribiere+, with a Wolfe line search
     ``lbfgs``              transported pairs, with a Wolfe line search
     ``steepest_descent``   along the gradient
     ``pymanopt:...``       pymanopt's ``steepest_descent``, ``conjugate_gradient``,

@@ -189,3 +189,26 @@ def test_one_mode_a_side_ends_where_pymanopts_own_manifold_does() -> None:
         found = solver.run(problem, initial_point=(U @ a, s, bt @ V.T))
     assert ours.success, ours.message
     assert ours.fun == pytest.approx(found.cost, rel=1e-9)
+
+
+def test_conjugate_gradients_restart_instead_of_crawling() -> None:
+    """A 300 x 300 matrix of rank 5 from three times its dimension: without restarts over 800."""
+    shape = sm.TTShape.svd(300, 300, 5)
+    F = sm.FixedTTRankManifold(shape)
+    generator = torch.Generator().manual_seed(1)
+    truth = F.unpack(F.random(dtype=torch.float64, generator=generator).as_subclass(torch.Tensor))
+    places = torch.randperm(shape.numel, generator=generator)[: 3 * F.dim]
+    i, j = places // 300, places % 300
+    values = truth.entries(i, j)
+    x0 = F.random(dtype=torch.float64, generator=generator).as_subclass(torch.Tensor)
+    result = sm.minimize(
+        F,
+        lambda tt: (tt.entries(i, j) - values).square().sum() / values.square().sum(),
+        x0,
+        "conjugate_gradient",
+        gradient_tolerance=0.0,
+        cost_tolerance=1e-20,
+        max_iterations=250,
+    )
+    assert result.success, result.message
+    assert float(F.unpack(result.x).distance(truth) / truth.norm()) < 1e-9
