@@ -387,11 +387,16 @@ def methods() -> None:
     from sttp_manifold.experiments.methods import METHODS
     from sttp_manifold.experiments.tasks import TASKS
 
-    table = Table("method", "what it does", "tasks", box=None)
+    # Methods of equal reach follow each other: what they are for is said once, above them.
+    table = Table("method", "what it does", box=None)
+    reach: list[str] = []
     for method in METHODS:
         fits = [task.name for task in TASKS if method.applies_to(task)]
+        if fits != reach:
+            table.add_row("", f"[bold]{', '.join(fits)}[/bold]")
+            reach = fits
         absent = "" if method.is_available else f" ({method.requires} is not installed)"
-        table.add_row(method.name, method.summary + absent, ", ".join(fits))
+        table.add_row(method.name, method.summary + absent)
     _out.print(table)
 
 
@@ -401,29 +406,21 @@ def tasks() -> None:
     from sttp_manifold.experiments.tasks import TASKS
     from sttp_manifold.experiments.tune import load_tuned
 
-    table = Table(
-        Column("task", no_wrap=True),
-        "what it is",
-        "judged by",
-        "ranks",
-        "epochs",
-        "calls of the cost",
-        "tuned methods",
-        box=None,
-    )
+    table = Table(Column("task", no_wrap=True), "what it is, and what a comparison does", box=None)
     for task in TASKS:
         unit = f" ({task.metric.unit})" if task.metric.unit else ""
         with _usage_errors():
             tuned = len(load_tuned(task))
-        table.add_row(
-            task.name,
-            task.summary,
-            f"test {task.metric.name}{unit}",
-            ", ".join(map(str, task.ranks)),
-            "-" if task.epochs is None else str(task.epochs),
-            "-" if task.budget is None else f"{task.budget.evaluations:,}",
-            str(tuned),
-        )
+        facts = [
+            f"judged by test {task.metric.name}{unit}",
+            f"ranks {', '.join(map(str, task.ranks))}",
+        ]
+        if task.epochs is not None:
+            facts.append(f"{task.epochs} epochs")
+        if task.budget is not None:
+            facts.append(f"{task.budget.evaluations:,} calls of the cost")
+        facts.append(f"learning rates of {tuned} method{'s' * (tuned != 1)} tuned")
+        table.add_row(task.name, f"{task.summary}\n[dim]{'; '.join(facts)}[/dim]")
     _out.print(table)
 
 

@@ -315,7 +315,8 @@ class SpectralTT:
         Two values are the same weight when they differ by a gauge; this distance cannot tell them
         apart. The difference is a chain of ranks ``R + R'``; its triangular factors are swept to
         the centre by QR, so that small distances are accurate to rounding of the norms. Batch
-        dimensions broadcast.
+        dimensions broadcast. Not differentiable: torch has no derivative of a triangular factor
+        alone. A cost takes entries, products or the matrix instead.
 
         Raises:
             ShapeError: weights of different sizes, dtypes or devices, or of batch shapes that do
