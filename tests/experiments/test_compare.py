@@ -261,16 +261,7 @@ def test_rates_that_cannot_be_kept_say_where_to_keep_them(tmp_path, monkeypatch)
         tune.save_tuned(TASKS["digits"], {}, tmp_path / "tuned.json")
 
 
-UNTUNED = pytest.mark.xfail(reason="sttp compare --task completion-matrix --tune is to be run")
-
-
-@pytest.mark.parametrize(
-    "task",
-    [
-        pytest.param(task.name, marks=[UNTUNED] if task.name == "completion-matrix" else [])
-        for task in TASKS
-    ],
-)
+@pytest.mark.parametrize("task", [task.name for task in TASKS])
 def test_the_rates_kept_with_a_task_are_whole(task):
     found = tune.load_tuned(TASKS[task])
     assert set(found) == {
