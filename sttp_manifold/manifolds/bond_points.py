@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sttp_manifold._geoopt import Manifold, ManifoldParameter, ManifoldTensor
+from sttp_manifold._geoopt import Manifold, ManifoldTensor
 from sttp_manifold.errors import ManifoldError, SpectrumError
 from sttp_manifold.frames.gauge import haar_frame
 from sttp_manifold.manifolds.bond_centred import Point, Vector
@@ -180,22 +180,9 @@ class BondCentredPoints(WeightPoints, Manifold):
             device = torch.get_default_device()
         return ManifoldTensor(x.as_subclass(Tensor).to(device), manifold=self)
 
-    def random_parameter(
-        self,
-        *batch: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        generator: torch.Generator | None = None,
-    ) -> ManifoldParameter:
-        """Random point as a trainable ``geoopt.ManifoldParameter``, ``(*batch, n_elements)``.
-
-        It lies on this manifold with the retraction for training: QR, unless one was named.
-        """
-        point = self.random(
-            *batch, self.n_elements, dtype=dtype, device=device, generator=generator
-        )
-        manifold = self.with_retraction(self._training_retraction)
-        return ManifoldParameter(point.as_subclass(Tensor), manifold=manifold)
+    def for_training(self) -> Self:
+        """The same manifold with the retraction for training: QR, unless one was named."""
+        return self.with_retraction(self._training_retraction)
 
     def with_retraction(self, retraction: str) -> Self:
         """The same manifold with a retraction of another name."""

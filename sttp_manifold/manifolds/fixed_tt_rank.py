@@ -57,8 +57,8 @@ class FixedTTRankManifold(BondCentredPoints):
             of ``r`` positive singular values that every point keeps.
         retraction: ``"svd"``, TT-SVD of the point moved in the space of matrices, a retraction of
             second order; ``"qr"``, QR of every core moved along its velocity, of first order and
-            cheaper. If None, the manifold takes ``"svd"``, as solvers want it, and the parameters
-            that :meth:`random_parameter` makes for stochastic training take ``"qr"``.
+            cheaper. If None, the manifold takes ``"svd"``, as solvers want it, and
+            :meth:`for_training`, on which :meth:`random_parameter` lies, ``"qr"``.
         damping: where a core's velocity is divided by the singular values of an interface, they
             are raised to about this fraction of the largest one. Zero is the geometry; more bounds
             the gradient, the QR retraction and the Hessian near weights of lower rank, at the cost

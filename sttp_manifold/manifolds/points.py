@@ -66,7 +66,11 @@ class WeightPoints:
         point = self.random(
             *batch, self.n_elements, dtype=dtype, device=device, generator=generator
         )
-        return ManifoldParameter(point, manifold=self)
+        return ManifoldParameter(point.as_subclass(Tensor), manifold=self.for_training())
+
+    def for_training(self) -> Any:
+        """The manifold that trainable parameters lie on: this one, unless it says otherwise."""
+        return self
 
     def weight_dist(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Gauge-invariant distance of points: :math:`\|W(x) - W(y)\|_F`, ``(*b,)``."""
