@@ -1,7 +1,8 @@
 """How far frames stray from orthonormal ones in many float32 steps.
 
 Two kernels of ResNet-32, the most frequent of its first and of its last stage. The gradient is a
-fixed one plus fresh noise of the same size, which no step ever satisfies. What is reported is the largest entry of ``|Q^T Q - I|`` over all frames, in float64.
+fixed one plus fresh noise of the same size, which no step ever satisfies. What is reported is the
+largest entry of ``|Q^T Q - I|`` over all frames, in float64.
 """
 
 from __future__ import annotations

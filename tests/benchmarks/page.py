@@ -47,9 +47,8 @@ def by_case(records: Iterable[Row]) -> list[dict[int, Row]]:
     """Records that differ in nothing but their threads, together."""
     found: dict[tuple[str, ...], dict[int, Row]] = defaultdict(dict)
     for record in records:
-        key = tuple(record[name] for name in ("row", "case", "work", "peer"))
-        # A chosen plan may depend on nothing that is in the key; what we are called does not tell.
-        found[(*key, record["ours"])][record["threads"]] = record
+        key = tuple(record[name] for name in ("row", "case", "work", "ours", "peer"))
+        found[key][record["threads"]] = record
     return list(found.values())
 
 
@@ -180,8 +179,8 @@ def text(run: Row) -> str:
         "time of the other over ours: above one, we are faster. Ratios carry over to other "
         "machines, milliseconds do not.",
         about_table(about),
-        "`pogo-torch` is not installed by `make bench`, for its licence; it is measured where it "
-        "is there.",
+        "`make bench` does not install `pogo-torch`, whose licence is the GPL; it is measured "
+        "where it is there.",
     ]
     if records:
         parts += [
@@ -228,8 +227,9 @@ def text(run: Row) -> str:
     parts += [
         "## How it is measured",
         f"Competitors take turns in one process, {about['turns']} turns at most, in "
-        f"{about['dtype']}, by {about['clock']} clock. A table shows medians, and the median of the ratios within a "
-        "turn. A comparison ends early, after three turns, once it has used up its share of the "
+        f"{about['dtype']}, by {about['clock']} clock. A table shows medians, and the median of "
+        "the ratios within a turn. A comparison ends early, after three turns, once it has used "
+        "up its share of the "
         f"time. A competitor whose first call takes more than {AT_MOST:g} s is timed by that call "
         f"alone, and left out with more threads if it took more than {2 * AT_MOST:g} s. Before "
         "they are timed, competitors are held to the same result where they compute the same. "

@@ -95,6 +95,13 @@ def install() -> list[str]:
     return [name for name in wanted if subprocess.run([*pip, name], check=False).returncode]
 
 
-if __name__ == "__main__":
-    for name in install():
+def main() -> None:
+    """Install, say what failed, and fail if anything did."""
+    failed = install()
+    for name in failed:
         print(f"{name}: cannot be installed here; the benchmarks go on without it, and say so")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -183,7 +183,7 @@ def adam_case(timer: Timer, layers: Sequence[tuple[tuple[int, ...], int]] = LAYE
 
     competitors: dict[str, Work | None] = {STEP: ours("newton_schulz")}
     competitors |= {
-        f'retraction="{name}"': ours(name) for name in ("qr", "polar", "cayley", "pogo")
+        f'{STEP}, retraction="{name}"': ours(name) for name in ("qr", "polar", "cayley", "pogo")
     }
     for name, values in (("frames", frames), ("cores", cores)):
         what = f"all {name}"
