@@ -38,11 +38,6 @@ def target(record: Row) -> str:
     return f"{sign} {record['target']:g}{unit}"
 
 
-def threads_in_words(threads: int) -> str:
-    """1 thread, 2 threads."""
-    return f"{threads} thread{'s' if threads > 1 else ''}"
-
-
 def by_case(records: Iterable[Row]) -> list[dict[int, Row]]:
     """Records that differ in nothing but their threads, together."""
     found: dict[tuple[str, ...], dict[int, Row]] = defaultdict(dict)
@@ -66,7 +61,7 @@ def targets_table(records: Sequence[Row], threads: Sequence[int]) -> str:
             mark = {"met": ", met", "missed": ", **missed**"}.get(status, "")
             cells.append(shown + mark)
         rows.append(cells)
-    words = [threads_in_words(count) for count in threads]
+    words = [pictures.in_words(count) for count in threads]
     return markdown(["what", "work", "ours", "peer", "target", *words], rows, len(threads) + 1)
 
 
@@ -77,7 +72,7 @@ def verdict(records: Sequence[Row], threads: Sequence[int]) -> str:
         judged = [r for r in records if r["threads"] == count and r["target"] is not None]
         met = sum(r["status"] == "met" for r in judged)
         absent = sum(r["status"] == "not measured" for r in judged)
-        line = f"With {threads_in_words(count)}, {met} of {len(judged)} targets are met"
+        line = f"With {pictures.in_words(count)}, {met} of {len(judged)} targets are met"
         line += f", {len(judged) - met - absent} are missed"
         lines.append(line + (f", {absent} could not be measured." if absent else "."))
     missed = [r for r in records if r["status"] == "missed"]
@@ -86,7 +81,7 @@ def verdict(records: Sequence[Row], threads: Sequence[int]) -> str:
         for r in missed:
             lines.append(
                 f"- {r['row']}, {r['case']}, {r['work']}, against {r['peer']}, "
-                f"{threads_in_words(r['threads'])}: {value(r)}, target {target(r)}"
+                f"{pictures.in_words(r['threads'])}: {value(r)}, target {target(r)}"
             )
     return "\n".join(lines)
 
@@ -203,7 +198,7 @@ def text(run: Row) -> str:
     if run["training"]:
         parts += [
             "## Training a whole network",
-            "![Time against arithmetic](figures/benchmarks-training.png)",
+            "![Time and flops of each method](figures/benchmarks-training.png)",
             "One step of training (forward, backward, optimizer) of the same network, dense with "
             "Adam, by charts with Adam, and on the manifold with `RiemannianAdam`. Compression "
             "costs its arithmetic and no more where the last column is at most one. Flops are "
@@ -218,7 +213,7 @@ def text(run: Row) -> str:
             "## How the time grows",
             "![Time of a training step against rank, width, depth and batch]"
             "(figures/benchmarks-growth.png)",
-            f"A training step of square linear layers, {threads_in_words(about['threads'][0])}. "
+            f"A training step of square linear layers, {pictures.in_words(about['threads'][0])}. "
             f"Fixed along each axis: {fixed_in_words()}. Dashed: the flop count, scaled to meet "
             "the curve at its last point. Exponents are slopes of the logarithms over the upper "
             "half of the sizes, in brackets those of the flop count.",

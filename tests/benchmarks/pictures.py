@@ -12,6 +12,7 @@ from growth import exponents
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from sttp_manifold.experiments.looks import STYLE
 
@@ -50,16 +51,23 @@ def targets(records: Sequence[Row], path: Path) -> None:
                 [_progress(r) for r in mine],
                 [names.index(_name(r)) for r in mine],
                 linestyle="none",
-                label=f"{count} thread{'s' if count > 1 else ''}",
+                label=in_words(count),
                 **look,
             )
         axis.axvline(1.0, color="0.3", linewidth=1)
         axis.set(xscale="log", xlabel="result over target", yticks=range(len(names)))
         axis.set_yticklabels(names, fontsize=7)
         axis.invert_yaxis()
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+        axis.margins(y=0.6 / max(len(names), 3))
         if threads:
-            axis.legend(loc="best")
+            figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=2)
         _save(figure, path)
+
+
+def in_words(count: int) -> str:
+    """1 thread, 2 threads."""
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _name(record: Row) -> str:
@@ -73,38 +81,36 @@ def _progress(record: Row) -> float:
 
 
 def training(cases: Sequence[Row], path: Path) -> None:
-    """Time of dense against flops of dense; on the line, time is arithmetic."""
+    """Time of dense as bars, one for each number of threads, and the flop ratio as a mark."""
     networks = list(dict.fromkeys(c["network"] for c in cases))
     with mpl.rc_context(STYLE):
-        figure = _figure(5.2 * max(len(networks), 2), 4.4)
+        figure = _figure(10.4, 3.9)
         axes = figure.subplots(1, len(networks), squeeze=False)[0]
         for axis, network in zip(axes, networks, strict=True):
             _training_panel(axis, [c for c in cases if c["network"] == network])
             axis.set_title(network)
-        axes[0].legend(fontsize=8)
+        axes[0].set_ylabel("of the dense network")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         _save(figure, path)
 
 
 def _training_panel(axis: Axes, cases: Sequence[Row]) -> None:
+    methods = list(dict.fromkeys(c["method"] for c in cases))
     threads = sorted({c["threads"] for c in cases})
-    for c in cases:
-        colour, marker = LOOKS[c["method"]]
-        first = c["threads"] == threads[0]
-        axis.plot(
-            c["flop_ratio"],
-            c["time_ratio"],
-            color=colour,
-            marker=marker,
-            markerfacecolor=colour if first else "white",
-            linestyle="none",
-            label=c["method"] if first else None,
-        )
-    ends = [min(c["flop_ratio"] for c in cases), 1.0]
-    axis.plot(ends, ends, color="0.6", linewidth=1)
-    axis.annotate("time = arithmetic", (ends[0], ends[0]), fontsize=8, color="0.4",
-                  xytext=(12, -2), textcoords="offset points")  # fmt: skip
-    hollow = "" if len(threads) == 1 else f" (hollow: {threads[-1]} threads)"
-    axis.set(xscale="log", yscale="log", xlabel="flops, of dense", ylabel=f"time, of dense{hollow}")
+    width = 0.8 / len(threads)
+    for k, (count, look) in enumerate(zip(threads, THREADS * len(threads), strict=False)):
+        mine = {c["method"]: c["time_ratio"] for c in cases if c["threads"] == count}
+        places = [m + (k - (len(threads) - 1) / 2) * width for m in range(len(methods))]
+        heights = [mine[method] for method in methods]
+        axis.bar(places, heights, width, label=f"time, {in_words(count)}", color=look["color"])
+    flops = {c["method"]: c["flop_ratio"] for c in cases}
+    for m, method in enumerate(methods):
+        axis.hlines(
+            flops[method], m - 0.45, m + 0.45, color="black", linewidth=2,
+            label=None if m else "flops",
+        )  # fmt: skip
+    axis.set_xticks(range(len(methods)), [method.replace(" ", "\n") for method in methods])
+    axis.grid(visible=False, axis="x")
 
 
 def growth(cases: Sequence[Row], path: Path) -> None:
@@ -112,9 +118,10 @@ def growth(cases: Sequence[Row], path: Path) -> None:
     axes_names = list(dict.fromkeys(c["axis"] for c in cases))
     slopes = exponents(cases)
     with mpl.rc_context(STYLE):
-        figure = _figure(10.8, 4.2 * -(-len(axes_names) // 2))
-        panels = figure.subplots(-(-len(axes_names) // 2), 2, squeeze=False).flat
-        for panel, name in zip(panels, axes_names, strict=False):
+        lines = -(-len(axes_names) // 2)
+        figure = _figure(10.8, 4.4 * lines)
+        panels = iter(figure.subplots(lines, 2, squeeze=False).flat)
+        for name, panel in zip(axes_names, panels, strict=False):
             for method, (colour, marker) in LOOKS.items():
                 curve = [c for c in cases if c["axis"] == name and c["method"] == method]
                 if not curve:
@@ -127,8 +134,16 @@ def growth(cases: Sequence[Row], path: Path) -> None:
                 scaled = flops / flops[-1] * ms[-1]
                 panel.plot(sizes, scaled, color=colour, linewidth=0.9, linestyle=(0, (4, 2)))
             panel.set(xscale="log", yscale="log", xlabel=name, ylabel="ms a training step")
-            panel.set_xscale("log", base=2)
-            panel.legend(fontsize=8, title="exponent of time (of flops)", title_fontsize=8)
+            sizes = [c["size"] for c in cases if c["axis"] == name]
+            panel.set_xticks(sorted(set(sizes)), minor=False)
+            panel.set_xticks([], minor=True)
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+            panel.yaxis.set_minor_formatter(NullFormatter())
+            panel.legend(
+                fontsize=8, title="exponent of time (of flops)", title_fontsize=8, frameon=True,
+                framealpha=0.85, edgecolor="none", loc="upper left",
+            )  # fmt: skip
         for panel in panels:
             panel.set_visible(False)
         _save(figure, path)
