@@ -163,6 +163,7 @@ def text(run: Row) -> str:
         for flag, why in (
             ("small", "A trial run of the smallest cases: its numbers say nothing."),
             ("stopped", "The run was stopped: parts are missing."),
+            ("partial", "A run of some parts only."),
         )
         if about[flag]
     ]

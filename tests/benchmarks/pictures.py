@@ -57,9 +57,8 @@ def targets(records: Sequence[Row], path: Path) -> None:
         axis.axvline(1.0, color="0.3", linewidth=1)
         axis.set(xscale="log", xlabel="result over target", yticks=range(len(names)))
         axis.set_yticklabels(names, fontsize=7)
-        axis.invert_yaxis()
         axis.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
-        axis.margins(y=0.6 / max(len(names), 3))
+        axis.set_ylim(len(names) - 0.4, -0.6)
         if threads:
             figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=2)
         _save(figure, path)

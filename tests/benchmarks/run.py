@@ -1,7 +1,8 @@
 """All benchmarks in one process: ``make bench``.
 
 Writes ``results/benchmarks.json`` in the folder of the documentation, then page and figures from it
-(:mod:`page`). Ctrl-C keeps the parts that are done.
+(:mod:`page`). What is less than a whole run (some parts, small cases, or stopped by Ctrl-C) goes to
+``runs/benchmarks`` instead, unless ``--docs`` says where.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ from targets import PARTS
 from timing import CLOCKS, Timer
 from training import network_cases
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
 SMALL_SIZES = {"rank": (2, 4), "width": (16, 32), "depth": (1, 2), "batch": (1, 2)}
 SMALL_FIXED = {"rank": 2, "width": 16, "depth": 1, "batch": 2}
 GROWTH, TRAINING = "growth", "training"
 EVERY = [*PARTS, TRAINING, GROWTH]
+
+
+def counts(text: str) -> list[int]:
+    """Numbers of threads, as ``1,2``."""
+    return [int(count) for count in text.split(",")]
 
 
 def options() -> argparse.ArgumentParser:
@@ -33,11 +39,13 @@ def options() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     found.add_argument("parts", nargs="*", help=f"of {', '.join(EVERY)}; all if none is named")
     found.add_argument("--turns", type=int, default=15, help="times that each competitor runs")
-    found.add_argument("--threads", type=int, nargs="+", help="default: 1 2, or 1 by --clock cpu")
+    found.add_argument("--threads", type=counts, help="default: 1,2, or 1 by --clock cpu")
     found.add_argument(
         "--clock", choices=list(CLOCKS), default="wall", help="cpu: one thread, busy machine"
     )
-    found.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
+    found.add_argument(
+        "--docs", type=Path, help="folder to write to; default: docs, or runs/benchmarks if partial"
+    )
     found.add_argument("--small", action="store_true", help="the smallest cases only, as a trial")
     return found
 
@@ -89,7 +97,7 @@ def main() -> None:
                 print(f"{part}, {count} thread(s): {took:.0f} s", flush=True)
     except KeyboardInterrupt:
         stopped = True
-        print("stopped; what is done is written")
+        print("stopped; what is done is kept")
     about = {
         "machine": machine(),
         "versions": versions(),
@@ -102,9 +110,12 @@ def main() -> None:
         "seconds_by_part": seconds,
         "small": arguments.small,
         "stopped": stopped,
+        "partial": bool(arguments.parts),
     }
-    write(arguments.docs / RESULTS, about, found)
-    print(f"{time.perf_counter() - start:.0f} s in all; {make(arguments.docs)} is written")
+    whole = not (arguments.parts or arguments.small or stopped)
+    docs = arguments.docs or ROOT / ("docs" if whole else "runs/benchmarks")
+    write(docs / RESULTS, about, found)
+    print(f"{time.perf_counter() - start:.0f} s in all; {make(docs)} is written")
 
 
 if __name__ == "__main__":
