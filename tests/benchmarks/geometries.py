@@ -7,15 +7,13 @@ one process; the table shows medians and their ratio to the cost and gradient of
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.optimize import minimize as scipy_minimize
+from timing import Timer, Work, parser, started
 from torch import Tensor
 
 from sttp_manifold import (
@@ -35,7 +33,6 @@ SHAPES = {
     "64 x 576, rank 16": TTShape.for_conv((64, 64, 3, 3), rank=16),
     "512 x 512, rank 32": TTShape.for_matrix(512, 512, rank=32),
 }
-Work = Callable[[], object]
 
 
 # -- what a step costs ----------------------------------------------------------------------------
@@ -89,27 +86,15 @@ def step_works(shape: TTShape, dtype: torch.dtype) -> dict[tuple[str, str], Work
     return works
 
 
-def measure(works: dict[tuple[str, str], Work], turns: int) -> dict[tuple[str, str], float]:
-    """Median seconds of each, all taking turns."""
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in works}
-    for turn in range(turns + 2):
-        for key, work in works.items():
-            start = time.perf_counter()
-            work()
-            if turn >= 2:  # the first turns fill caches
-                seconds[key].append(time.perf_counter() - start)
-    return {key: statistics.median(taken) for key, taken in seconds.items()}
-
-
-def print_table(turns: int, dtype: torch.dtype) -> None:
+def print_table(timer: Timer, dtype: torch.dtype) -> None:
     """One row a geometry and plan."""
     print("| weight | geometry | cost and gradient, ms | move and transport, ms | Hessian, ms |")
     print("|---|---|---:|---:|---:|")
     for title, shape in SHAPES.items():
-        medians = measure(step_works(shape, dtype), turns)
+        medians = timer.compare(step_works(shape, dtype))
         for name in dict.fromkeys(name for name, _ in medians):
             cells = [medians.get((name, what)) for what in ("gradient", "move", "Hessian")]
-            row = " | ".join("" if c is None else f"{1e3 * c:.2f}" for c in cells)
+            row = " | ".join("" if c is None else f"{1e3 * c.seconds:.2f}" for c in cells)
             print(f"| {title} | {name} | {row} |")
 
 
@@ -323,18 +308,15 @@ def draw(path: Path, seeds: int, limit: int) -> None:
 
 def main() -> None:
     """Print the table, and draw the figure where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=20, help="times that each competitor runs")
-    parser.add_argument("--threads", type=int, default=1, help="threads that torch may use")
-    parser.add_argument("--figure", type=Path, help="where to draw the figure")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of the fourth panel")
-    parser.add_argument("--limit", type=int, default=2000, help="iterations before giving up")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    options = parser(__doc__, turns=20)
+    options.add_argument("--figure", type=Path, help="where to draw the figure")
+    options.add_argument("--seeds", type=int, default=3, help="seeds of the fourth panel")
+    options.add_argument("--limit", type=int, default=2000, help="iterations before giving up")
+    arguments = options.parse_args()
+    timer = started(arguments)
     if arguments.figure:
         draw(arguments.figure, arguments.seeds, arguments.limit)
-    print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.turns} turns\n")
-    print_table(arguments.turns, torch.float32)
+    print_table(timer, torch.float32)
 
 
 if __name__ == "__main__":

@@ -3,28 +3,20 @@
 The alternative makes one call of `torch-householder` for each frame shape of the network, its
 parameters stacked beforehand, and contracts each chain by a cached `opt_einsum` expression. It is
 given the chain twice: as the modes are written (prime factors, the published method) and merged as
-this package stores it. Ratios are medians over the turns of one process; ours is 1.
+this package stores it.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from peers import peer
+from timing import Comparison, Timer, Work, cells, markdown, parser, started
 from torch import Tensor, nn
 
 from sttp_manifold import TTShape
 from sttp_manifold.nn import HouseholderWeight, RiemannianWeight, SpectralWeight, together
-
-try:
-    import opt_einsum
-    from torch_householder import torch_householder_orgqr
-except ImportError as error:
-    opt_einsum = None
-    MISSING = error.name
 
 Kernels = list[tuple[int, ...]]
 
@@ -78,29 +70,13 @@ class Weights(nn.Module):
         return [weight() for weight in self.weights]
 
 
-def compare(
-    competitors: dict[str, Callable[[], object]], turns: int, clock: Callable[[], float]
-) -> list[list[str]]:
-    """Time each competitor once a turn; the first one is what the others are held against."""
-    taken: dict[str, list[float]] = {name: [] for name in competitors}
-    for turn in range(turns + 2):
-        for name, work in competitors.items():
-            start = clock()
-            work()
-            if turn >= 2:  # the first turns fill caches
-                taken[name].append(clock() - start)
-    ours = next(iter(taken.values()))
-    return [
-        [
-            name,
-            f"{statistics.median(mine) * 1e3:.2f}",
-            f"{statistics.median(t / o for t, o in zip(mine, ours, strict=True)):.2f}x",
-        ]
-        for name, mine in taken.items()
-    ]
+TOGETHER = "together"
+ALTERNATIVE = "torch-householder + opt_einsum"
+CHAINS = ("merged", "as written")
 
 
 def step(weights: Callable[[], list[Tensor]], parameters: list[Tensor], g: list[Tensor]) -> None:
+    """Form all weights, and the gradients of what they are made of."""
     for parameter in parameters:
         parameter.grad = None
     torch.autograd.backward(weights(), g)
@@ -110,6 +86,10 @@ class Alternative:
     """`torch-householder` a frame shape, `opt_einsum` a chain."""
 
     def __init__(self, shapes: list[TTShape]) -> None:
+        householder, self.einsum = peer("torch-householder"), peer("opt_einsum")
+        assert householder is not None
+        assert self.einsum is not None
+        self.orgqr = householder.torch_householder_orgqr
         self.shapes = shapes
         places: dict[tuple[int, int], int] = {}
         self.where = []
@@ -123,24 +103,26 @@ class Alternative:
         self.paths = [self._path(shape) for shape in shapes]
 
     @staticmethod
-    def _path(shape: TTShape) -> Callable[..., Tensor]:
-        bonds = [opt_einsum.get_symbol(k) for k in range(len(shape.ranks))]
-        modes = [opt_einsum.get_symbol(100 + k) for k in range(len(shape.ranks) - 1)]
+    def there() -> bool:
+        """Whether both packages are installed."""
+        return None not in (peer("torch-householder"), peer("opt_einsum"))
+
+    def _path(self, shape: TTShape) -> Callable[..., Tensor]:
+        bonds = [self.einsum.get_symbol(k) for k in range(len(shape.ranks))]
+        modes = [self.einsum.get_symbol(100 + k) for k in range(len(shape.ranks) - 1)]
         split = len(shape.out_modes)
         terms = [a + m + b for a, m, b in zip(bonds[:-1], modes, bonds[1:], strict=True)]
         sizes = list(shape.core_shapes)
         terms.insert(split, bonds[split])
         spectrum = (shape.rank,)
         path = ",".join(terms) + "->" + bonds[0] + "".join(modes) + bonds[-1]
-        return opt_einsum.contract_expression(path, *sizes[:split], spectrum, *sizes[split:])
+        return self.einsum.contract_expression(path, *sizes[:split], spectrum, *sizes[split:])
 
     def all_parameters(self) -> list[Tensor]:
         return [*self.parameters.values(), *self.spectra]
 
     def __call__(self) -> list[Tensor]:
-        frames = {
-            key: torch_householder_orgqr(value).unbind(0) for key, value in self.parameters.items()
-        }
+        frames = {key: self.orgqr(value).unbind(0) for key, value in self.parameters.items()}
         weights = []
         chains = zip(self.shapes, self.where, self.spectra, self.paths, strict=True)
         for shape, where, s, path in chains:
@@ -158,10 +140,10 @@ def _next(places: dict[tuple[int, int], int], key: tuple[int, int]) -> int:
     return places[key] - 1
 
 
-def bench(
-    name: str, rank: int, turns: int, method: str, clock: Callable[[], float]
-) -> list[list[str]]:
-    """Rows of the table for one network."""
+def weights_case(
+    name: str, rank: int, method: str, timer: Timer, backward: bool = True
+) -> Comparison:
+    """All weights of one network, by us and, for charts, by the alternative."""
     shapes = [TTShape.for_conv(kernel, rank) for kernel in NETWORKS[name]()]
     make = {"householder": HouseholderWeight, "riemannian": RiemannianWeight}[method]
     model = Weights([make(shape, init="random") for shape in shapes])
@@ -169,57 +151,46 @@ def bench(
     together(model)
     g = [torch.randn(shape.d_out, shape.d_in) for shape in shapes]
     parameters = list(model.parameters())
-    competitors: dict[str, Callable[[], object]] = {
-        "together": lambda: step(model, parameters, g),
-        "one by one": lambda: step(alone, parameters, g),
-    }
     step(model, parameters, g)
     step(model, parameters, g)
     ours = [p.grad.clone() for p in parameters]
     step(alone, parameters, g)
     for mine, p in zip(ours, parameters, strict=True):
         torch.testing.assert_close(mine, p.grad, rtol=1e-3, atol=1e-4)
-    if method == "householder" and opt_einsum is not None:
-        for label, chain in (("merged", [s.merged for s in shapes]), ("as written", shapes)):
-            other = Alternative(chain)
-            competitors[f"torch-householder + opt_einsum, {label}"] = lambda other=other: step(
-                other, other.all_parameters(), g
-            )
-    return [[name, method, *row] for row in compare(competitors, turns, clock)]
+
+    def work(weights: Callable[[], list[Tensor]], parameters: list[Tensor]) -> Work:
+        def forward() -> None:
+            with torch.no_grad():
+                weights()
+
+        return (lambda: step(weights, parameters, g)) if backward else forward
+
+    competitors: dict[str, Work | None] = {
+        TOGETHER: work(model, parameters),
+        "one by one": work(alone, parameters),
+    }
+    if method == "householder":
+        for label, chain in zip(CHAINS, ([s.merged for s in shapes], shapes), strict=True):
+            other = Alternative(chain) if Alternative.there() else None
+            competitors[f"{ALTERNATIVE}, {label}"] = other and work(other, other.all_parameters())
+    return timer.compare(competitors)
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=15, help="times that each competitor runs")
-    parser.add_argument("--threads", type=int, default=1, help="threads that torch may use")
-    parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, busy machine"
-    )
-    arguments = parser.parse_args()
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    print(
-        f"torch {torch.__version__}, {arguments.threads} thread(s), rank {arguments.rank}, "
-        f"{arguments.clock} clock, ",
-        end="",
-    )
-    print(f"{arguments.turns} turns\n")
-    if opt_einsum is None:
-        print(f"not installed: {MISSING}; pip install torch-householder==1.0.1 opt_einsum\n")
+    options = parser(__doc__, turns=15)
+    options.add_argument("--rank", type=int, default=64)
+    options.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    arguments = options.parse_args()
+    timer = started(arguments)
     rows = [
-        row
+        [name, method, *row]
         for name in arguments.networks
         for method in ("householder", "riemannian")
-        for row in bench(name, arguments.rank, arguments.turns, method, clock)
+        for row in cells(weights_case(name, arguments.rank, method, timer))
     ]
-    table = [["network", "held by", "who", "median ms", "against ours"], ["---"] * 5, *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print("| " + " | ".join(map(str.ljust, row, widths)) + " |")
+    header = ["network", "held by", "who", "median ms", "against ours"]
+    print(f"rank {arguments.rank}\n\n{markdown(header, rows, numbers=2)}")
 
 
 if __name__ == "__main__":

@@ -4,30 +4,27 @@ For 30 linear maps every plan is timed, the plans taking turns; *regret* is the 
 that the cost model chooses over that of the fastest. None of the maps is one that the constants
 were fitted to. `opt_einsum` contracts the same cores with the input by its best path. For
 convolutions the factorized form (`r` kernels, then a pointwise one) is held against the kernel
-formed, both from formed factors.
+formed, both from formed factors. Inference is a linear layer whose factors are formed beforehand,
+against a dense one.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
+from peers import peer
+from timing import Comparison, Timer, Work, geometric, markdown, parser, started
 from torch import nn
 
 from sttp_manifold import SpectralTT, TTShape
+from sttp_manifold.nn import SpectralLinear
 from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
 from sttp_manifold.tt.costs import costs
 from sttp_manifold.tt.plans import conv_plan
-from sttp_manifold.tt.refit import random_chain, regrets, seconds, time_plans
-
-try:
-    import opt_einsum
-except ImportError:
-    opt_einsum = None
+from sttp_manifold.tt.refit import random_chain, regrets, time_plans
 
 LINEAR = [
     (w_out, w_in, rank, count)
@@ -45,13 +42,64 @@ CONVOLUTIONS = [
 ]  # fmt: skip
 
 
-def geometric(values: list[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values)))
+# (width, rank, vectors)
+INFERENCE = [
+    (width, rank, count) for width in (1024, 4096) for rank in (16, 64) for count in (1, 32, 512)
+]
+MATVEC, EINSUM = "SpectralTT.matvec", "opt_einsum, best path"
+FORMED, FACTORIZED = "W formed", "factorized"
+CACHED, LAYER, DENSE = "factors formed beforehand", "SpectralLinear as it is", "nn.Linear"
 
 
-def path_of(tt: SpectralTT, count: int) -> Callable[..., torch.Tensor]:
+class LinearCase(NamedTuple):
+    """One map from cores: how far the chosen plan is from the best, and the alternative's time.
+
+    Attributes:
+        place: ``(d_out, d_in, rank, vectors)``.
+        regret: time of the chosen plan over that of the fastest.
+        dense: time of forming ``W`` over that of the chosen plan.
+        measured: our matvec and `opt_einsum`'s best path.
+    """
+
+    place: tuple[int, int, int, int]
+    regret: float
+    dense: float
+    measured: Comparison
+
+
+class ConvCase(NamedTuple):
+    """One convolution: which plan is chosen, and both timed."""
+
+    channels: int
+    size: int
+    images: int
+    rank: int
+    chosen: str
+    measured: Comparison
+
+    @property
+    def label(self) -> str:
+        image = f"{self.images} x {self.size} x {self.size}"
+        return f"{self.channels} channels, {image}, rank {self.rank}"
+
+    @property
+    def gain(self) -> float:
+        """Time with ``W`` formed over that of the factorized plan."""
+        return self.measured[FORMED].against
+
+    @property
+    def chosen_gain(self) -> float:
+        """Time with ``W`` formed over that of the chosen plan."""
+        return self.gain if self.chosen == "factorized" else 1.0
+
+    @property
+    def regret(self) -> float:
+        return max(self.gain, 1.0) / self.chosen_gain
+
+
+def path_of(module, tt: SpectralTT, count: int) -> Callable[..., torch.Tensor]:
     """The best path of `opt_einsum` for ``x W^T`` from cores."""
-    letter = opt_einsum.get_symbol
+    letter = module.get_symbol
     cores = len(tt.left) + len(tt.right)
     bonds, modes = [letter(k) for k in range(cores + 1)], [letter(100 + k) for k in range(cores)]
     terms = [a + m + b for a, m, b in zip(bonds[:-1], modes, bonds[1:], strict=True)]
@@ -62,83 +110,68 @@ def path_of(tt: SpectralTT, count: int) -> Callable[..., torch.Tensor]:
     sizes = [tuple(t.shape) for t in (*tt.left, tt.spectrum, *tt.right)]
     vectors = (count, *(core.shape[-2] for core in tt.right))
     # The ends of the chain have rank one and are summed over.
-    return opt_einsum.contract_expression(equation, *sizes, vectors, optimize="dp")
+    return module.contract_expression(equation, *sizes, vectors, optimize="dp")
 
 
-def einsum_seconds(place: tuple[int, int, int, int], turns: int, backward: bool, clock) -> tuple:
-    """Seconds of our matvec and of opt_einsum, in turn."""
+def matvec_case(place: tuple[int, int, int, int], backward: bool, timer: Timer) -> Comparison:
+    """Our matvec and opt_einsum's, in turn."""
     d_out, d_in, rank, count = place
     tt = random_chain(TTShape.for_matrix(d_out, d_in, rank), torch.float32, "cpu")
     x = torch.randn(count, d_in)
     leaves = [*tt.left, tt.spectrum, *tt.right, x]
     for leaf in leaves:
         leaf.requires_grad_(backward)
-    path = path_of(tt, count)
-    shaped = (count, *(core.shape[-2] for core in tt.right))
 
     def ours() -> torch.Tensor:
         return tt.matvec(x)
 
-    def theirs() -> torch.Tensor:
-        return path(*leaves[:-1], x.reshape(shaped)).reshape(count, d_out)
+    def work(f: Callable[[], torch.Tensor]) -> Work:
+        def step() -> None:
+            y = f()
+            if backward:
+                torch.autograd.grad(y, leaves, torch.ones_like(y))
 
-    largest = float(ours().detach().abs().max())
-    torch.testing.assert_close(ours(), theirs(), rtol=0, atol=1e-4 * largest)
+        return step
 
-    def step(f: Callable[[], torch.Tensor]) -> None:
-        y = f()
-        if backward:
-            torch.autograd.grad(y, leaves, torch.ones_like(y))
+    competitors: dict[str, Work | None] = {MATVEC: work(ours), EINSUM: None}
+    module = peer("opt_einsum")
+    if module is not None:
+        path = path_of(module, tt, count)
+        shaped = (count, *(core.shape[-2] for core in tt.right))
 
-    best = {ours: math.inf, theirs: math.inf}
-    for _ in range(turns + 1):
-        for f in best:
-            best[f] = min(best[f], seconds(lambda f=f: step(f), clock))
-    return best[ours], best[theirs]
+        def theirs() -> torch.Tensor:
+            return path(*leaves[:-1], x.reshape(shaped)).reshape(count, d_out)
 
-
-def bench_linear(turns: int, clock: Callable[[], float]) -> None:
-    for backward in (False, True):
-        timed = [
-            t
-            for place in LINEAR
-            for t in time_plans(place, repeats=turns, backward=backward, clock=clock)
-        ]
-        found = regrets(timed, costs())
-        ratios = list(found.values())
-        worst = max(found, key=found.__getitem__)
-        what = "forward + backward" if backward else "forward"
-        print(f"linear, {what}: regret over {len(ratios)} maps: geometric mean "
-              f"{geometric(ratios):.3f}, median {statistics.median(ratios):.3f}, worst "
-              f"{max(ratios):.2f} at {worst}")  # fmt: skip
-        dense = []
-        for place in LINEAR:
-            plans = [t for t in timed if t.place == place]
-            chosen = min(plans, key=lambda t: t.work.cost(costs()))
-            dense += [next(t for t in plans if t.plan.name == "dense").seconds / chosen.seconds]
-        print(f"    forming W costs {geometric(dense):.2f}x of the chosen plan")
-        if opt_einsum is None:
-            print("    opt_einsum is not installed")
-            continue
-        pairs = [einsum_seconds(place, turns, backward, clock) for place in LINEAR]
-        einsum = [theirs / ours for ours, theirs in pairs]
-        print(f"    opt_einsum's best path costs {geometric(einsum):.2f}x (least "
-              f"{min(einsum):.2f}, median {statistics.median(einsum):.2f})")  # fmt: skip
+        largest = float(ours().detach().abs().max())
+        torch.testing.assert_close(ours(), theirs(), rtol=0, atol=1e-4 * largest)
+        competitors[EINSUM] = work(theirs)
+    return timer.compare(competitors)
 
 
-def bench_convolutions(turns: int, clock: Callable[[], float]) -> None:
-    print(
-        "\n| convolution | chosen | factorized, against W formed | regret |",
-        "| --- | --- | --- | --- |",
-        sep="\n",
-    )
-    regret = []
-    for channels, size, images, rank in CONVOLUTIONS:
+def linear_cases(
+    timer: Timer, backward: bool, maps: Sequence[tuple[int, int, int, int]] = tuple(LINEAR)
+) -> Iterator[LinearCase]:
+    """Every plan of each map, and the alternative."""
+    for place in maps:
+        plans = time_plans(place, repeats=timer.turns, backward=backward, clock=timer.clock)
+        (regret,) = regrets(plans, costs()).values()
+        chosen = min(plans, key=lambda t: t.work.cost(costs())).seconds
+        dense = next(t for t in plans if t.plan.name == "dense").seconds / chosen
+        yield LinearCase(place, regret, dense, matvec_case(place, backward, timer))
+
+
+def conv_cases(
+    timer: Timer,
+    backward: bool,
+    convolutions: Sequence[tuple[int, int, int, int]] = tuple(CONVOLUTIONS),
+) -> Iterator[ConvCase]:
+    """Each convolution with its kernel formed, and factorized."""
+    for channels, size, images, rank in convolutions:
         shape = TTShape.for_conv((channels, channels, 3, 3), rank)
         tt = random_chain(shape, torch.float32, "cpu")
-        us = times_bond(left_matrix(tt.left), tt.spectrum, 0).requires_grad_()
-        vt = right_matrix(tt.right).requires_grad_()
-        x = torch.randn(images, channels, size, size, requires_grad=True)
+        us = times_bond(left_matrix(tt.left), tt.spectrum, 0).requires_grad_(backward)
+        vt = right_matrix(tt.right).requires_grad_(backward)
+        x = torch.randn(images, channels, size, size, requires_grad=backward)
 
         def dense(us=us, vt=vt, x=x, channels=channels) -> torch.Tensor:
             kernel = (us @ vt).reshape(channels, channels, 3, 3)
@@ -148,44 +181,92 @@ def bench_convolutions(turns: int, clock: Callable[[], float]) -> None:
             z = nn.functional.conv2d(x, vt.reshape(-1, channels, 3, 3), padding=1)
             return nn.functional.conv2d(z, us[..., None, None])
 
+        def step(f: Callable[[], torch.Tensor], us=us, vt=vt, x=x) -> None:
+            y = f()
+            if backward:
+                torch.autograd.grad(y, (us, vt, x), torch.ones_like(y))
+
         largest = float(dense().detach().abs().max())
         torch.testing.assert_close(dense(), factorized(), rtol=0, atol=1e-4 * largest)
-        best = {dense: math.inf, factorized: math.inf}
-        for _ in range(turns + 1):
-            for f in best:
-
-                def step(f=f, us=us, vt=vt, x=x) -> None:
-                    y = f()
-                    torch.autograd.grad(y, (us, vt, x), torch.ones_like(y))
-
-                best[f] = min(best[f], seconds(step, clock))
+        works = {FACTORIZED: lambda: step(factorized), FORMED: lambda: step(dense)}
         chosen = conv_plan(shape, images * size * size)
-        mine = best[dense] if chosen == "dense" else best[factorized]
-        regret.append(mine / min(best.values()))
-        label = f"{channels} channels, {images} x {size} x {size}, rank {rank}"
-        print(f"| {label} | {chosen} | {best[dense] / best[factorized]:.2f}x | {regret[-1]:.2f} |")
+        yield ConvCase(channels, size, images, rank, chosen, timer.compare(works))
+
+
+def inference_case(width: int, rank: int, count: int, timer: Timer) -> Comparison:
+    """A linear layer without gradient: factors formed beforehand, formed each time, and dense."""
+    layer = SpectralLinear(width, width, rank, init="random")
+    dense = nn.Linear(width, width)
+    x = torch.randn(count, width)
+    linear = nn.functional.linear
+    with torch.no_grad():
+        us, vt = (factor.contiguous() for factor in layer.spectral_weight.factors())
+        dense.weight.copy_(layer.spectral_weight())
+        dense.bias.copy_(layer.bias)
+    works: dict[str, Callable[[], torch.Tensor]] = {
+        CACHED: lambda: linear(linear(x, vt), us, layer.bias),
+        LAYER: lambda: layer(x),
+        DENSE: lambda: dense(x),
+    }
+    with torch.inference_mode():
+        for name in (CACHED, LAYER):
+            torch.testing.assert_close(works[name](), dense(x), rtol=0, atol=1e-4)
+        return timer.compare(works)
+
+
+def bench_linear(timer: Timer) -> None:
+    """Regrets and the alternative over all maps."""
+    for backward in (False, True):
+        cases = list(linear_cases(timer, backward))
+        what = "forward + backward" if backward else "forward"
+        ratios = [case.regret for case in cases]
+        worst = max(cases, key=lambda case: case.regret)
+        print(f"linear, {what}: regret over {len(cases)} maps: geometric mean "
+              f"{geometric(ratios):.3f}, median {statistics.median(ratios):.3f}, worst "
+              f"{worst.regret:.2f} at {worst.place}")  # fmt: skip
+        print(
+            f"    forming W costs {geometric(case.dense for case in cases):.2f}x of the chosen plan"
+        )
+        einsum = [m.against for case in cases if (m := case.measured[EINSUM]) is not None]
+        if not einsum:
+            print("    opt_einsum is not installed")
+            continue
+        print(f"    opt_einsum's best path costs {geometric(einsum):.2f}x (least "
+              f"{min(einsum):.2f}, median {statistics.median(einsum):.2f})")  # fmt: skip
+
+
+def bench_convolutions(timer: Timer) -> None:
+    """The table of convolutions, forward + backward."""
+    cases = list(conv_cases(timer, backward=True))
+    rows = [[c.label, c.chosen, f"{c.gain:.2f}x", f"{c.regret:.2f}"] for c in cases]
+    header = ["convolution", "chosen", "factorized, against W formed", "regret"]
+    print(f"\n{markdown(header, rows, numbers=2)}")
+    regret = [case.regret for case in cases]
     print(
         "\nconvolutions, forward + backward: regret "
         f"{geometric(regret):.3f}, worst {max(regret):.2f}"
     )
 
 
+def bench_inference(timer: Timer) -> None:
+    """The table of linear layers in inference."""
+    rows = []
+    for width, rank, count in INFERENCE:
+        measured = inference_case(width, rank, count, timer)
+        label = f"{width} x {width}, rank {rank}, batch {count}"
+        gains = [measured[DENSE].against / measured[name].against for name in (CACHED, LAYER)]
+        rows.append([label, *(f"{gain:.2f}x" for gain in gains)])
+    print(f"\n{markdown(['inference: nn.Linear against', CACHED, LAYER], rows, numbers=2)}")
+
+
 def main() -> None:
     """Print everything."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=7, help="times that each plan runs")
-    parser.add_argument("--threads", type=int, default=1, help="threads that torch may use")
-    parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, busy machine"
-    )
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    about = f"{arguments.threads} thread(s), {arguments.clock} clock, {costs()}"
-    print(f"torch {torch.__version__}, {about}\n")
-    bench_linear(arguments.turns, clock)
-    bench_convolutions(arguments.turns, clock)
+    arguments = parser(__doc__, turns=7).parse_args()
+    timer = started(arguments)
+    print(f"{costs()}\n")
+    bench_linear(timer)
+    bench_convolutions(timer)
+    bench_inference(timer)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,196 @@
+"""The benchmarks run and report honestly. How fast anything is, is for ``make bench`` to say."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
+ROWS = {
+    "frame map",
+    "all weights of a network",
+    "convolution",
+    "linear map from cores",
+    "linear inference",
+    "optimizer step",
+    "orthonormality",
+    "linear layer in training",
+}
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a benchmark as its own script would."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a trial run of all parts leaves."""
+    folder = tmp_path_factory.mktemp("docs")
+    trial = [str(BENCHMARKS / "run.py"), "--small", "--turns", "1", "--threads", "1"]
+    path = os.pathsep.join([str(BENCHMARKS.parents[1]), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, *trial, "--docs", str(folder)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path.rstrip(os.pathsep)},
+    )
+    return folder
+
+
+@pytest.fixture
+def run(docs: Path) -> Any:
+    return json.loads((docs / "results" / "benchmarks.json").read_text("utf-8"))
+
+
+def test_a_run_has_every_row_and_every_number(run: Any) -> None:
+    assert {record["row"] for record in run["records"]} == ROWS
+    for record in run["records"]:
+        assert record["versions"]["torch"] == metadata.version("torch")
+        if record["status"] == "not measured":
+            assert record["note"]
+            assert record["ratio"] is None
+        elif record["measure"] == "ratio":
+            assert record["ratio"] > 0
+        else:
+            assert record["ours_value"] > 0
+    methods = {"dense", "SVDP chart", "SVDP Riemannian", "STTP chart", "STTP Riemannian"}
+    assert {case["method"] for case in run["training"]} == methods
+    assert {case["axis"] for case in run["growth"]} == {"rank", "width", "depth", "batch"}
+    assert all(case["seconds"] > 0 and case["flops"] > 0 for case in run["growth"])
+
+
+def test_a_missing_peer_is_reported_never_dropped(docs: Path, run: Any) -> None:
+    page = (docs / "benchmarks.md").read_text("utf-8")
+    for name, version in run["about"]["versions"].items():
+        assert re.search(rf"\| {re.escape(name)} +\| {re.escape(version)} +\|", page)
+        mine = [r for r in run["records"] if name in r["versions"] and name != "torch"]
+        if version == "not installed":
+            assert mine
+            assert any(f"{name} not installed" in record["note"] for record in mine)
+            assert f"{name} not installed" in page
+
+
+def test_the_page_is_made_from_the_file_alone(docs: Path, module: Any, run: Any) -> None:
+    page = (docs / "benchmarks.md").read_text("utf-8")
+    assert module("page").text(run) == page
+    pictures = re.findall(r"\]\((figures/[^)]+)\)", page)
+    assert len(pictures) == 3
+    assert all((docs / picture).stat().st_size > 10_000 for picture in pictures)
+
+
+def test_a_miss_is_named_with_its_threads(module: Any, run: Any) -> None:
+    records, page = module("records"), module("page")
+    record = copy.deepcopy(run["records"][1]) | {"target": 10.0, "measure": "ratio"}
+    found = []
+    for threads, ratio in ((1, 12.0), (2, 9.5)):
+        one = record | {"threads": threads, "ratio": ratio, "note": ""}
+        found.append(one | {"status": records.status(one)})
+    about = run["about"] | {"threads": [1, 2]}
+    text = page.text(run | {"about": about, "records": found})
+    assert "With 1 thread, 1 of 1 targets are met, 0 are missed." in text
+    assert "2 threads: 9.50x, target ≥ 10x" in text
+    assert re.search(r"\| +12\.00x, met \| 9\.50x, \*\*missed\*\* \|", text)
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "at_most", "status"),
+    [
+        (13.0, 13.0, False, "met"),
+        (12.9, 13.0, False, "missed"),
+        (1.0, 1.1, True, "met"),
+        (1.2, 1.1, True, "missed"),
+        (1.2, None, False, ""),
+        (None, 13.0, False, "not measured"),
+    ],
+)
+def test_status(
+    module: Any, value: float | None, target: float | None, at_most: bool, status: str
+) -> None:
+    record = {"measure": "ratio", "ratio": value, "target": target, "at_most": at_most}
+    assert module("records").status(record) == status
+
+
+def test_ratios_are_those_within_a_turn(module: Any) -> None:
+    now = 0.0
+
+    def work(seconds: list[float]) -> Any:
+        each = iter(seconds)
+
+        def once() -> None:
+            nonlocal now
+            now += next(each)
+
+        return once
+
+    warm = [0.01, 0.01]
+    works = {
+        "ours": work([*warm, 0.01, 0.10, 0.01, 0.10, 0.01]),
+        "theirs": work([*warm, 0.02, 0.20, 0.02, 0.80, 0.08]),  # twice ours, in most turns
+        "absent": None,
+    }
+    found = module("timing").Timer(turns=5, clock=lambda: now).compare(works)
+    assert found["ours"].against == pytest.approx(1.0)
+    assert found["theirs"].against == pytest.approx(2.0)  # of medians it would be 8
+    assert found["theirs"].seconds == pytest.approx(0.08)
+    assert found["theirs"].turns == 5
+    assert found["absent"] is None
+
+
+def test_who_is_slow_is_called_once(module: Any) -> None:
+    calls, timing = [], module("timing")
+    now = 0.0
+
+    def slow() -> None:
+        nonlocal now
+        calls.append(now)
+        now += 2 * timing.AT_MOST
+
+    def quick() -> None:
+        nonlocal now
+        now += 0.5
+
+    found = timing.Timer(turns=5, clock=lambda: now).compare({"ours": quick, "theirs": slow})
+    assert len(calls) == found["theirs"].turns == 1
+    assert found["theirs"].against == pytest.approx(4 * timing.AT_MOST)
+    assert found["ours"].turns == 5
+
+
+def test_flops_of_products_and_solves(module: Any) -> None:
+    training: ModuleType = module("training")
+    A, B, L = torch.randn(3, 4, 5), torch.randn(3, 5, 6), torch.randn(3, 4, 4)
+    C = torch.zeros(3, 4, 6)
+    assert training.flops(lambda: A @ B) == 2 * 3 * 4 * 5 * 6
+    assert training.flops(lambda: C.baddbmm_(A, B)) == 2 * 3 * 4 * 5 * 6
+    solve = torch.linalg.solve_triangular
+    assert training.flops(lambda: solve(L, C, upper=False)) == 3 * 4 * 4 * 6
+    x = torch.randn(7, 5, requires_grad=True)
+    layer = torch.nn.Linear(5, 3)
+    assert training.flops(lambda: layer(x).sum().backward()) == 3 * 2 * 7 * 5 * 3
+
+
+def test_resnet20_has_the_published_size(module: Any) -> None:
+    model = module("training").resnet20()
+    assert sum(p.numel() for p in model.parameters()) == 269_722  # He et al. (2016): 0.27 M
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_exponent_is_that_of_the_upper_half(module: Any) -> None:
+    sizes = [2, 4, 8, 16, 32, 64]
+    values = [1.0, 1.0, 1.0] + [size**1.5 for size in sizes[3:]]
+    assert module("growth").exponent(sizes, values) == pytest.approx(1.5)
