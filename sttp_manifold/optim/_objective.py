@@ -130,7 +130,7 @@ class Objective:
         self._progress = progress
         self._start = time.perf_counter()
         self._initial = 0.0
-        self._best_norm = math.inf
+        self._best_norm = self._best_value = math.inf
         self._idle = 0
 
         def budgeted(argument: Any) -> Tensor:
@@ -217,7 +217,7 @@ class Objective:
         if self.last is None:
             self._initial = at.value
             self.noise = 100 * torch.finfo(at.x.dtype).eps
-        before, self.last = self.last, at
+        self.last = at
         self.nit += 1
         row = (at.value, at.grad_norm, step, self.nfev, self.seconds)
         for column, entry in zip(self.history.values(), row, strict=True):
@@ -227,7 +227,7 @@ class Objective:
         self._progress.show(self.nit, at.value, at.grad_norm, self.nfev)
         self._tell(at)
         self._check(at, step)
-        self._check_idle(before, at)
+        self._check_idle(at)
 
     def _tell(self, at: Iterate) -> None:
         if self._callback is None:
@@ -261,13 +261,15 @@ class Objective:
         if limits.iterations is not None and self.nit >= limits.iterations:
             raise Stopped(Status.ITERATIONS, f"max_iterations = {limits.iterations} made")
 
-    def _check_idle(self, before: Iterate | None, at: Iterate) -> None:
-        unseen = self.resolution(at.value) / 100
-        better = before is None or before.value - at.value > unseen
+    def _check_idle(self, at: Iterate) -> None:
+        # Against the best so far: where the cost is noise, new bests become rare by themselves. In
+        # units of the value there, for sums of squares near zero are exact far below their start.
+        better = at.value < self._best_value - self.noise / 100 * abs(at.value)
         if better or at.grad_norm < self._best_norm:
             self._idle = 0
         else:
             self._idle += 1
+        self._best_value = min(self._best_value, at.value)
         self._best_norm = min(self._best_norm, at.grad_norm)
         if self._idle == _MOST_IDLE:
             raise self.stalled(at, f"nothing gained in {_MOST_IDLE} iterations")
