@@ -17,6 +17,8 @@ import sttp_manifold as sm
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, geoopt
 from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.cost import ManifoldCost
+from sttp_manifold.optim._objective import Limits, Objective, Stopped
+from sttp_manifold.optim._progress import Progress
 from sttp_manifold.optim.solve import METHODS
 
 OURS = tuple(m for m in METHODS if not m.startswith("pymanopt"))
@@ -524,3 +526,33 @@ def test_starts_that_are_no_points_are_refused() -> None:
         sm.minimize(geoopt.CanonicalStiefel(), cost, x0)
     with pytest.raises(ManifoldError, match="at least one evaluation"):
         sm.minimize(M, cost, x0, max_evaluations=0)
+
+
+# -- when a run is idle --------------------------------------------------------------------------
+
+
+def recorded(values: list[float]) -> int:
+    """How many iterates of these costs, at gradients that never shrink, a run takes."""
+    x = torch.ones(2, dtype=torch.float64)
+    limits = Limits(0.0, None, None, None, None, None, None)
+    with Progress("", quiet=True) as line:
+        objective = Objective(
+            Euclidean(ndim=1), lambda x: x.square().sum(), limits, None, line, False
+        )
+        at = objective.iterate(objective.cost.at(x))
+        for count, value in enumerate(values):
+            try:
+                objective.record(at._replace(value=value), 1.0)
+            except Stopped:
+                return count
+    return len(values)
+
+
+def test_a_cost_near_zero_still_gains_far_below_its_start() -> None:
+    """Sums of squares are exact there; their start says nothing of their rounding."""
+    assert recorded([1.0] + [1e-18 * 0.95**k for k in range(200)]) == 201
+
+
+def test_noise_about_a_floor_is_idle_in_the_end() -> None:
+    noise = 1e-16 * normal(0, 400)
+    assert recorded([2.0] + [1.0 + float(e) for e in noise]) < 100
