@@ -358,10 +358,10 @@ class _Reduced(_Chart):
 
     @staticmethod
     def pull_back(parts: _Parts, G: Tensor) -> Tensor:
-        B, M, Zt = parts
+        B, _, Zt = parts
         b, rest, r = B.shape
         top, bottom = G[:, :r], G[:, r:]
-        right = torch.baddbmm(top, B.mT, bottom).mT
-        W = torch.linalg.solve_triangular(M.mT, right, upper=True, left=False)
+        # Zt is the inverse of M here, which the frame itself was made of: a product will do.
+        W = torch.bmm(torch.baddbmm(top, B.mT, bottom).mT, Zt.mT)
         K = _symmetric_factor(W, Zt, _constants(r, B).upper)
         return _add_product(torch.bmm(B, K), bottom, Zt).reshape(b, rest * r)

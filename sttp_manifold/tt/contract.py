@@ -45,7 +45,7 @@ def left_matrix(cores: Sequence[Tensor]) -> Tensor:
     product = cores[0].flatten(-3, -2)
     for core in cores[1:]:
         rows, rank = product.shape[-2] * core.shape[-2], core.shape[-1]
-        product = (product @ core.flatten(-2)).reshape(*product.shape[:-2], rows, rank)
+        product = _times(product, core.flatten(-2)).reshape(*product.shape[:-2], rows, rank)
     return product
 
 
@@ -54,8 +54,14 @@ def right_matrix(cores: Sequence[Tensor]) -> Tensor:
     product = cores[-1].flatten(-2)
     for core in reversed(cores[:-1]):
         rank, columns = core.shape[-3], core.shape[-2] * product.shape[-1]
-        product = (core.flatten(-3, -2) @ product).reshape(*product.shape[:-2], rank, columns)
+        product = _times(core.flatten(-3, -2), product)
+        product = product.reshape(*product.shape[:-2], rank, columns)
     return product
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``, without the five views, each a node of the graph, that torch makes for a batch."""
+    return torch.bmm(a, b) if a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0] else a @ b
 
 
 def mirror(cores: Sequence[Tensor]) -> tuple[Tensor, ...]:
