@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import xml.etree.ElementTree as ET
 
 import matplotlib.pyplot as plt
 import pytest
@@ -604,9 +606,14 @@ def test_a_result_reads_prints_draws_and_raises() -> None:
     assert f"FAIL  slope of {RETRACTION}" in text
     assert "1.00" in text
     assert ">= 2 - 0.15" in text
-    html = bad._repr_html_()
-    assert html.startswith("<table>")
-    assert "&gt;= 2 - 0.15" in html
+    html = ET.fromstring(bad._repr_html_())
+    rows = [["".join(cell.itertext()) for cell in row] for row in html.iter("tr")]
+    assert rows[0] == ["", "law", "found", "wanted"]
+    assert ["FAIL", f"slope of {RETRACTION}", "1.00", ">= 2 - 0.15"] in rows
+    bold = [row[0].text for row in html.iter("tr") if "font-weight:600" in row[0].get("style", "")]
+    assert bold == ["FAIL"] * len(bad.failures)
+    assert html.find("div/b").text == text.splitlines()[0]
+    assert not re.search(r"#fff|white;|black|background:#", bad._repr_html_()), "colours of its own"
     with pytest.raises(CheckError, match="FAILED") as caught:
         bad.raise_if_failed()
     assert caught.value.result is bad
