@@ -299,6 +299,16 @@ def test_only_what_is_planted_is_found() -> None:
 # -- order of a retraction ----------------------------------------------------------------------
 
 
+def test_a_product_of_ones_own_that_unpacks_needs_no_size() -> None:
+    """geoopt's product draws points of its flat size only, whatever its subclass adds."""
+
+    class Pair(ProductManifold):
+        def unpack(self, x: Tensor) -> tuple[Tensor, ...]:
+            return self.unpack_tensor(x)
+
+    assert sm.check_manifold(Pair((EuclideanStiefel(), (5, 2)), (Euclidean(ndim=1), 3)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("M", "size", "slope"),
