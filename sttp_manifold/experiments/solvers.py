@@ -83,6 +83,7 @@ def on_manifold(make: Callable[[TTShape], Any], method: str, **options: Any) -> 
         method: of ``minimize``.
         options: of that method.
     """
+
     def solve(problem: Problem, watch: Watch) -> str:
         manifold = make(problem.start.shape)
         watch.stores(manifold.n_elements)

@@ -300,7 +300,7 @@ def test_only_what_is_planted_is_found() -> None:
 
 
 def test_a_product_of_ones_own_that_unpacks_needs_no_size() -> None:
-    """geoopt's product draws points of its flat size only, whatever its subclass adds."""
+    """A product of geoopt draws points of its flat size only, whatever its subclass adds."""
 
     class Pair(ProductManifold):
         def unpack(self, x: Tensor) -> tuple[Tensor, ...]:
