@@ -32,6 +32,8 @@ from sttp_manifold.tt.display import box_html, table_html
 __all__ = ["Comparison", "ResultTable", "load_comparison"]
 
 _LEFT = ("method", "notes")
+# Under its table, where the text of the first column begins.
+_NOTE = "style='display:block;margin:4px 10px 14px'"
 
 
 class ResultTable(NamedTuple):
@@ -148,7 +150,10 @@ class Comparison:
         ]
         for titles, lines, note in self.tables:
             right = [k for k, title in enumerate(titles) if title not in _LEFT]
-            parts += [table_html(titles, lines, right=right), f"<small>{escape(note)}</small>"]
+            parts += [
+                table_html(titles, lines, right=right),
+                f"<small {_NOTE}>{escape(note)}</small>",
+            ]
         items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.conclusions)
         return box_html(*parts, *([f"<ul>{items}</ul>"] if items else []))
 
