@@ -156,7 +156,9 @@ class CheckResult:
         """A table for notebooks; what failed stands out."""
         rows = list(self._rows())
         failed = [k for k, row in enumerate(rows) if row[0] == "FAIL"]
-        table = table_html(("", "law", "found", "wanted"), rows, wrap=(1, 2), bold=failed)
+        # Reasons are sentences, in the column of the numbers.
+        wrap = (1, 2) if self.skipped else (1,)
+        table = table_html(("", "law", "found", "wanted"), rows, wrap=wrap, bold=failed)
         notes = (f"<small>{escape(note)}</small>" for note in self.notes)
         return box_html(f"<b>{escape(self._title)}</b>", table, *notes)
 

@@ -45,7 +45,11 @@ class MinimizeResult(OptimizeResult):
         """For notebooks: why it stopped, the counts in a table, and how the gradient fell."""
         shown = self._shown()
         title = f"<b>{escape(type(self).__name__)}</b> {escape(str(shown.pop('message', '')))}"
-        parts = [title, table_html(("", ""), [(name, str(shown[name])) for name in shown])]
+        rows = [
+            (name, f"{value:.6g}" if isinstance(value, float) else str(value))
+            for name, value in shown.items()
+        ]
+        parts = [title, table_html(("", ""), rows)]
         drawing = descent_svg(self.get("history", {}).get("grad_norm", ()), "gradient norm")
         return box_html(*parts, *([drawing] if drawing else []))
 
