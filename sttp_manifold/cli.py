@@ -329,19 +329,14 @@ def _show_rates(path: Path, found: dict[str, dict[str, object]]) -> None:
 
 
 def _show_outcome(out: Path, written: Sequence[Path]) -> None:
-    from sttp_manifold.experiments import efforts
-    from sttp_manifold.experiments.compare import load_comparison
-    from sttp_manifold.experiments.summary import cells, header, metric_of, rows
+    from sttp_manifold.experiments.comparison import load_comparison
 
-    _, records = load_comparison(out)
-    metric = metric_of(records)
-    name = records[0]["spec"]["task"]
-    if any(record["spec"]["epochs"] is not None for record in records):
-        _show_table(name, header(metric), [cells(row, metric) for row in rows(records)])
-    target = efforts.target_of(records)
-    if target is not None:
-        lines = [efforts.effort_cells(row) for row in efforts.effort_rows(records)]
-        _show_table(f"{name}: what it took", efforts.effort_header(target), lines)
+    comparison = load_comparison(out)
+    *effort, results = comparison.tables
+    if any(row.epochs is not None for row in comparison.rows):
+        _show_table(comparison.task, results.titles, results.lines)
+    for table in effort:
+        _show_table(f"{comparison.task}: what it took", table.titles, table.lines)
     _out.print(f"Report: {written[-1]}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -16,14 +16,14 @@ from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.files import write_text
 from sttp_manifold.experiments.methods import METHODS, left_out, methods_for
 from sttp_manifold.experiments.problems import Budget
-from sttp_manifold.experiments.records import DONE, Record, RecordFile, latest, read_records
+from sttp_manifold.experiments.records import DONE, Record, RecordFile, latest
 from sttp_manifold.experiments.runs import DTYPES, execute, resolve_device
 from sttp_manifold.experiments.solvers import Solver
 from sttp_manifold.experiments.specs import RunSpec
 from sttp_manifold.experiments.tasks import TASKS, Task
 from sttp_manifold.experiments.tune import TUNING_SEEDS, best_rate, load_tuned, save_tuned
 
-__all__ = ["Planned", "Settings", "load_comparison", "plan", "run_plan", "tune"]
+__all__ = ["Planned", "Settings", "plan", "run_plan", "save_comparison", "tune"]
 
 RECORDS = "records.jsonl"
 TUNING = "tuning.jsonl"
@@ -405,20 +405,3 @@ def save_comparison(settings: Settings, runs: Sequence[Planned]) -> None:
         },
     }
     write_text(settings.out / COMPARISON, json.dumps(content, indent=1) + "\n")
-
-
-def load_comparison(out: Path) -> tuple[dict[str, Any], list[Record]]:
-    """The note on a comparison and its records, in the order of the plan.
-
-    Raises:
-        ConfigError: the folder holds no comparison.
-    """
-    note = out / COMPARISON
-    if not note.is_file() or not (out / RECORDS).is_file():
-        raise ConfigError(
-            f"no comparison in {out}: expected {COMPARISON} and {RECORDS} there; make one with "
-            f"`sttp compare --out {shlex.quote(str(out))}`"
-        )
-    content: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-    records = {record["hash"]: record for record in latest(read_records(out / RECORDS)[0])}
-    return content, [records[key] for key in content["hashes"] if key in records]

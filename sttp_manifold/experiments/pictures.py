@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ __all__ = ["Picture", "png"]
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure.
+    """One figure. A notebook shows it.
 
     Attributes:
         name: of the file, without its suffix.
@@ -23,7 +23,10 @@ class Picture:
 
     name: str
     caption: str
-    png: bytes
+    png: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
 
 
 def png(figure: Figure) -> bytes:

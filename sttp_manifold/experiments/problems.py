@@ -73,14 +73,18 @@ def entries_of(tt: SpectralTT, places: Tensor) -> Tensor:
     """Entries of a weight at places.
 
     Shape:
-        places: (n, 2) rows and columns.
-        out: (n,).
+        - places: ``(n, 2)`` rows and columns
+        - output: ``(n,)``
     """
     return tt.entries(places[:, 0], places[:, 1])
 
 
 def digest_of(tensors: Iterable[Tensor]) -> str:
-    """Sixteen hexadecimal digits that stand for numbers."""
+    """Sixteen hexadecimal digits that stand for numbers.
+
+    Shape:
+        - tensors: any
+    """
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -104,7 +108,7 @@ def distinct_places(shape: TTShape, count: int, generator: torch.Generator) -> T
     """Distinct places of a matrix in random order, in memory and time of their number.
 
     Shape:
-        out: (count, 2) rows and columns.
+        - output: ``(count, 2)`` rows and columns
     """
     found = np.empty(0, dtype=np.int64)
     while len(found) < count:

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from sttp_manifold.experiments.compare import load_comparison
-from sttp_manifold.experiments.conclusions import conclude
+from sttp_manifold.experiments.comparison import Comparison, load_comparison
 from sttp_manifold.experiments.efforts import NOTE as EFFORT_NOTE
-from sttp_manifold.experiments.efforts import effort_cells, effort_header, effort_rows, target_of
+from sttp_manifold.experiments.efforts import effort_cells, effort_header, target_of
 from sttp_manifold.experiments.files import write_bytes, write_text
-from sttp_manifold.experiments.pictures import Picture
-from sttp_manifold.experiments.plots import draw
 from sttp_manifold.experiments.records import Record
-from sttp_manifold.experiments.summary import (
-    cells,
-    grid,
-    header,
-    metric_of,
-    rows,
-    spread_words,
-    to_csv,
-    to_markdown,
-)
+from sttp_manifold.experiments.summary import cells, header, spread_words, to_csv
 
 __all__ = ["write_outputs"]
 
@@ -62,46 +50,22 @@ def write_outputs(out: Path) -> list[Path]:
     Raises:
         ConfigError: the folder holds no comparison.
     """
-    note, records = load_comparison(out)
-    if not records:
+    comparison = load_comparison(out)
+    if not comparison.records:
         return []
-    metric = metric_of(records)
-    table = rows(records)
-    efforts = effort_rows(records)
-    pictures = draw(records)
     written = [out / "summary.csv", out / "summary.md"]
-    write_text(written[0], to_csv(table, efforts))
-    said = conclude(records, note)
-    bullets = "\n".join(f"- {sentence}" for sentence in said)
-    write_text(
-        written[1],
-        f"# {note['task']}\n\n{note['summary']}\n\n{_effort_markdown(records)}"
-        f"{to_markdown(table, metric)}\n"
-        f"## What this says\n\n{bullets}\n\n## To repeat it\n\n```\n{note['command']}\n```\n",
-    )
-    for picture in pictures:
+    write_text(written[0], to_csv(comparison.rows, comparison.efforts))
+    write_text(written[1], comparison.to_markdown())
+    for picture in comparison.pictures.values():
         path = out / "figures" / f"{picture.name}.png"
         write_bytes(path, picture.png)
         written.append(path)
     written.append(out / "report.html")
-    write_text(written[-1], _page(note, records, pictures, said))
+    write_text(written[-1], _page(comparison))
     return written
 
 
-def _effort_markdown(records: Sequence[Record]) -> str:
-    target = target_of(records)
-    if target is None:
-        return ""
-    body = [effort_cells(row) for row in effort_rows(records)]
-    return f"{grid(effort_header(target), body)}\n\n{EFFORT_NOTE}\n\n"
-
-
-def _page(
-    note: Mapping[str, Any],
-    records: Sequence[Record],
-    pictures: Sequence[Picture],
-    said: Sequence[str],
-) -> str:
+def _page(comparison: Comparison) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -109,23 +73,22 @@ def _page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    metric = metric_of(records)
-    table = rows(records)
+    records, metric = comparison.records, comparison.metric
     first = records[0]
     target = target_of(records)
     trained = any(record["spec"]["epochs"] is not None for record in records)
     solved = any(record["spec"]["epochs"] is None for record in records)
     return environment.get_template("report.html.j2").render(
-        note=note,
+        note=comparison.note,
         header=header(metric),
-        table=[cells(row, metric) for row in table],
-        efforts=[effort_cells(row) for row in effort_rows(records)],
+        table=[cells(row, metric) for row in comparison.rows],
+        efforts=[effort_cells(row) for row in comparison.efforts],
         effort_header=[] if target is None else effort_header(target),
         effort_note=EFFORT_NOTE,
         trained=trained,
         solved=solved,
         rates=any(record["spec"]["lr"] is not None for record in records),
-        said=said,
+        said=comparison.conclusions,
         spread_words=spread_words(metric),
         pictures=[
             {
@@ -133,7 +96,7 @@ def _page(
                 "caption": picture.caption,
                 "data": base64.b64encode(picture.png).decode("ascii"),
             }
-            for picture in pictures
+            for picture in comparison.pictures.values()
         ],
         constants=_constants(records),
         examples=first["examples"],

@@ -23,11 +23,12 @@ from sttp_manifold.experiments.solving import Watch
 from sttp_manifold.experiments.tasks import Task
 from sttp_manifold.manifolds import FixedTTRankManifold, SpectralTTManifold
 from sttp_manifold.optim import minimize
-from sttp_manifold.tt import SpectralTT
+from sttp_manifold.tt import SpectralTT, TTShape
 
-__all__ = ["SOLVERS", "Solver"]
+__all__ = ["SOLVERS", "Solve", "Solver", "on_manifold"]
 
 Solve = Callable[[Problem, Watch], str]
+"""Works on a problem under a watch, which stops it; if it ends by itself, it says why."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,15 @@ class Solver:
 # --- On our manifolds ---
 
 
-def _on(make: Callable[[Any], Any], method: str) -> Solve:
+def on_manifold(make: Callable[[TTShape], Any], method: str, **options: Any) -> Solve:
+    """What a solver does that is :func:`~sttp_manifold.minimize` on a manifold of weights.
+
+    Args:
+        make: the manifold of a plan, with ``pack`` and ``unpack``.
+        method: of ``minimize``.
+        options: of that method.
+    """
+
     def solve(problem: Problem, watch: Watch) -> str:
         manifold = make(problem.start.shape)
         watch.stores(manifold.n_elements)
@@ -94,6 +103,7 @@ def _on(make: Callable[[Any], Any], method: str) -> Solve:
             max_evaluations=watch.spec.max_evaluations,
             max_products=watch.spec.max_evaluations,
             callback=callback,
+            options=options,
         )
         watch.effort.gradients = result.njev
         watch.effort.hessian_products = result.nhev
@@ -257,7 +267,7 @@ SOLVERS = (
         "fixed-rank",
         "cg",
         "full",
-        _on(FixedTTRankManifold, "conjugate_gradient"),
+        on_manifold(FixedTTRankManifold, "conjugate_gradient"),
     ),
     Solver(
         "fixed-rank-tr",
@@ -265,7 +275,7 @@ SOLVERS = (
         "fixed-rank",
         "tr",
         "full",
-        _on(FixedTTRankManifold, "trust_regions"),
+        on_manifold(FixedTTRankManifold, "trust_regions"),
     ),
     Solver(
         "fixed-rank-lbfgs",
@@ -273,7 +283,7 @@ SOLVERS = (
         "fixed-rank",
         "lbfgs",
         "full",
-        _on(FixedTTRankManifold, "lbfgs"),
+        on_manifold(FixedTTRankManifold, "lbfgs"),
     ),
     Solver(
         "product-cg",
@@ -281,7 +291,7 @@ SOLVERS = (
         "product",
         "cg",
         "free",
-        _on(SpectralTTManifold, "conjugate_gradient"),
+        on_manifold(SpectralTTManifold, "conjugate_gradient"),
     ),
     Solver(
         "product-tr",
@@ -289,7 +299,7 @@ SOLVERS = (
         "product",
         "tr",
         "free",
-        _on(SpectralTTManifold, "trust_regions"),
+        on_manifold(SpectralTTManifold, "trust_regions"),
     ),
     Solver(
         "chart-lbfgs",

@@ -67,7 +67,9 @@ class Watch:
     # -- what a solver calls ---------------------------------------------------------------------
 
     def cost(self, tt: SpectralTT) -> Tensor:
-        """Half the squared relative residual on the observed entries, differentiable and counted.
+        """Half the squared relative residual on the observed entries, a differentiable scalar.
+
+        The call is counted.
 
         Raises:
             Spent: the calls that the budget allows are made.

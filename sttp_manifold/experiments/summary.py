@@ -17,7 +17,10 @@ from sttp_manifold.experiments.tasks import Metric
 __all__ = [
     "Row",
     "average",
+    "cells",
     "grid",
+    "header",
+    "metric_note",
     "metric_of",
     "rows",
     "show_spread",
@@ -220,15 +223,20 @@ def cells(row: Row, metric: Metric) -> list[str]:
     ]
 
 
-def to_markdown(table: Sequence[Row], metric: Metric) -> str:
-    """The table for people, in GitHub's Markdown."""
-    note = (
+def metric_note(metric: Metric) -> str:
+    """How to read the table of :func:`cells`."""
+    return (
         f"{spread_words(metric)}; {metric.name}: "
         f"{'higher' if metric.higher else 'lower'} is better. Stored, dimension and dense count "
         "the weight matrices, not the biases. Dense methods start at the rank given and are free "
         "to leave it. Train s leaves evaluation out."
     )
-    return f"{grid(header(metric), [cells(row, metric) for row in table])}\n\n{note}\n"
+
+
+def to_markdown(table: Sequence[Row], metric: Metric) -> str:
+    """The table for people, in GitHub's Markdown."""
+    body = [cells(row, metric) for row in table]
+    return f"{grid(header(metric), body)}\n\n{metric_note(metric)}\n"
 
 
 def grid(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:

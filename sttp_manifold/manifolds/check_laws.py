@@ -23,7 +23,7 @@ _A, _B = 0.7, -1.3
 def point_laws(site: Site) -> None:
     """Where points come from, and what a projection of points does."""
     M, x = site.M, site.x
-    size: tuple[int, ...] | None = None if hasattr(M, "unpack") else tuple(x.shape)
+    size = tuple(x.shape)
 
     def random() -> float:
         with site.seeded(x.device):
@@ -38,7 +38,7 @@ def point_laws(site: Site) -> None:
     site.law("random is on the manifold", random)
     site.law(
         "origin is on the manifold",
-        lambda: site.off_manifold(plain(M.origin(*(size or ()), dtype=x.dtype, device=x.device))),
+        lambda: site.off_manifold(plain(M.origin(*size, dtype=x.dtype, device=x.device))),
     )
     point = site.ambient.point
     site.law("projx leaves points", lambda: site.same(point(plain(M.projx(x))), point(x)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sttp_manifold.errors import CheckError
 from sttp_manifold.manifolds.slopes import Slope
+from sttp_manifold.tt.display import box_html, table_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,15 +153,14 @@ class CheckResult:
         return "\n".join([self._title, *lines, *(f"  note  {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        """A table for notebooks."""
-        cells = [
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in self._rows()
-        ]
-        head = "<tr><th></th><th>law</th><th>found</th><th>wanted</th></tr>"
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
-        caption = f"<caption>{escape(self._title)}</caption>"
-        return f"<table>{caption}{head}{''.join(cells)}</table>{notes}"
+        """A table for notebooks; what failed stands out."""
+        rows = list(self._rows())
+        failed = [k for k, row in enumerate(rows) if row[0] == "FAIL"]
+        # Reasons are sentences, in the column of the numbers.
+        wrap = (1, 2) if self.skipped else (1,)
+        table = table_html(("", "law", "found", "wanted"), rows, wrap=wrap, bold=failed)
+        notes = (f"<small>{escape(note)}</small>" for note in self.notes)
+        return box_html(f"<b>{escape(self._title)}</b>", table, *notes)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the errors against the step in log-log axes, each with the slope it should have.

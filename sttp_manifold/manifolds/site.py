@@ -79,7 +79,7 @@ class Site:
         device: torch.device | str | None,
     ) -> Tensor:
         M = self.M
-        if size is None and hasattr(M, "n_elements") and not hasattr(M, "unpack"):
+        if size is None and hasattr(M, "n_elements"):
             size = (M.n_elements,)
         if size is None and not hasattr(M, "unpack"):
             example = {0: "()", 1: "(5,)", 2: "(5, 5)"}.get(M.ndim, "(5, 5)")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from html import escape
+from typing import Any
+
 from scipy.optimize import OptimizeResult
 from torch import Tensor
 
 from sttp_manifold.optim._objective import Objective, Status, Stopped
+from sttp_manifold.tt.display import box_html, descent_svg, table_html
 
 __all__ = ["MinimizeResult", "make_result"]
 
@@ -33,6 +37,24 @@ class MinimizeResult(OptimizeResult):
     """
 
     def __repr__(self) -> str:
+        shown = self._shown()
+        width = max(map(len, shown), default=0)
+        return "\n".join(f"{name:>{width}}: {shown[name]}" for name in shown)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: why it stopped, the counts in a table, and how the gradient fell."""
+        shown = self._shown()
+        title = f"<b>{escape(type(self).__name__)}</b> {escape(str(shown.pop('message', '')))}"
+        rows = [
+            (name, f"{value:.6g}" if isinstance(value, float) else str(value))
+            for name, value in shown.items()
+        ]
+        parts = [title, table_html(("", ""), rows)]
+        drawing = descent_svg(self.get("history", {}).get("grad_norm", ()), "gradient norm")
+        return box_html(*parts, *([drawing] if drawing else []))
+
+    def _shown(self) -> dict[str, Any]:
+        """What is shown of each entry, in the order in which it is."""
         shown = {k: v for k, v in self.items() if k not in ("x", "jac", "history", "allvecs")}
         for name in ("x", "jac"):
             if name in self:
@@ -42,9 +64,7 @@ class MinimizeResult(OptimizeResult):
                 entries = self[name]["cost"] if name == "history" else self[name]
                 shown[name] = f"{len(entries)} iterates"
         order = {name: k for k, name in enumerate(_ORDER)}
-        names = sorted(shown, key=lambda name: order.get(name, len(order)))
-        width = max(map(len, names), default=0)
-        return "\n".join(f"{name:>{width}}: {shown[name]}" for name in names)
+        return {k: shown[k] for k in sorted(shown, key=lambda name: order.get(name, len(order)))}
 
 
 _ORDER = (

@@ -32,6 +32,9 @@ class Costs:
         permute: an element of a permutation.
         channels: output channels that a convolution computes at once: fewer cost as much.
         patch: an element that a convolution reads or writes.
+
+    Raises:
+        ConfigError: a constant that is no number or out of range.
     """
 
     call: float = 4e5

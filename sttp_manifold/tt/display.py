@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "box_html",
+    "descent_svg",
     "diagram_svg",
     "diagram_text",
     "plan_html",
@@ -256,6 +257,42 @@ def spectrum_svg(values: Tensor) -> str:
                 f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2.6' fill='{_ROWS}'/>" for x, y in points
             ]
     return _svg(width, height, f"Singular values, the largest {highest:.3g}", parts)
+
+
+def descent_svg(values: Sequence[float], label: str) -> str:
+    """A quantity that falls over iterations as SVG, its logarithm against the index from zero.
+
+    Args:
+        values: one for each iterate; those that are not positive and finite are left out.
+        label: what they are.
+
+    Example:
+        >>> "1e-08" in descent_svg([1.0, 1e-2, 1e-8], "gradient norm")
+        True
+    """
+    points = [(k, v) for k, v in enumerate(values) if 0 < v < math.inf]
+    if not points:
+        return ""
+    width, height, left, bottom, top = 260.0, 126.0, 46.0, 22.0, 14.0
+    low, high = (f(v for _, v in points) for f in (min, max))
+    last = max(len(values) - 1, 1)
+    base, right = height - bottom, width - 12
+    span = math.log(high / low) or 1.0
+
+    def at(k: int, v: float) -> str:
+        x, y = (right - left) * k / last, (base - top) * math.log(v / low) / span
+        return f"{left + x:.1f},{base - y:.1f}"
+
+    path = " ".join(at(k, v) for k, v in points)
+    parts = [
+        _line(left, base, width - 8, base, "currentColor", 0.8),
+        _line(left, base, left, top - 4, "currentColor", 0.8),
+        f"<text x='{left - 6}' y='{top + 4}' text-anchor='end'>{high:.0e}</text>",
+        f"<text x='{left - 6}' y='{base + 4}' text-anchor='end'>{low:.0e}</text>",
+        _text((left + width) / 2, height - 5, f"{label}, iterations 0 to {len(values) - 1}"),
+        f"<polyline points='{path}' fill='none' stroke='{_ROWS}' stroke-width='1.4'/>",
+    ]
+    return _svg(width, height, f"{label}, from {points[0][1]:.3g} to {points[-1][1]:.3g}", parts)
 
 
 def table_html(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import xml.etree.ElementTree as ET
 
 import matplotlib.pyplot as plt
 import pytest
@@ -295,6 +297,16 @@ def test_only_what_is_planted_is_found() -> None:
 
 
 # -- order of a retraction ----------------------------------------------------------------------
+
+
+def test_a_product_of_ones_own_that_unpacks_needs_no_size() -> None:
+    """A product of geoopt draws points of its flat size only, whatever its subclass adds."""
+
+    class Pair(ProductManifold):
+        def unpack(self, x: Tensor) -> tuple[Tensor, ...]:
+            return self.unpack_tensor(x)
+
+    assert sm.check_manifold(Pair((EuclideanStiefel(), (5, 2)), (Euclidean(ndim=1), 3)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -604,9 +616,14 @@ def test_a_result_reads_prints_draws_and_raises() -> None:
     assert f"FAIL  slope of {RETRACTION}" in text
     assert "1.00" in text
     assert ">= 2 - 0.15" in text
-    html = bad._repr_html_()
-    assert html.startswith("<table>")
-    assert "&gt;= 2 - 0.15" in html
+    html = ET.fromstring(bad._repr_html_())
+    rows = [["".join(cell.itertext()) for cell in row] for row in html.iter("tr")]
+    assert rows[0] == ["", "law", "found", "wanted"]
+    assert ["FAIL", f"slope of {RETRACTION}", "1.00", ">= 2 - 0.15"] in rows
+    bold = [row[0].text for row in html.iter("tr") if "font-weight:600" in row[0].get("style", "")]
+    assert bold == ["FAIL"] * len(bad.failures)
+    assert html.find("div/b").text == text.splitlines()[0]
+    assert not re.search(r"#fff|white;|black|background:#", bad._repr_html_()), "colours of its own"
     with pytest.raises(CheckError, match="FAILED") as caught:
         bad.raise_if_failed()
     assert caught.value.result is bad

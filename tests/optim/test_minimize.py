@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
@@ -494,6 +495,34 @@ def test_the_result_reads_as_scipys() -> None:
     text = repr(result)
     assert text.splitlines()[0].strip().startswith("message: gradient norm")
     assert "(12, 3) (float64, cpu)" in text
+
+
+def test_the_result_is_a_table_and_a_curve_in_a_notebook() -> None:
+    _, _, cost, x0 = brockett(0)
+    result = sm.minimize(EuclideanStiefel(), cost, x0, "trust_regions")
+    html = ET.fromstring(result._repr_html_())
+    cells = {row[0].text: row[1].text for row in html.iter("tr") if row[0].tag == "td"}
+    assert cells["nfev"] == str(result.nfev)
+    assert float(cells["fun"]) == pytest.approx(result.fun, rel=1e-5)
+    assert "message" not in cells
+    assert result.message in "".join(html.find("div").itertext())
+    (curve,) = html.iter("{http://www.w3.org/2000/svg}polyline")
+    heights = [float(point.split(",")[1]) for point in curve.get("points").split()]
+    assert len(heights) == result.nit + 1
+    norms = result.history["grad_norm"]
+    # Downwards on the page is downwards in the logarithm, in proportion.
+    expected = np.interp(np.log(norms), [np.log(min(norms)), np.log(max(norms))], [104, 14])
+    np.testing.assert_allclose(heights, expected, atol=0.06)
+
+
+def test_a_result_without_a_curve_still_shows() -> None:
+    _, _, cost, x0 = brockett(0)
+    result = sm.minimize(EuclideanStiefel(), cost, x0, max_iterations=0)
+    ET.fromstring(result._repr_html_())
+    result.history["grad_norm"] = [float("nan"), 0.0]
+    assert "svg" not in result._repr_html_()
+    del result.history
+    assert "svg" not in result._repr_html_()
 
 
 def test_names_that_do_not_exist_are_answered_with_those_that_do() -> None:

@@ -1,0 +1,180 @@
+"""A comparison as it lies in its folder: records to read as tables, figures and sentences."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.compare import COMPARISON, RECORDS
+from sttp_manifold.experiments.conclusions import conclude
+from sttp_manifold.experiments.efforts import NOTE as EFFORT_NOTE
+from sttp_manifold.experiments.efforts import (
+    EffortRow,
+    effort_cells,
+    effort_header,
+    effort_rows,
+    target_of,
+)
+from sttp_manifold.experiments.pictures import Picture
+from sttp_manifold.experiments.plots import draw
+from sttp_manifold.experiments.records import Record, latest, read_records
+from sttp_manifold.experiments.summary import Row, cells, grid, header, metric_note, metric_of, rows
+from sttp_manifold.experiments.tasks import Metric
+from sttp_manifold.tt.display import box_html, table_html
+
+__all__ = ["Comparison", "ResultTable", "load_comparison"]
+
+_LEFT = ("method", "notes")
+# Under its table, where the text of the first column begins.
+_NOTE = "style='display:block;margin:4px 10px 14px'"
+
+
+class ResultTable(NamedTuple):
+    """A table of a comparison, as text.
+
+    Attributes:
+        titles: of the columns.
+        lines: cells of each row.
+        note: how to read it.
+    """
+
+    titles: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    note: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Records of the runs of one comparison, in the order of its plan.
+
+    It prints as its tables and sentences, and shows them in a notebook. Everything in it comes from
+    files: :func:`load_comparison` makes one.
+
+    Attributes:
+        note: what was compared: ``task``, ``summary``, ``command``, ``hashes`` of the planned runs,
+            and more for the sentences.
+        records: one for each run that was done, with the fields of ``docs/records.md``.
+    """
+
+    note: dict[str, Any]
+    records: list[Record] = field(repr=False)
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return str(self.note["task"])
+
+    @property
+    def metric(self) -> Metric:
+        """What the task is judged by."""
+        return metric_of(self.records)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """One for each method and rank: results, counts, times."""
+        return rows(self.records)
+
+    @cached_property
+    def efforts(self) -> list[EffortRow]:
+        """One for each method and rank whose runs had a target: what it took to reach it."""
+        return effort_rows(self.records)
+
+    @cached_property
+    def conclusions(self) -> list[str]:
+        """What the records say in plain words, the reservations first; none without records."""
+        return conclude(self.records, self.note) if self.records else []
+
+    @property
+    def tables(self) -> list[ResultTable]:
+        """What it took, where there was a target; then the results."""
+        if not self.records:
+            return []
+        found = []
+        target = target_of(self.records)
+        if target is not None:
+            lines = [effort_cells(row) for row in self.efforts]
+            found.append(ResultTable(effort_header(target), lines, EFFORT_NOTE))
+        metric = self.metric
+        lines = [cells(row, metric) for row in self.rows]
+        return [*found, ResultTable(header(metric), lines, metric_note(metric))]
+
+    @cached_property
+    def pictures(self) -> dict[str, Picture]:
+        """Every figure that the records allow, by its name; drawn when first asked for."""
+        return {picture.name: picture for picture in draw(self.records)}
+
+    def plot(self, name: str | None = None) -> Picture:
+        """One figure, which a notebook shows.
+
+        Args:
+            name: one of :attr:`pictures`; the first of them if absent: ``"convergence"`` where
+                there are solvers, else ``"metric"``.
+
+        Raises:
+            ConfigError: there is no such figure, or none at all.
+        """
+        there = self.pictures
+        wanted = next(iter(there), None) if name is None else name
+        if wanted is None or wanted not in there:
+            names = ", ".join(there) or "none, for no run of this comparison is done"
+            what = "no figure" if name is None else f"no figure {name!r}"
+            raise ConfigError(f"{what}. The figures are: {names}")
+        return there[wanted]
+
+    def to_markdown(self) -> str:
+        """Tables, sentences and the command that repeats it, in GitHub's Markdown."""
+        tables = "".join(f"{grid(t.titles, t.lines)}\n\n{t.note}\n\n" for t in self.tables)
+        said = "\n".join(f"- {sentence}" for sentence in self.conclusions)
+        return (
+            f"# {self.task}\n\n{self.note['summary']}\n\n{tables}## What this says\n\n{said}\n\n"
+            f"## To repeat it\n\n```\n{self.note['command']}\n```\n"
+        )
+
+    def __str__(self) -> str:
+        parts = [f"{self.task}: {self.note['summary']}", self._done]
+        parts += [f"{grid(t.titles, t.lines)}\n{t.note}" for t in self.tables]
+        parts += ["\n".join(f"- {sentence}" for sentence in self.conclusions)]
+        return "\n\n".join(part for part in parts if part)
+
+    def _repr_html_(self) -> str:
+        parts = [
+            f"<b>{escape(self.task)}</b> {escape(self.note['summary'])}",
+            f"<small>{escape(self._done)}</small>",
+        ]
+        for titles, lines, note in self.tables:
+            right = [k for k, title in enumerate(titles) if title not in _LEFT]
+            parts += [
+                table_html(titles, lines, right=right),
+                f"<small {_NOTE}>{escape(note)}</small>",
+            ]
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.conclusions)
+        return box_html(*parts, *([f"<ul>{items}</ul>"] if items else []))
+
+    @property
+    def _done(self) -> str:
+        return f"{len(self.records)} of {len(self.note['hashes'])} runs done"
+
+
+def load_comparison(out: Path | str) -> Comparison:
+    """The latest comparison of a folder that ``sttp compare`` wrote, as far as it has come.
+
+    Raises:
+        ConfigError: the folder holds no comparison.
+    """
+    out = Path(out)
+    note = out / COMPARISON
+    if not note.is_file() or not (out / RECORDS).is_file():
+        raise ConfigError(
+            f"no comparison in {out}: expected {COMPARISON} and {RECORDS} there; make one with "
+            f"`sttp compare --out {shlex.quote(str(out))}`"
+        )
+    content: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+    records = {record["hash"]: record for record in latest(read_records(out / RECORDS)[0])}
+    return Comparison(content, [records[key] for key in content["hashes"] if key in records])

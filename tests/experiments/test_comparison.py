@@ -1,0 +1,108 @@
+"""A comparison as a value: what it shows is what its records say, in every form."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.compare import Settings, plan, run_plan, save_comparison
+from sttp_manifold.experiments.comparison import Comparison, load_comparison
+
+
+def made(settings: Settings) -> Comparison:
+    runs = plan(settings)
+    save_comparison(settings, runs)
+    run_plan(runs, settings)
+    return load_comparison(settings.out)
+
+
+@pytest.fixture
+def solved(puzzle, tmp_path) -> Comparison:
+    methods = ["fixed-rank-cg", "product-cg"]
+    return made(Settings(tmp_path / "out", "puzzle", methods, seeds=[0, 1], device="cpu", jobs=1))
+
+
+@pytest.fixture
+def trained(tiny, tmp_path) -> Comparison:
+    methods = ["dense-adam", "sttp-chart-adam"]
+    return made(
+        Settings(tmp_path / "out", "tiny", methods, seeds=[0], epochs=1, device="cpu", jobs=1)
+    )
+
+
+def cells(table: ET.Element) -> list[list[str]]:
+    return [[cell.text or "" for cell in row] for row in table.iter("tr")]
+
+
+def shown(comparison: Comparison) -> ET.Element:
+    return ET.fromstring(comparison._repr_html_())
+
+
+def test_every_form_has_the_same_tables_and_sentences(solved):
+    effort, results = solved.tables
+    assert [line[1] for line in effort.lines] == ["fixed-rank-cg", "product-cg"]
+    assert [line[1] for line in results.lines] == ["fixed-rank-cg", "product-cg"]
+    html = shown(solved)
+    for table, drawn in zip(solved.tables, html.iter("table"), strict=True):
+        assert cells(drawn) == [list(table.titles), *map(list, table.lines)]
+    assert [item.text for item in html.iter("li")] == solved.conclusions
+    for text in (str(solved), solved.to_markdown()):
+        for sentence in solved.conclusions:
+            assert f"- {sentence}" in text
+        for table in solved.tables:
+            assert table.note in text
+            for line in table.lines:
+                assert any(
+                    [cell.strip() for cell in row.strip("|").split(" | ")] == list(line)
+                    for row in text.splitlines()
+                )
+    assert "4 of 4 runs done" in str(solved)
+
+
+def test_numbers_are_to_the_right_and_names_to_the_left(trained):
+    (table,) = shown(trained).iter("table")
+    for row in table.iter("tr"):
+        sides = ["text-align:right" in cell.get("style", "") for cell in row]
+        assert sides == [title not in ("method", "notes") for title in trained.tables[0].titles]
+
+
+def test_figures_are_drawn_on_demand_and_by_name(solved, trained):
+    assert solved.plot().name == "convergence"
+    assert trained.plot().name == "metric"
+    assert trained.plot("loss") is trained.pictures["loss"]
+    assert trained.plot("loss")._repr_png_().startswith(b"\x89PNG")
+    assert "png" not in repr(trained.plot("loss"))
+    with pytest.raises(ConfigError, match=r"no figure 'lost'.*metric, loss"):
+        trained.plot("lost")
+
+
+def test_what_is_not_done_is_said_and_shows_all_the_same(solved, tmp_path):
+    path = tmp_path / "out" / "records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0])
+    one = load_comparison(str(tmp_path / "out"))
+    assert "1 of 4 runs done" in str(one)
+    assert "1 of 4 runs done" in "".join(shown(one).itertext())
+    path.write_bytes(b"")
+    none = load_comparison(tmp_path / "out")
+    assert "0 of 4 runs done" in str(none)
+    assert none.tables == none.conclusions == []
+    shown(none)
+    with pytest.raises(ConfigError, match="no run of this comparison is done"):
+        none.plot()
+    path.unlink()
+    with pytest.raises(ConfigError, match="no comparison in"):
+        load_comparison(tmp_path / "out")
+
+
+def test_words_of_a_user_are_escaped(trained, tmp_path):
+    path = tmp_path / "out" / "comparison.json"
+    note = json.loads(path.read_text(encoding="utf-8"))
+    note["summary"] = "<script>alert(1)</script>"
+    path.write_text(json.dumps(note), encoding="utf-8")
+    again = load_comparison(tmp_path / "out")
+    assert "<script>" not in again._repr_html_()
+    assert note["summary"] in "".join(shown(again).itertext())
