@@ -296,9 +296,10 @@ def draw(path: Path, seeds: int, limit: int) -> None:
         title="Completion of a 64 x 64 matrix from half of it",
         xticks=excesses,
     )
+    four.set_ylim(bottom=2)  # room for the legend
     for axis in axes.flat:
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="lower right" if axis is four else "best")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     for excess, row in zip(excesses, counts, strict=True):
