@@ -21,7 +21,11 @@ _HERE = Path(__file__).resolve().parent
 _SOURCES = _HERE.parent / "notebooks"
 _PACKAGE = _HERE.parent / "sttp_manifold"
 _KEPT = _HERE / "_build" / "executed"
-_TIMEOUT = 300  # seconds for one cell, on a machine that does other things as well
+_TIMEOUT = 100  # seconds for one cell, on a machine that does other things as well
+# The client sometimes sleeps through an answer that has arrived (nbclient 0.10 and 0.11, ipykernel
+# 6.31 and 7.4, two at a time). It mostly wakes at its timeout and goes on; else a new kernel does.
+_ATTEMPTS = 3
+_ASLEEP = ("CellTimeoutError", "Kernel didn't respond", "Timeout waiting for")
 
 
 def prepare_notebooks(target: Path) -> None:
@@ -61,13 +65,17 @@ def _executed(path: Path, package: str) -> dict[str, Any]:
         print(f"executing {path.name}", flush=True)
         fresh = kept.with_suffix(".new.ipynb")
         command = [sys.executable, "-m", "jupyter", "execute", f"--timeout={_TIMEOUT}"]
-        done = subprocess.run(
-            [*command, f"--output={fresh}", str(path)],
-            cwd=path.parent,
-            env={**os.environ, "PYTHONPATH": str(_PACKAGE.parent)},
-            capture_output=True,
-            text=True,
-        )
+        for attempt in range(1, _ATTEMPTS + 1):
+            done = subprocess.run(
+                [*command, f"--output={fresh}", str(path)],
+                cwd=path.parent,
+                env={**os.environ, "PYTHONPATH": str(_PACKAGE.parent)},
+                capture_output=True,
+                text=True,
+            )
+            if not done.returncode or not any(sign in done.stderr for sign in _ASLEEP):
+                break
+            print(f"{path.name}: no answer in {_TIMEOUT} s, attempt {attempt}", flush=True)
         if done.returncode or not fresh.exists():
             raise RuntimeError(f"{path.name} failed:\n{done.stderr[-4000:]}")
         for older in _KEPT.glob(f"{path.stem}-*.ipynb"):
