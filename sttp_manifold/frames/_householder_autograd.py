@@ -27,7 +27,10 @@ from torch import Tensor
 
 from sttp_manifold.errors import FrameOverflowError
 
-__all__ = ["full", "reduced", "strictly_lower"]
+__all__ = ["Pull", "full", "reduced", "strictly_lower", "vjp"]
+
+
+Pull = Callable[[Tensor], Tensor]
 
 
 class _Constants(NamedTuple):
@@ -114,6 +117,23 @@ def reduced(parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
         - output: ``(b, d, r)``, or ``(b, r, d)`` if ``transposed``
     """
     return _frame(_Reduced, parameters, d, r, transposed)
+
+
+def vjp(
+    parameters: Tensor, d: int, r: int, is_full: bool, transposed: bool
+) -> tuple[Tensor, Pull]:
+    """Frames of a chart, and the map from their cotangents to those of the parameters.
+
+    For whoever writes out a derivative of his own: nothing is recorded, and the map may be called
+    any number of times. Takes autocast to be lifted and gradients to be off.
+    """
+    chart = _Full if is_full else _Reduced
+    parts = chart.parts(parameters, d, r, _refuse_overflow)
+
+    def pull(G: Tensor) -> Tensor:
+        return chart.pull_back(parts, G.mT if transposed else G)
+
+    return chart.assemble(parts, transposed), pull
 
 
 def _frame(chart: type[_Chart], parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
@@ -208,8 +228,10 @@ def _refuse_overflow(M: Tensor, d: int) -> Tensor:
     """Raise if a squared norm overflowed, where looking is free; else make its frame NaN."""
     if M.device.type != "cpu":
         return _poison_overflow(M, d)
-    if not math.isfinite(float(M.detach().sum())):
-        _explain_overflow(M.diagonal(dim1=-2, dim2=-1), d, M.shape[-1])
+    # The squared norms bound all other entries.
+    squares = M.detach().diagonal(dim1=-2, dim2=-1)
+    if not math.isfinite(float(squares.sum())):
+        _explain_overflow(squares, d, M.shape[-1])
     return M
 
 
@@ -289,18 +311,19 @@ class _Full(_Chart):
     @staticmethod
     def reflectors(parameters: Tensor, d: int, r: int) -> Tensor:
         P, bottom = _Full._blocks(parameters, d, r)
-        return torch.cat((P, bottom), 1)
+        return _stacked(P, bottom)
 
     @staticmethod
-    def _blocks(parameters: Tensor, d: int, r: int) -> tuple[Tensor, Tensor]:
-        """``Y`` without its unit diagonal: the top ``(b, r, r)`` and the rest ``(b, d - r, r)``."""
+    def _blocks(parameters: Tensor, d: int, r: int) -> tuple[Tensor, Tensor | None]:
+        """``Y`` without its unit diagonal: the top ``(b, r, r)``, and ``(b, d - r, r)`` if any."""
         b, split = parameters.shape[0], r * (r - 1) // 2
         constants = _constants(r, parameters)
-        bottom = parameters[:, split:].reshape(b, d - r, r)
         if not split:
-            return torch.zeros_like(constants.eye).expand(b, r, r), bottom
+            zero = torch.zeros_like(constants.eye).expand(b, r, r)
+            return zero, parameters.reshape(b, d - r, r)
+        bottom = parameters[:, split:].reshape(b, d - r, r) if d > r else None
         packed = parameters.index_select(-1, constants.unpack).view(b, r, r)
-        return packed * constants.lower, bottom
+        return packed.mul_(constants.lower), bottom
 
     @staticmethod
     def parts(parameters: Tensor, d: int, r: int, guard: _Guard) -> _Parts:
@@ -309,11 +332,13 @@ class _Full(_Chart):
         top = P + constants.eye
         # The Gram matrix of Y with its ones and its linear part added last: summed with the rest,
         # a one would round away small entries, at ten times the loss of orthogonality.
-        gram = _add_product(torch.bmm(P.mT, P), bottom.mT, bottom)
+        gram = torch.bmm(P.mT, P)
+        if bottom is not None:
+            gram = _add_product(gram, bottom.mT, bottom)
         M = guard(gram.add_(top).mul_(constants.minus), d)
         # A solve from the right takes row-major operands without a copy.
         Zt = torch.linalg.solve_triangular(M, top, upper=False, left=False)
-        return _Parts(torch.cat((top, bottom), 1), M, Zt)
+        return _Parts(_stacked(top, bottom), M, Zt)
 
     @staticmethod
     def assemble(parts: _Parts, transposed: bool) -> Tensor:
@@ -331,7 +356,13 @@ class _Full(_Chart):
         W = torch.linalg.solve_triangular(M.mT, torch.bmm(Y.mT, G).mT, upper=True, left=False)
         gradient = _add_product(torch.bmm(Y, _symmetric_factor(W, Zt, constants.upper)), G, Zt)
         top = (gradient[:, :r] + W).reshape(b, r * r).index_select(-1, constants.pack)
+        if d == r:
+            return top
         return torch.cat((top, gradient[:, r:].reshape(b, (d - r) * r)), -1)
+
+
+def _stacked(top: Tensor, bottom: Tensor | None) -> Tensor:
+    return top if bottom is None else torch.cat((top, bottom), 1)
 
 
 class _Reduced(_Chart):
