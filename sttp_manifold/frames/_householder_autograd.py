@@ -119,9 +119,7 @@ def reduced(parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
     return _frame(_Reduced, parameters, d, r, transposed)
 
 
-def vjp(
-    parameters: Tensor, d: int, r: int, is_full: bool, transposed: bool
-) -> tuple[Tensor, Pull]:
+def vjp(parameters: Tensor, d: int, r: int, is_full: bool, transposed: bool) -> tuple[Tensor, Pull]:
     """Frames of a chart, and the map from their cotangents to those of the parameters.
 
     For whoever writes out a derivative of his own: nothing is recorded, and the map may be called
@@ -146,7 +144,7 @@ def _frame(chart: type[_Chart], parameters: Tensor, d: int, r: int, transposed: 
     if torch.is_grad_enabled() and parameters.requires_grad:
         apply: Callable[..., Tensor] = _Frame.apply
         return apply(parameters, chart, d, r, transposed)
-    if _lapack_is_faster(parameters, d, r):
+    if _lapack_is_faster(chart, parameters, d, r):
         Q = _by_lapack(chart.reflectors(parameters, d, r))
         return Q.mT if transposed else Q
     return chart.assemble(chart.parts(parameters, d, r, _refuse_overflow), transposed)
@@ -174,16 +172,21 @@ def _is_traced(x: Tensor) -> bool:
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
-def _lapack_is_faster(x: Tensor, d: int, r: int) -> bool:
+def _lapack_is_faster(chart: type[_Chart], x: Tensor, d: int, r: int) -> bool:
     """Whether LAPACK's product of reflectors beats the compact WY form, without gradient.
 
     Measured with one thread: the products of the WY form pay off in float32, from some size of
-    the whole stack on, for frames that are tall or thin; in float64 they came out level at best.
+    the whole stack on; of full frames for those only that are tall or thin. In float64 they came
+    out level at best.
     """
     if x.device.type != "cpu":
         return False
-    tall = d >= 4 * r or (r <= 32 and d >= 2 * r)
-    return not (x.dtype == torch.float32 and tall and x.shape[0] * d * r >= 2**14)
+    if x.dtype != torch.float32:
+        return True
+    size = x.shape[0] * d * r
+    if chart is _Reduced:
+        return size < 2**13
+    return size < 2**14 or (d < 4 * r and r > 32)
 
 
 def _by_lapack(Y: Tensor) -> Tensor:
@@ -383,9 +386,11 @@ class _Reduced(_Chart):
     def assemble(parts: _Parts, transposed: bool) -> Tensor:
         B, _, Zt = parts
         eye = _constants(Zt.shape[-1], Zt).eye
+        # Few rows times a square, in either case: few columns would take several times as long.
+        bottom = torch.bmm(B, Zt.mT)
         if transposed:
-            return torch.cat((Zt + eye, torch.bmm(Zt, B.mT)), 2)
-        return torch.cat((Zt.mT + eye, torch.bmm(B, Zt.mT)), 1)
+            return torch.cat((Zt + eye, bottom.mT), 2)
+        return torch.cat((Zt.mT + eye, bottom), 1)
 
     @staticmethod
     def pull_back(parts: _Parts, G: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.nn.layout import Layout, Member, partners
+from sttp_manifold.nn.passes import Pass
 from sttp_manifold.nn.scope import Asked, Copy, Entries, Entry, Ledger, Stamp
 from sttp_manifold.nn.torch_state import graph_is_kept, outside_autocast
 from sttp_manifold.nn.weight import HouseholderWeight, RiemannianWeight
@@ -34,7 +35,7 @@ _LARGE = 1 << 16
 _HELD = 1 << 24
 # Frames and chains that have to be computed at once, on average, for a batch to pay, with a
 # gradient and without: measured, so that small networks lose nothing.
-_PARTNERS = {"householder": (2.0, 3.0), "riemannian": (4.0, 6.0)}
+_PARTNERS = {"householder": (2.0, 2.0), "riemannian": (4.0, 6.0)}
 
 # Exactly these: a subclass may compute its tensors otherwise, as a parametrized module does.
 _WEIGHTS = (HouseholderWeight, RiemannianWeight)
@@ -97,11 +98,17 @@ def _member(weight: SpectralWeight, form: str) -> Member | None:
 
 def _gain(members: Sequence[Member], with_gradient: bool) -> list[bool]:
     """For each weight, whether it shares enough with others for a batch to be worth a copy."""
-    return [
+    gains = [
         count >= _PARTNERS[m.weight.method][not with_gradient]
         # The cores of a point are views of it: there is nothing to compute.
         and (m.form != "cores" or m.weight.method == "householder")
         for m, count in zip(members, partners(members), strict=True)
+    ]
+    # What a batch costs by itself is paid by now, and charts are dearer alone.
+    joins = any(gains)
+    return [
+        gain or (joins and m.weight.method == "householder")
+        for m, gain in zip(members, gains, strict=True)
     ]
 
 
@@ -124,7 +131,7 @@ class _Run:
         self.members = members
         self.trainable = trainable
         self.leaves: list[Tensor] = []
-        self.parts: list[tuple[Tensor, ...]] = []
+        self.passed: Pass | None = None
         self.ledger = Ledger()
         self.done: set[int] = set()
 
@@ -155,21 +162,17 @@ class _Run:
         # The graph is to keep neither the parameters nor, without gradient, anything.
         self.members = [member._replace(tensors=()) for member in members]
         if not self.trainable:
-            self.leaves, self.parts = [], []
+            self.leaves, self.passed = [], None
 
     def forward(self) -> tuple[Tensor, ...]:
         """The tensors of all weights, one after another, each with a version counter of its own."""
         members, places = self.members, self.layout.leaves
-        with torch.no_grad():
+        wanted = [any(members[i].tensors[k].requires_grad for i, k in leaf) for leaf in places]
+        with torch.no_grad(), outside_autocast(members[0].tensors[0].device):
             self.leaves = [torch.stack([members[i].tensors[k] for i, k in leaf]) for leaf in places]
-        if self.trainable:
-            for leaf, place in zip(self.leaves, places, strict=True):
-                leaf.requires_grad_(any(members[i].tensors[k].requires_grad for i, k in place))
-        with torch.set_grad_enabled(self.trainable), outside_autocast(self.leaves[0].device):
-            self.parts = self.layout.parts(self.leaves)
-        with torch.no_grad(), outside_autocast(self.leaves[0].device):
+            self.passed = Pass(self.layout, self.leaves, wanted if self.trainable else None)
             outputs: list[tuple[Tensor, ...]] = [()] * len(members)
-            for chain, parts in zip(self.layout.chains, self.parts, strict=True):
+            for chain, parts in zip(self.layout.chains, self.passed.parts, strict=True):
                 batches = [_products(*parts)] if chain.form == "dense" else map(_rows, parts)
                 for row, tensors in zip(chain.rows, zip(*batches, strict=True), strict=True):
                     outputs[row] = tensors
@@ -177,7 +180,7 @@ class _Run:
 
     def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients of all tensors of all weights; None where a weight has got none."""
-        if not self.parts:
+        if self.passed is None:
             raise RuntimeError(
                 "Trying to backward through the graph a second time: the weights were computed "
                 "together, and what that saved has been freed. Specify retain_graph=True if you "
@@ -185,29 +188,21 @@ class _Run:
             )
         given = self._by_member(gradients)
         used = {i for i, mine in enumerate(given) if any(g is not None for g in mine)}
-        heads: list[Tensor] = []
-        head_gradients: list[Tensor] = []
-        with torch.no_grad():
-            for chain, parts in zip(self.layout.chains, self.parts, strict=True):
+        pulled: list[tuple[Tensor, ...] | None] = []
+        with torch.no_grad(), outside_autocast(self.leaves[0].device):
+            for chain, parts in zip(self.layout.chains, self.passed.parts, strict=True):
                 if used.isdisjoint(chain.rows):
+                    pulled.append(None)
                     continue
                 columns = list(zip(*(given[i] for i in chain.rows), strict=True))
-                pulled: Sequence[Tensor] = (
+                pulled.append(
                     _pull_back(parts[0], parts[1], columns[0])
                     if chain.form == "dense"
-                    else list(map(_stacked, parts, columns))
+                    else tuple(map(_stacked, parts, columns))
                 )
-                for part, gradient in zip(parts, pulled, strict=True):
-                    if part.requires_grad:
-                        heads.append(part)
-                        head_gradients.append(gradient)
-        wanted = [leaf for leaf in self.leaves if leaf.requires_grad]
-        found = iter(
-            torch.autograd.grad(heads, wanted, head_gradients, retain_graph=True, allow_unused=True)
-        )
+            of_leaves = self.passed.pull_back(pulled)
         results: list[list[Tensor | None]] = [[None] * len(s) for s in self.layout.shapes]
-        for leaf, places in zip(self.leaves, self.layout.leaves, strict=True):
-            of_leaf = next(found) if leaf.requires_grad else None
+        for of_leaf, places in zip(of_leaves, self.layout.leaves, strict=True):
             if of_leaf is not None:
                 for row, (i, k) in zip(of_leaf.unbind(0), places, strict=True):
                     if i in used:
@@ -215,7 +210,7 @@ class _Run:
         self.done |= used
         ledger = self.ledger
         if ledger.closed and ledger.given <= self.done and not graph_is_kept():
-            self.leaves, self.parts = [], []
+            self.leaves, self.passed = [], None
         return [tensor for mine in results for tensor in mine]
 
     def differentiable_backward(

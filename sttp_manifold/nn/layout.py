@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from sttp_manifold.frames import full_frame, reduced_frame
-from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.spectrum import SpectrumMap
-from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
 from sttp_manifold.tt.shape import TTShape
 
 if TYPE_CHECKING:
@@ -105,6 +102,8 @@ class Layout:
         chains: the weights by plan and form.
         shapes: for each weight, the shapes of its tensors.
         widths: for each weight, the number of tensors of its form.
+        groups: for each batch of frames, how many of them belong to each core that uses it.
+        first_frame: the place in ``leaves`` of the first batch of frames, in that order.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -112,7 +111,7 @@ class Layout:
         self.chains: list[Chain] = []
         self.shapes = [member.weight.tensor_sizes for member in members]
         self.widths = [_width(member) for member in members]
-        self._groups: dict[FrameKey, list[int]] = {}
+        self.groups: dict[FrameKey, list[int]] = {}
         stacks: dict[FrameKey, list[tuple[int, int]]] = {}
         by_plan: dict[object, list[int]] = {}
         for i, member in enumerate(members):
@@ -128,7 +127,7 @@ class Layout:
                 if key is None:
                     chain.pieces.append(None)
                     continue
-                counts = self._groups.setdefault(key, [])
+                counts = self.groups.setdefault(key, [])
                 chain.pieces.append((key, len(counts)))
                 counts.append(len(rows))
                 stacks.setdefault(key, []).extend((i, stored) for i in rows)
@@ -138,64 +137,13 @@ class Layout:
             chain.leaf = len(self.leaves)
             self.leaves.append([(i, stored) for i in rows])
             self.chains.append(chain)
-        self._first_frame = len(self.leaves)
-        self.leaves.extend(stacks[key] for key in self._groups)
+        self.first_frame = len(self.leaves)
+        self.leaves.extend(stacks[key] for key in self.groups)
         places: list[dict[int, tuple[int, int]]] = [{} for _ in members]
         for leaf, stack in enumerate(self.leaves):
             for row, (i, k) in enumerate(stack):
                 places[i][k] = leaf, row
         self.rows = [[mine[k] for k in range(len(mine))] for mine in places]
-
-    def parts(self, leaves: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        """For each chain ``U diag(s)`` and ``V^T``; for cores, all cores with ``s`` in between.
-
-        Differentiable in the leaves.
-
-        Shape:
-            - leaves: ``(n, ...)``, the tensors of each entry of ``leaves``, stacked
-            - output: ``(n, ...)`` for the ``n`` rows of each chain
-        """
-        frames: dict[FrameKey, Sequence[Tensor]] = {}
-        for (key, counts), leaf in zip(
-            self._groups.items(), leaves[self._first_frame :], strict=True
-        ):
-            chart = full_frame if key.full else reduced_frame
-            wide = leaf.to(computing_dtype(leaf.dtype))
-            frame = chart(wide, key.d, key.r, transposed=key.right).to(leaf.dtype)
-            frames[key] = frame.split(counts) if len(counts) > 1 else (frame,)
-        return [self._chain_parts(chain, leaves[chain.leaf], frames) for chain in self.chains]
-
-    @staticmethod
-    def _chain_parts(
-        chain: Chain, leaf: Tensor, frames: dict[FrameKey, Sequence[Tensor]]
-    ) -> tuple[Tensor, ...]:
-        plan, split = chain.plan, len(chain.plan.out_modes)
-        unfoldings: list[Tensor] = []
-        if chain.cuts is not None:
-            sizes, order = chain.cuts
-            flat = leaf.split(sizes, -1)
-            *vectors, centre = (flat[k] for k in order)
-            for k, (vector, (d, r)) in enumerate(zip(vectors, plan.frame_shapes, strict=True)):
-                frame = vector.unflatten(-1, (d, r))
-                unfoldings.append(frame if k < split else frame.mT)
-            s = chain.map(centre.unflatten(-1, chain.map.coordinate_shape))
-        else:
-            for piece, (_, r) in zip(chain.pieces, plan.frame_shapes, strict=True):
-                if piece is None:
-                    constant = -torch.eye(r, dtype=leaf.dtype, device=leaf.device)
-                    unfoldings.append(constant.repeat(len(chain.rows), 1, 1))
-                else:
-                    unfoldings.append(frames[piece[0]][piece[1]])
-            wide = leaf.to(computing_dtype(leaf.dtype))
-            s = leaf if chain.map.name == "identity" else chain.map(wide).to(leaf.dtype)
-        left = [u.unflatten(-2, plan.core_shapes[k][:2]) for k, u in enumerate(unfoldings[:split])]
-        right = [
-            u.unflatten(-1, plan.core_shapes[split + k][1:])
-            for k, u in enumerate(unfoldings[split:])
-        ]
-        if chain.form == "cores":
-            return (*left, s, *right)
-        return times_bond(left_matrix(left), s, 1), right_matrix(right)
 
 
 def _width(member: Member) -> int:

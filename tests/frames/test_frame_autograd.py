@@ -20,6 +20,7 @@ from sttp_manifold.frames import (
     reduced_frame,
     reduced_size,
 )
+from sttp_manifold.frames.householder import frame_vjp
 
 CHARTS = {"full": (full_frame, full_size), "reduced": (reduced_frame, reduced_size)}
 sizes = st.integers(1, 9).flatmap(lambda d: st.tuples(st.just(d), st.integers(1, d)))
@@ -249,6 +250,19 @@ def test_autocast_does_not_round(chart):
     assert torch.equal(gradient, expected)
 
 
+@given(chart=charts, dr=sizes, seed=seeds, count=st.integers(1, 3), transposed=st.booleans())
+def test_pull_back_without_a_graph_is_that_of_torch(chart, dr, seed, count, transposed):
+    (d, r), (_, size) = dr, CHARTS[chart]
+    p = normal(seed, count, size(d, r))
+    with torch.no_grad():
+        Q, pull = frame_vjp(p, d, r, full=chart == "full", transposed=transposed)
+    theirs, vjp = torch.func.vjp(lambda p: plain(chart, p, d, r, transposed), p)
+    torch.testing.assert_close(Q, theirs, rtol=0, atol=1e-12)
+    for G in (normal(seed + 1, *Q.shape), normal(seed + 2, *Q.mT.shape).mT):
+        with torch.no_grad():
+            torch.testing.assert_close(pull(G), vjp(G)[0], rtol=1e-9, atol=1e-11)
+
+
 # --- Without gradient. ---
 
 
@@ -271,16 +285,19 @@ def test_both_ways_without_gradient_agree(chart, lapack, shape, monkeypatch):
     assert len(calls) == 2 * lapack
 
 
-def test_lapack_is_called_for_few_and_for_square_frames_only():
+@parametrized
+def test_lapack_is_called_for_few_and_for_double_frames_and_for_wide_full_ones(chart):
     def choice(b, d, r, dtype=torch.float32):
-        x = torch.empty(b, full_size(d, r), dtype=dtype)
-        return _householder_autograd._lapack_is_faster(x, d, r)
+        x = torch.empty(b, CHARTS[chart][1](d, r), dtype=dtype)
+        kind = getattr(_householder_autograd, f"_{chart.capitalize()}")
+        return _householder_autograd._lapack_is_faster(kind, x, d, r)
 
-    assert choice(1, 64, 16)
-    assert choice(64, 64, 64)
+    assert choice(1, 64, 8)
     assert choice(16, 512, 64, torch.float64)
+    assert choice(64, 128, 64) == (chart == "full")
     assert not choice(16, 512, 64)
     assert not choice(256, 32, 16)
+    assert not choice(256, 32, 32)
 
 
 # --- Accuracy in float32. ---

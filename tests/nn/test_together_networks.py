@@ -254,9 +254,23 @@ def test_what_gains_nothing_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     assert memory.rest > 0
     assert not scope._scopes.stack
     with torch.no_grad():
-        pair = together(nn.Sequential(*(SpectralLinear(12, 12, 4) for _ in range(2))))
+        points = (SpectralLinear(12, 12, 4, method="riemannian") for _ in range(2))
+        pair = together(nn.Sequential(*points))
         for _ in range(5):
             pair(torch.randn(4, 12))
+
+
+def test_a_chart_without_a_partner_joins_a_batch_that_is_there() -> None:
+    sizes = ((12, 12), (12, 12), (12, 7))
+    for method, joins in (("householder", True), ("riemannian", False)):
+        layers = [SpectralLinear(a, b, 3, kind="svdp", method=method) for a, b in sizes]
+        members = [m for layer in layers if (m := batch._member(layer.spectral_weight, "dense"))]
+        few = [2.0, 2.0]
+        batch_of = dict(batch._PARTNERS, riemannian=few)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batch, "_PARTNERS", batch_of)
+            assert batch._gain(members, True) == [True, True, joins]
+            assert batch._gain(members[2:], True) == [False]
 
 
 def test_rest_ends_when_the_network_changes(taken: list[bool]) -> None:
