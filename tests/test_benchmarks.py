@@ -70,7 +70,8 @@ def test_a_run_has_every_row_and_every_number(run: Any) -> None:
         else:
             assert record["ours_value"] > 0
     methods = {"dense", "SVDP chart", "SVDP Riemannian", "STTP chart", "STTP Riemannian"}
-    assert {case["method"] for case in run["training"]} == methods
+    assert {case["method"] for case in run["training"]} == {*methods, "plain factors"}
+    assert {case["method"] for case in run["growth"]} == methods
     assert {case["axis"] for case in run["growth"]} == {"rank", "width", "depth", "batch"}
     assert all(case["seconds"] > 0 and case["flops"] > 0 for case in run["growth"])
 
@@ -182,6 +183,18 @@ def test_flops_of_products_and_solves(module: Any) -> None:
     x = torch.randn(7, 5, requires_grad=True)
     layer = torch.nn.Linear(5, 3)
     assert training.flops(lambda: layer(x).sum().backward()) == 3 * 2 * 7 * 5 * 3
+
+
+def test_plain_factors_do_the_arithmetic_of_a_spectral_weight_and_no_more(module: Any) -> None:
+    training: ModuleType = module("training")
+    x = torch.randn(8, 32)
+    count = {}
+    for method in ("plain factors", "SVDP chart"):
+        model, optimizer = training.converted(training.mlp(32, 64), method, 4)
+        assert model(x).shape == (8, 10)
+        count[method] = training.flops(training.training_step(model, optimizer, x))
+    assert sum(p.numel() for p in model.parameters()) < 3 * (32 + 64) * 4 + 10 * 32 + 64 + 32 + 10
+    assert count["plain factors"] < count["SVDP chart"]
 
 
 def test_resnet20_has_the_published_size(module: Any) -> None:

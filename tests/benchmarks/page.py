@@ -118,12 +118,13 @@ def training_table(cases: Sequence[Row]) -> str:
             f"{c['time_ratio']:.2f}",
             f"{c['flop_ratio']:.2f}",
             f"{c['time_ratio'] / c['flop_ratio']:.2f}",
+            f"{c['of_plain']:.2f}",
         ]
         for c in cases
     ]
     header = ["network", "method", "threads", "median ms", "time, of dense", "flops, of dense",
-              "time over flops"]  # fmt: skip
-    return markdown(header, rows, numbers=5)
+              "time over flops", "time, of plain factors"]  # fmt: skip
+    return markdown(header, rows, numbers=6)
 
 
 def growth_table(cases: Sequence[Row]) -> str:
@@ -201,8 +202,10 @@ def text(run: Row) -> str:
             "## Training a whole network",
             "![Time and flops of each method](figures/benchmarks-training.png)",
             "One step of training (forward, backward, optimizer) of the same network, dense with "
-            "Adam, by charts with Adam, and on the manifold with `RiemannianAdam`. Compression "
-            "costs its arithmetic and no more where the last column is at most one. Flops are "
+            "Adam, by charts with Adam, and on the manifold with `RiemannianAdam`. *Plain factors* "
+            "are two matrices of the same rank as free parameters, applied by the same plan and "
+            "trained by Adam: the same arithmetic without frames, so that the last column is what "
+            "a chart or a manifold costs beyond its arithmetic. Flops are "
             "counted by torch's `FlopCounterMode` over the step that is timed: matrix products, "
             "convolutions, triangular solves and Cholesky factorizations, forward, backward and in "
             "the optimizer, an addition and a multiplication as two. What goes element by element "

@@ -3,6 +3,9 @@
 Beside the time stand the floating-point operations of the same step, as torch's counter finds them:
 matrix products, convolutions, triangular solves and Cholesky factorizations, forward, backward and
 optimizer; a multiplication and an addition count as two, what goes element by element as nothing.
+
+*Plain factors* are two matrices of the same rank as free parameters, applied by the same plan: the
+same arithmetic without frames. What a chart or a manifold costs is what it takes beyond them.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from timing import Timer, Work, markdown, parser, started
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sttp_manifold.nn import compress
+from sttp_manifold.nn import SpectralLayer, compress
 from sttp_manifold.optim import RiemannianAdam
 
 # Kind and way of holding; a dense network is left as it is.
@@ -26,6 +29,22 @@ METHODS: dict[str, tuple[str, str] | None] = {
     "STTP chart": ("sttp", "householder"),
     "STTP Riemannian": ("sttp", "riemannian"),
 }
+PLAIN = "plain factors"
+
+
+class Factors(nn.Module):
+    """A product of two matrices in the place of a spectral weight."""
+
+    def __init__(self, weight: nn.Module) -> None:
+        super().__init__()
+        self.shape = weight.shape
+        self.us, self.vt = map(nn.Parameter, weight.factors())
+
+    def forward(self) -> Tensor:
+        return self.us @ self.vt
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.us, self.vt
 
 
 class Block(nn.Module):
@@ -85,6 +104,12 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] = {
 
 def converted(model: nn.Module, method: str, rank: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The network as a method holds it, and the method's optimizer."""
+    if method == PLAIN:
+        model = compress(model, rank, kind="svdp", init="random", grow="allow", together=False)
+        for layer in model.modules():
+            if isinstance(layer, SpectralLayer):
+                layer.spectral_weight = Factors(layer.spectral_weight)
+        return model, torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
     how = METHODS[method]
     if how is None:
         return model, torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
@@ -146,12 +171,15 @@ def network_cases(timer: Timer, threads: int, small: bool = False) -> list[dict[
         works: dict[str, Work | None] = {}
         counts = {}
         x = torch.randn(batch, *size)
-        for method in METHODS:
+        for method in (*METHODS, PLAIN):
             works[method] = work = training_step(*converted(make(), method, rank), x)
             counts[method] = flops(work)
             work()  # what the counter's mode kept apart is together again
-        for method, measured in timer.compare(works).items():
+        compared = timer.compare(works)
+        plain = compared[PLAIN]
+        for method, measured in compared.items():
             assert measured is not None
+            assert plain is not None
             found.append(
                 {
                     "network": name,
@@ -162,6 +190,7 @@ def network_cases(timer: Timer, threads: int, small: bool = False) -> list[dict[
                     "flops": counts[method],
                     "time_ratio": measured.against,
                     "flop_ratio": counts[method] / counts["dense"],
+                    "of_plain": measured.against / plain.against,
                 }
             )
     return found
@@ -178,11 +207,13 @@ def main() -> None:
             f"{1e3 * case['seconds']:.1f}",
             f"{case['time_ratio']:.3f}",
             f"{case['flop_ratio']:.3f}",
+            f"{case['of_plain']:.3f}",
         ]
         for case in network_cases(timer, arguments.threads)
     ]
-    header = ["network", "method", "median ms", "time, of dense", "flops, of dense"]
-    print(markdown(header, rows, numbers=3))
+    header = ["network", "method", "median ms", "time, of dense", "flops, of dense",
+              "time, of plain factors"]  # fmt: skip
+    print(markdown(header, rows, numbers=4))
 
 
 if __name__ == "__main__":
