@@ -18,7 +18,7 @@ from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["SpectralWeight"]
+__all__ = ["SpectralWeight", "factors_of"]
 
 # A value farther from orthonormal than this is no SpectralTT, whatever its rounding.
 _ORTHONORMAL = 1e-3
@@ -133,8 +133,7 @@ class SpectralWeight(nn.Module, ABC):
         if found is not None:
             return found[0], found[1]
         with outside_autocast(self.device):
-            tt = self._value()
-            return times_bond(left_matrix(tt.left), tt.spectrum, 0), right_matrix(tt.right)
+            return factors_of(self._value())
 
     @torch.no_grad()
     def encode_(self, tt: SpectralTT, project: bool = False) -> SpectralWeight:
@@ -182,3 +181,9 @@ class SpectralWeight(nn.Module, ABC):
             f"{self.shape.d_out} x {self.shape.d_in}, modes {self.shape}, "
             f"spectrum={self.spectrum!r}{bound}"
         )
+
+
+def factors_of(tt: SpectralTT) -> tuple[Tensor, Tensor]:
+    """``U diag(s)`` and ``V^T`` of an unbatched value, outside of autocast."""
+    with outside_autocast(tt.device):
+        return times_bond(left_matrix(tt.left), tt.spectrum, 0), right_matrix(tt.right)

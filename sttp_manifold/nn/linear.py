@@ -166,16 +166,24 @@ class SpectralLinear(SpectralLayer):
             - x: ``(*, in_features)``
             - output: ``(*, out_features)``
         """
-        weight = self.spectral_weight
+        weight, size = self.spectral_weight, x.shape[-1] if x.ndim else 0
+        found = self._at_hand(weight, x) if size == self.in_features else None
+        if found is None:
+            form = self._form(weight, x, False)
+            if form == "cores":
+                y = weight.tt().matvec(x)
+                return y if self.bias is None else y + self.bias.to(y.dtype)
+            found = (weight(),) if form == "dense" else weight.factors()
+        if len(found) == 2:
+            x = nn.functional.linear(x, found[1])
+        return nn.functional.linear(x, found[0], self.bias)
+
+    def _form(self, weight: SpectralWeight, x: Tensor, at_hand: bool) -> str:
         count = x.numel() // max(x.shape[-1], 1) if x.ndim else 0
-        plan = linear_plan(weight.shape, count) if count else "dense"
-        if plan == "dense":
-            return nn.functional.linear(x, weight(), self.bias)
-        if plan == "lowrank":
-            us, vt = weight.factors()
-            return nn.functional.linear(nn.functional.linear(x, vt), us, self.bias)
-        y = weight.tt().matvec(x)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        if not count:
+            return "dense"
+        plan = linear_plan(weight.shape, count, at_hand)
+        return "factors" if plan == "lowrank" else plan
 
     def extra_repr(self) -> str:
         """As torch's, with rank, method and spectrum."""
