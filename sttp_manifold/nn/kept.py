@@ -17,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ _LONGEST_WAIT = 64
 # Exactly these: of a subclass nobody knows what lies at its address.
 _TENSORS = (Tensor, nn.Parameter, ManifoldParameter)
 
+
 class Bytes(NamedTuple):
     """A copy of a tensor, as its bytes lie."""
 
@@ -47,25 +48,30 @@ class Bytes(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Bytes:
-        """Copy an ordinary tensor."""
+        """Copy a tensor that has an address."""
         array = ctypes.c_char * tensor.nbytes
-        content = bytearray(array.from_address(tensor.data_ptr()))
+        content = bytearray(array.from_address(_address(tensor)))
         return cls(tensor.dtype, tensor.shape, array, content)
 
 
-def _is_ordinary(tensor: Tensor) -> bool:
-    """Whether the elements of a tensor lie in memory that is there, as it says itself."""
-    return (
-        type(tensor) in _TENSORS
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-        and tensor.data_ptr() != 0
-        # Sharded training frees the memory of parameters and leaves them their sizes.
-        and tensor.untyped_storage().nbytes()
-        >= tensor.storage_offset() * tensor.itemsize + tensor.nbytes
-    )
+def _address(tensor: Tensor, size: int = 0) -> int:
+    """Where all bytes of a tensor lie, as it is; 0 if they do not, or are not its value.
+
+    Args:
+        tensor: the tensor.
+        size: how many bytes, where that is known.
+    """
+    if (
+        type(tensor) not in _TENSORS
+        or not tensor.is_cpu
+        or tensor.layout is not torch.strided
+        or not tensor.is_contiguous()
+        or tensor.is_neg()
+    ):
+        return 0
+    # Sharded training frees the memory of parameters and leaves them their sizes.
+    space = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.itemsize
+    return tensor.data_ptr() if space >= (size or tensor.nbytes) else 0
 
 
 class Snapshot(NamedTuple):
@@ -79,12 +85,10 @@ class Snapshot(NamedTuple):
         if len(tensors) != len(self.copies):
             return False
         for (dtype, shape, array, content), tensor in zip(self.copies, tensors, strict=True):
-            if (
-                not _is_ordinary(tensor)
-                or tensor.dtype is not dtype
-                or tensor.shape != shape
-                or content != array.from_address(tensor.data_ptr())
-            ):
+            if tensor.dtype is not dtype or tensor.shape != shape:
+                return False
+            address = _address(tensor, len(content))
+            if not address or content != memoryview(array.from_address(address)):
                 return False
         return True
 
@@ -181,7 +185,7 @@ def _seen(tensors: Sequence[Tensor]) -> Seen | None:
     """What tells tensors from others at a glance; None if there is one that cannot be compared."""
     seen = []
     for tensor in tensors:
-        if not _is_ordinary(tensor) or tensor.is_inference():
+        if not _address(tensor) or tensor.is_inference():
             return None
         seen.append((id(tensor), tensor._version))
     return tuple(seen)

@@ -121,9 +121,8 @@ class HouseholderWeight(SpectralWeight):
         stored = cast("dict[str, Tensor]", self.frames._parameters)
         try:
             centre = self._parameters["coordinates"]
-            if centre is None:
-                centre = self._centre
-            return (*[stored[name] for name in self._names], centre)
+            frames = [stored[name] for name in self._names]
+            return (*frames, self.signs if centre is None else centre)
         except KeyError:  # computed from other parameters
             return (*self.frames, self._centre)
 
