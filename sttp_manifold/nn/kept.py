@@ -155,7 +155,7 @@ def kept(weight: SpectralWeight, form: Forms) -> tuple[Tensor, ...] | None:
             return _from(snapshot, weight, form)
         record.drop()
     seen = _seen(tensors)
-    if seen is None:
+    if seen is None or not all(map(_address, tensors)):
         return None
     if record is None:
         record = _records.setdefault(weight, _Record())
@@ -182,10 +182,10 @@ def is_kept(weight: SpectralWeight) -> bool:
 
 
 def _seen(tensors: Sequence[Tensor]) -> Seen | None:
-    """What tells tensors from others at a glance; None if there is one that cannot be compared."""
+    """What tells tensors from others at a glance; None if one has no version."""
     seen = []
     for tensor in tensors:
-        if not _address(tensor) or tensor.is_inference():
+        if tensor.is_inference():
             return None
         seen.append((id(tensor), tensor._version))
     return tuple(seen)
