@@ -318,6 +318,25 @@ def test_threads() -> None:
     assert not errors
 
 
+def test_a_write_while_a_weight_is_formed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another thread, say, and then back to what it was."""
+    layer, x = layer_of(), vectors()
+    wanted = without_gradient(layer, x)
+    p, form = layer.spectral_weight.coordinates, SpectralWeight._value
+    old = p.detach().clone()
+
+    def interrupted(self: SpectralWeight) -> object:
+        p.data.mul_(1.5)
+        return form(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SpectralWeight, "_value", interrupted)
+        without_gradient(layer, x)
+    p.data.copy_(old)
+    for _ in range(4):
+        torch.testing.assert_close(without_gradient(layer, x), wanted, **CLOSE)
+
+
 def test_replicas_of_data_parallel_keep_nothing() -> None:
     layer, x = layer_of(), vectors()
     wanted = without_gradient(layer, x, 3)
@@ -374,10 +393,11 @@ def test_parameters_made_in_inference_mode() -> None:
     assert snapshots(layer) == [None]
 
 
-@pytest.mark.parametrize("count", [1, 1000])
+@pytest.mark.parametrize("count", [4, 1000])
 def test_wrong_inputs_are_refused_as_ever(count: int) -> None:
-    layer = layer_of()
-    bad = [vectors(count).float(), vectors(count)[:, :-1], vectors(count).int()]
+    layer = SpectralLinear(512, 512, 16, **DOUBLE)
+    good = torch.randn(count, 512, **DOUBLE)
+    bad = [good.float(), good[:, :-1], good.int(), torch.tensor(1.0, **DOUBLE)]
 
     def errors() -> list[type[Exception]]:
         found = []
@@ -388,11 +408,11 @@ def test_wrong_inputs_are_refused_as_ever(count: int) -> None:
         return found
 
     wanted = errors()
-    without_gradient(layer, vectors(count), 3)
+    without_gradient(layer, good, 3)
     assert snapshots(layer) != [None]
     assert errors() == wanted
-    empty = without_gradient(layer, vectors(0), 3)
-    assert empty.shape == (0, 48)
+    assert (ShapeError in wanted) == (count == 4)
+    assert without_gradient(layer, good[:0], 3).shape == (0, 512)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -522,16 +542,30 @@ def test_a_batch_of_a_few_is_no_verdict(taken: list[bool], asked: list[int]) -> 
     model, x = made().eval(), image()
     weights = [m for m in model.modules() if isinstance(m, SpectralWeight)]
     with torch.no_grad():
-        for step in range(40):
+        for step in range(60):
             model(x)
-            if step > 2:
+            if step % 3 == 2:
                 weights[step % 10].coordinates.mul_(1.01)
-        assert len(scope._memories[model][False, False].layouts) <= scope._LAYOUTS + 1
         for p in model.parameters():
             p.mul_(1.01)
         asked.clear()
         torch.testing.assert_close(model(x), fresh(alone(model), x), **CLOSE)
     assert asked == [10]
+
+
+def test_plans_of_batches_do_not_pile_up(taken: list[bool]) -> None:
+    model, x = made().eval(), image()
+    weights = [m for m in model.modules() if isinstance(m, SpectralWeight)]
+    with torch.no_grad():
+        for first in range(10):
+            for second in range(first):
+                for weight in (weights[first], weights[second]):
+                    weight.coordinates.mul_(1.01)
+                for _ in range(3):
+                    model(x)
+                layouts = scope._memories[model][False, False].layouts
+                assert len(layouts) <= scope._LAYOUTS + 1
+    assert layouts
 
 
 def test_training_and_inference_in_turn(taken: list[bool]) -> None:

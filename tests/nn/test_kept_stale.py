@@ -125,6 +125,10 @@ def test_parametrizations_come_and_go() -> None:
                 torch.testing.assert_close(model(x), base)
 
 
+class Other(torch.Tensor):
+    """What it is worth, its own operations say."""
+
+
 @every_method
 @pytest.mark.parametrize("at", [0, -1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -146,6 +150,7 @@ def test_every_bit_counts(method: str, at: int, dtype: torch.dtype) -> None:
     assert not snapshot.fits(other)
     assert not snapshot.fits([t.unsqueeze(0) for t in tensors])
     assert not snapshot.fits([t.detach().to("meta") for t in tensors])
+    assert not snapshot.fits([t.detach().as_subclass(Other) for t in tensors])
 
 
 def test_memory_that_is_not_there_is_not_read() -> None:
