@@ -27,7 +27,8 @@ _ORTHONORMAL = 1e-3
 class SpectralWeight(nn.Module, ABC):
     r"""A trainable matrix :math:`W = U \operatorname{diag}(s) V^\top` in spectral TT form.
 
-    Base of the two ways to hold one; made by :func:`make_weight`.
+    Base of the two ways to hold one; made by :func:`make_weight`. Each call computes it anew, for
+    its caller to keep: what layers keep without gradient is another copy.
 
     Attributes:
         shape: the plan.

@@ -22,7 +22,8 @@ class SpectralConv2d(SpectralLayer):
 
     With ``groups=1`` it is applied as ``r`` kernels from :math:`V^\top` followed by a pointwise
     convolution with :math:`U \operatorname{diag}(s)`, where that is cheaper than to form the
-    kernel. The top singular value of the kernel matrix is not the Lipschitz constant of the layer.
+    kernel. Without gradient the weight is kept between forwards as by :class:`SpectralLinear`. The
+    top singular value of the kernel matrix is not the Lipschitz constant of the layer.
 
     Args:
         in_channels: channels of the input.

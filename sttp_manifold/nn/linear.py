@@ -20,7 +20,11 @@ __all__ = ["SpectralLinear"]
 class SpectralLinear(SpectralLayer):
     r"""A linear layer, :math:`y = U \operatorname{diag}(s) V^\top x + b`.
 
-    ``W`` is formed only where that is the cheapest way to apply it.
+    ``W`` is formed only where that is the cheapest way to apply it. Without gradient, on a CPU, the
+    layer keeps its weight from the second forward on, ``W`` or its two factors, and compares every
+    byte of the parameters with a copy before each use: a weight that they no longer give is never
+    used. On an accelerator comparing would wait for the device, and nothing is kept: take
+    ``spectral_weight.factors()`` once, or :meth:`to_layer`.
 
     Args:
         in_features: size of the input.

@@ -3,7 +3,8 @@
 Hooks on the root open a *scope* for the time of its forward. The first forward only writes down
 which weights are asked for, and in which form; from the second on, those are computed at its
 start, equal frames and equal chains as one batch each (:mod:`sttp_manifold.nn.batch`), and handed
-out where they are asked for. Nothing outlives the forward.
+out where they are asked for. Nothing outlives the forward; without gradient layers may keep weights
+themselves (:mod:`sttp_manifold.nn.kept`), and then those are left out.
 
 A weight of the batch is handed out once, and only if nothing has changed since: every tensor that
 it was computed from is the same object, as trainable as before, and of the same value on a CPU
