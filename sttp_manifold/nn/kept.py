@@ -26,7 +26,7 @@ from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.nn.base import SpectralWeight, factors_of
 from sttp_manifold.nn.scope import in_scope, noted
 from sttp_manifold.nn.torch_state import circumstances, is_hooked, outside_autocast
-from sttp_manifold.nn.weight import METHODS
+from sttp_manifold.nn.weight import HouseholderWeight, RiemannianWeight
 
 __all__ = ["is_kept", "kept"]
 
@@ -34,7 +34,9 @@ __all__ = ["is_kept", "kept"]
 # were kept have been of no use.
 _LONGEST_WAIT = 64
 
-# Exactly these: of a subclass nobody knows what lies at its address.
+# Exactly these: a subclass may depend on more than the tensors that it names, and of a subclass of
+# Tensor nobody knows what lies at its address.
+_WEIGHTS = (HouseholderWeight, RiemannianWeight)
 _TENSORS = (Tensor, nn.Parameter, ManifoldParameter)
 
 
@@ -141,7 +143,7 @@ def kept(weight: SpectralWeight, form: Forms) -> tuple[Tensor, ...] | None:
     if torch.compiler.is_compiling():
         return None
     record = _records.get(weight)
-    if torch.is_grad_enabled() or METHODS.get(weight.method) is not type(weight):
+    if torch.is_grad_enabled() or type(weight) not in _WEIGHTS:
         if record is not None:
             _records.pop(weight, None)
         return None

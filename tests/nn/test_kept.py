@@ -253,6 +253,8 @@ def test_hooks_on_a_weight_are_run(where: str) -> None:
 
 def test_subclasses_form_their_own() -> None:
     class Twice(HouseholderWeight):
+        method = "twice"
+
         def forward(self) -> Tensor:
             return 2 * super().forward()
 
