@@ -185,6 +185,5 @@ class SpectralWeight(nn.Module, ABC):
 
 
 def factors_of(tt: SpectralTT) -> tuple[Tensor, Tensor]:
-    """``U diag(s)`` and ``V^T`` of an unbatched value, outside of autocast."""
-    with outside_autocast(tt.device):
-        return times_bond(left_matrix(tt.left), tt.spectrum, 0), right_matrix(tt.right)
+    """``U diag(s)`` and ``V^T`` of an unbatched value."""
+    return times_bond(left_matrix(tt.left), tt.spectrum, 0), right_matrix(tt.right)

@@ -157,11 +157,11 @@ def kept(weight: SpectralWeight, form: Forms) -> tuple[Tensor, ...] | None:
             return _from(snapshot, weight, form)
         record.drop()
     seen = _seen(tensors)
-    if seen is None or not all(map(_address, tensors)):
+    if seen is None or not tensors[0].is_cpu:
         return None
     if record is None:
         record = _records.setdefault(weight, _Record())
-    if not record.see(seen):
+    if not record.see(seen) or not all(map(_address, tensors)):
         return None
     snapshot = Snapshot(tuple(map(Bytes.of, tensors)), {})
     found = _from(snapshot, weight, form)
@@ -212,11 +212,9 @@ def _formed(weight: SpectralWeight, asked: str, wanted: str) -> tuple[Tensor, ..
     """The weight in a form, from that in which a batch may have it."""
     if asked == wanted == "dense":
         return (weight(),)
-    found = factors_of(weight.tt()) if asked == "cores" else weight.factors()
-    if wanted == "factors":
-        return found
-    with outside_autocast(found[0].device):
-        return (found[0] @ found[1],)
+    with outside_autocast(weight.device):
+        us, vt = factors_of(weight.tt()) if asked == "cores" else weight.factors()
+        return (us, vt) if wanted == "factors" else (us @ vt,)
 
 
 def _owned(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
