@@ -1,15 +1,21 @@
-"""Networks of spectral layers, and the comparison of weights together with weights alone."""
+"""Networks of spectral layers, and the comparison of their weights with weights formed alone."""
 
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sttp_manifold.nn import SpectralConv2d, SpectralLinear, together
+from sttp_manifold.nn import SpectralConv2d, SpectralLinear, SpectralWeight, together
+from sttp_manifold.nn.kept import Snapshot, _records
 from sttp_manifold.tt import SPECTRA
 
 METHODS = ("householder", "riemannian")
@@ -90,6 +96,23 @@ def agree(ours: tuple[Tensor, list], wanted: tuple[Tensor, list]) -> None:
             torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
 
 
+def snapshots(model: nn.Module) -> list[Snapshot | None]:
+    """What the layers of a network keep of each weight."""
+    weights = [m for m in model.modules() if isinstance(m, SpectralWeight)]
+    return [_records[w].snapshot if w in _records else None for w in weights]
+
+
+def keeping_nothing() -> AbstractContextManager[object]:
+    """Layers form their weights in each forward."""
+    return mock.patch("sttp_manifold.nn.layer.kept", return_value=None)
+
+
+def fresh(model: nn.Module, x: Tensor) -> Tensor:
+    """The output without gradient of layers that keep nothing."""
+    with torch.no_grad(), keeping_nothing():
+        return model(x)
+
+
 def warm(model: nn.Module, x: Tensor, taken: list[bool]) -> None:
     """The first forward finds out what the next ones need."""
     for _ in range(2):
@@ -111,3 +134,12 @@ class Heads(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [part(x) for k, part in enumerate(self.parts) if k not in self.leave_out]
+
+
+def run_script(script: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """A process of its own: import hooks of the tests stay out of it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )

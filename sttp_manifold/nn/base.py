@@ -18,7 +18,7 @@ from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["SpectralWeight"]
+__all__ = ["SpectralWeight", "factors_of"]
 
 # A value farther from orthonormal than this is no SpectralTT, whatever its rounding.
 _ORTHONORMAL = 1e-3
@@ -27,7 +27,8 @@ _ORTHONORMAL = 1e-3
 class SpectralWeight(nn.Module, ABC):
     r"""A trainable matrix :math:`W = U \operatorname{diag}(s) V^\top` in spectral TT form.
 
-    Base of the two ways to hold one; made by :func:`make_weight`.
+    Base of the two ways to hold one; made by :func:`make_weight`. Each call computes it anew, for
+    its caller to keep: what layers keep without gradient is another copy.
 
     Attributes:
         shape: the plan.
@@ -133,8 +134,7 @@ class SpectralWeight(nn.Module, ABC):
         if found is not None:
             return found[0], found[1]
         with outside_autocast(self.device):
-            tt = self._value()
-            return times_bond(left_matrix(tt.left), tt.spectrum, 0), right_matrix(tt.right)
+            return factors_of(self._value())
 
     @torch.no_grad()
     def encode_(self, tt: SpectralTT, project: bool = False) -> SpectralWeight:
@@ -182,3 +182,8 @@ class SpectralWeight(nn.Module, ABC):
             f"{self.shape.d_out} x {self.shape.d_in}, modes {self.shape}, "
             f"spectrum={self.spectrum!r}{bound}"
         )
+
+
+def factors_of(tt: SpectralTT) -> tuple[Tensor, Tensor]:
+    """``U diag(s)`` and ``V^T`` of an unbatched value."""
+    return times_bond(left_matrix(tt.left), tt.spectrum, 0), right_matrix(tt.right)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold._geoopt import ManifoldParameter
+from sttp_manifold.nn.base import factors_of
 from sttp_manifold.nn.layout import Layout, Member, partners
 from sttp_manifold.nn.passes import Pass
 from sttp_manifold.nn.scope import Asked, Copy, Entries, Entry, Ledger, Stamp
 from sttp_manifold.nn.torch_state import graph_is_kept, outside_autocast
 from sttp_manifold.nn.weight import HouseholderWeight, RiemannianWeight
-from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
 
 if TYPE_CHECKING:
     from sttp_manifold.nn.base import SpectralWeight
@@ -278,7 +278,7 @@ def _alone(member: Member, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return (*tt.left, tt.spectrum, *tt.right)
     if member.form == "dense":
         return (tt.to_matrix(),)
-    return times_bond(left_matrix(tt.left), tt.spectrum, 0), right_matrix(tt.right)
+    return factors_of(tt)
 
 
 def _rows(batch: Tensor) -> list[Tensor]:

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.base import SpectralWeight
 from sttp_manifold.nn.initial import INITS, computing_dtype
+from sttp_manifold.nn.kept import kept
 from sttp_manifold.nn.weight import make_weight
 from sttp_manifold.tt.decompose import tt_svd
 from sttp_manifold.tt.shape import TTShape
@@ -50,6 +51,18 @@ class SpectralLayer(nn.Module, ABC):
     def weight(self) -> Tensor:
         """The dense weight in the stock layer's shape, formed at each call; differentiable."""
         return self.spectral_weight().reshape(self.weight_shape)
+
+    @abstractmethod
+    def _form(self, weight: SpectralWeight, x: Tensor, at_hand: bool) -> str:
+        """The form in which to have the weight for an input, if it is to be formed or at hand."""
+
+    def _at_hand(self, weight: SpectralWeight, x: Tensor) -> tuple[Tensor, ...] | None:
+        """What is kept of the weight, ``(W,)`` or its two factors; None if it is to be formed."""
+        found = kept(weight, lambda at_hand: self._form(weight, x, at_hand))
+        if found is None or x.dtype == found[0].dtype:
+            return found
+        # Whatever is wrong with the input is found where nothing is kept.
+        return found if torch.is_autocast_enabled(x.device.type) else None
 
     @property
     @abstractmethod

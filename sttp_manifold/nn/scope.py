@@ -3,7 +3,8 @@
 Hooks on the root open a *scope* for the time of its forward. The first forward only writes down
 which weights are asked for, and in which form; from the second on, those are computed at its
 start, equal frames and equal chains as one batch each (:mod:`sttp_manifold.nn.batch`), and handed
-out where they are asked for. Nothing outlives the forward.
+out where they are asked for. Nothing outlives the forward; without gradient layers may keep weights
+themselves (:mod:`sttp_manifold.nn.kept`), and then those are left out.
 
 A weight of the batch is handed out once, and only if nothing has changed since: every tensor that
 it was computed from is the same object, as trainable as before, and of the same value on a CPU
@@ -30,12 +31,14 @@ from sttp_manifold.nn.torch_state import Circumstances, circumstances
 if TYPE_CHECKING:
     from sttp_manifold.nn.base import SpectralWeight
 
-__all__ = ["is_together", "taken", "together"]
+__all__ = ["in_scope", "is_together", "noted", "taken", "together"]
 
 # After so many forwards in a row that asked for other weights than the one before, or from which a
 # batch had nothing to gain, rest for a while; each time for longer, up to so many forwards.
 _PATIENCE = 4
 _LONGEST_REST = 256
+# Without gradient any part of the weights may be kept by their layers, and the others need a plan.
+_LAYOUTS = 16
 
 
 class Stamp(NamedTuple):
@@ -141,13 +144,17 @@ class _Scope:
 
 
 class _Memory:
-    """What the last forward of a root asked for, in one training and grad mode."""
+    """What the last forward of a root asked for, in one training and grad mode.
 
-    __slots__ = ("asked", "layouts", "left", "misses", "rest")
+    ``gained`` is whether the last batch that was thought of was worth it.
+    """
+
+    __slots__ = ("asked", "gained", "layouts", "left", "misses", "rest")
 
     def __init__(self) -> None:
         self.asked: tuple[tuple[weakref.ref[SpectralWeight], str], ...] = ()
         self.layouts: dict[object, Any] = {}
+        self.gained = False
         self.misses = 0
         self.rest = self.left = 0
 
@@ -161,7 +168,7 @@ class _Memory:
         if not same:
             self.layouts = {}
             self.asked = tuple((weakref.ref(weight), form) for weight, form in scope.asked)
-        if same and scope.ledgers:
+        if same and self.gained:
             self.misses = self.rest = 0
             return
         self.misses += 1
@@ -194,12 +201,23 @@ def taken(weight: SpectralWeight, form: str) -> tuple[Tensor, ...] | None:
     """
     if torch.compiler.is_compiling() or not _scopes.stack:
         return None
+    entry = noted(weight, form)
+    return None if entry is None else entry.take(weight)
+
+
+def in_scope() -> bool:
+    """Whether there may be a scope that is to be told what is asked for."""
+    return bool(_scopes.stack)
+
+
+def noted(weight: SpectralWeight, form: str) -> Entry | None:
+    """Tell the scope that a weight is asked for; what the scope has of it is out of the scope."""
     scope = _top()
     if scope is None or circumstances() != scope.state:
         return None
     scope.asked.append((weight, form))
     entries = scope.entries.get((id(weight), form))
-    return entries.pop().take(weight) if entries else None
+    return entries.pop() if entries else None
 
 
 def _top() -> _Scope | None:
@@ -229,11 +247,19 @@ def enter(module: nn.Module, args: object) -> None:
     if memory.rests():
         return
     scope = _Scope(sys._getframe(1), state)
-    if memory.asked:
+    asked = [(weight, form) for ref, form in memory.asked if (weight := ref()) is not None]
+    if not state[0]:
+        from sttp_manifold.nn.kept import is_kept
+
+        asked = [(weight, form) for weight, form in asked if not is_kept(weight)]
+    if asked:
         from sttp_manifold.nn.batch import compute
 
-        asked = [(weight, form) for ref, form in memory.asked if (weight := ref()) is not None]
+        if len(memory.layouts) > _LAYOUTS:
+            memory.layouts.clear()
         scope.entries, scope.ledgers = compute(asked, memory.layouts)
+        if scope.ledgers or len(asked) == len(memory.asked):
+            memory.gained = bool(scope.ledgers)  # a few left over by others say nothing
     _scopes.stack.append(scope)
 
 

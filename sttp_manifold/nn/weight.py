@@ -117,10 +117,12 @@ class HouseholderWeight(SpectralWeight):
         return self._centre.device
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        # A list of parameters is slow to walk, and this is done for each weight of each forward.
+        # Attributes of modules are slow to get, and this is done for each weight of each forward.
         stored = cast("dict[str, Tensor]", self.frames._parameters)
         try:
-            return (*[stored[name] for name in self._names], self._centre)
+            centre = self._parameters["coordinates"]
+            frames = [stored[name] for name in self._names]
+            return (*frames, self.signs if centre is None else centre)
         except KeyError:  # computed from other parameters
             return (*self.frames, self._centre)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from networks_together import (
     DOUBLE,
-    METHODS,
     Net,
     agree,
     alone,
@@ -19,132 +18,19 @@ from networks_together import (
     run,
     warm,
 )
+from parameter_changes import (
+    CHANGES,
+    by_data,
+    by_freezing,
+    by_new_weight,
+    by_same_memory,
+    by_swap,
+    first_weight,
+    parameter,
+)
 from torch import Tensor, nn
 
-from sttp_manifold.nn import (
-    make_weight,
-    switch,
-)
 from sttp_manifold.nn.scope import Stamp
-
-
-def first_weight(model: Net) -> nn.Module:
-    return model.linears[0].spectral_weight
-
-
-def parameter(model: Net) -> nn.Parameter:
-    return next(first_weight(model).parameters())
-
-
-def owner(model: Net) -> tuple[nn.Module, str]:
-    weight = first_weight(model)
-    return (weight.frames, "0") if hasattr(weight, "frames") else (weight, "point")
-
-
-def by_optimizer(model: Net) -> None:
-    p = parameter(model)
-    before, p.grad = p.grad, torch.ones_like(p)
-    torch.optim.SGD([p], lr=0.1).step()
-    p.grad = before
-
-
-def by_data(model: Net) -> None:
-    parameter(model).data.mul_(1.5)
-
-
-def by_new_data(model: Net) -> None:
-    parameter(model).data = parameter(model).data * 1.5
-
-
-def by_copy(model: Net) -> None:
-    with torch.no_grad():
-        parameter(model).copy_(parameter(model) * 1.5)
-
-
-def in_place(model: Net) -> None:
-    with torch.no_grad():
-        parameter(model)[:3] += 0.25
-
-
-def by_detached_alias(model: Net) -> None:
-    parameter(model).detach().add_(0.25)
-
-
-def by_numpy(model: Net) -> None:
-    parameter(model).detach().numpy()[:3] += 0.25
-
-
-def by_state_dict(model: Net) -> None:
-    weight = first_weight(model)
-    state = {k: v.clone() for k, v in weight.state_dict().items()}
-    for name, value in state.items():
-        if name == "point":
-            value.copy_(weight.manifold.random(value.shape, **DOUBLE))
-        else:
-            value.mul_(1.5)
-    weight.load_state_dict(state)
-
-
-def by_assigned_state_dict(model: Net) -> None:
-    weight = first_weight(model)
-    state = {k: v.clone() for k, v in weight.state_dict().items()}
-    if "point" in state:
-        state["point"] = weight.manifold.random(state["point"].shape, **DOUBLE).clone()
-    else:
-        state["frames.0"].mul_(1.5)
-    weight.load_state_dict(state, assign=True)
-
-
-def by_swap(model: Net) -> None:
-    p = parameter(model)
-    new = copy.deepcopy(p)
-    new.data.mul_(1.5)
-    torch.utils.swap_tensors(p, new)
-
-
-def by_new_parameter(model: Net) -> None:
-    module, name = owner(model)
-    new = copy.deepcopy(module._parameters[name])
-    new.data.mul_(1.5)
-    setattr(module, name, new)
-
-
-def by_encode(model: Net) -> None:
-    weight = first_weight(model)
-    weight.encode_(make_weight(weight.method, weight.shape, init="random", **DOUBLE).tt())
-
-
-def by_resize(model: Net) -> None:
-    """The same values in other memory, then others: neither version nor identity changes."""
-    p = parameter(model)
-    p.data = p.data.clone()
-    p.data.add_(0.25)
-
-
-def by_same_memory(model: Net) -> None:
-    """Another parameter in the same memory: nothing but its identity tells, and its gradient."""
-    module, name = owner(model)
-    old = module._parameters[name]
-    new = copy.copy(old)
-    new.data = old.data
-    assert new is not old
-    assert new.data_ptr() == old.data_ptr()
-    setattr(module, name, new)
-
-
-def by_freezing(model: Net) -> None:
-    first_weight(model).requires_grad_(False)
-
-
-def by_new_weight(model: Net) -> None:
-    switch(model.linears[0], METHODS[first_weight(model).method == "householder"])
-
-
-CHANGES = [
-    by_optimizer, by_data, by_new_data, by_copy, in_place, by_detached_alias, by_numpy,
-    by_state_dict, by_assigned_state_dict, by_swap, by_new_parameter, by_encode, by_resize,
-    by_same_memory, by_freezing, by_new_weight,
-]  # fmt: skip
 
 
 @every_method

@@ -18,7 +18,14 @@ from sttp_manifold.cli import app
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.tt import refit
 from sttp_manifold.tt.costs import VARIABLE, Costs, costs, read_costs, write_costs
-from sttp_manifold.tt.plans import LinearPlan, Work, conv_plan, linear_plans, linear_steps
+from sttp_manifold.tt.plans import (
+    LinearPlan,
+    Work,
+    conv_plan,
+    linear_plan,
+    linear_plans,
+    linear_steps,
+)
 
 
 @given(
@@ -67,6 +74,25 @@ def test_work_is_counted_as_it_is_done() -> None:
         with FlopCounterMode(display=False) as counter:
             tt._rows_times_wt(x, plan)
         assert counter.get_total_flops() == work.flops, plan
+
+
+@given(
+    d_out=st.integers(1, 3000), d_in=st.integers(1, 3000), rank=st.integers(1, 500),
+    count=st.integers(1, 10_000),
+)  # fmt: skip
+def test_plans_of_what_is_formed_already(d_out: int, d_in: int, rank: int, count: int) -> None:
+    """Whoever forms ``W`` to apply it also applies it where that is free; factors need to gain."""
+    shape = TTShape.svd(d_out, d_in, min(rank, d_out, d_in))
+    at_hand, of_kernel = linear_plan(shape, count, True), conv_plan(shape, count, True)
+    assert at_hand in ("dense", "lowrank")
+    if linear_plan(shape, count) == "dense":
+        assert at_hand == "dense"
+    if conv_plan(shape, count) == "dense":
+        assert of_kernel == "dense"
+    if shape.rank * (d_out + d_in) >= d_out * d_in:
+        assert at_hand == "dense"
+    if 2 * shape.rank * (d_out + d_in) <= d_out * d_in and d_out * d_in > 1e6:
+        assert at_hand == "lowrank"
 
 
 def test_the_choice_follows_the_constants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
