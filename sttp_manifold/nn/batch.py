@@ -173,7 +173,11 @@ class _Run:
             self.passed = Pass(self.layout, self.leaves, wanted if self.trainable else None)
             outputs: list[tuple[Tensor, ...]] = [()] * len(members)
             for chain, parts in zip(self.layout.chains, self.passed.parts, strict=True):
-                batches = [_products(*parts)] if chain.form == "dense" else map(_rows, parts)
+                batches = (
+                    [_products(parts[0], parts[1], (chain.plan.d_out, chain.plan.d_in))]
+                    if chain.form == "dense"
+                    else map(_rows, parts)
+                )
                 for row, tensors in zip(chain.rows, zip(*batches, strict=True), strict=True):
                     outputs[row] = tensors
         return tuple(tensor for tensors in outputs for tensor in tensors)
@@ -286,20 +290,22 @@ def _rows(batch: Tensor) -> list[Tensor]:
     return [row.data for row in batch.detach().unbind(0)]
 
 
-def _products(first: Tensor, second: Tensor) -> list[Tensor]:
-    """``first[i] @ second[i]`` for all ``i``."""
+def _products(first: Tensor, second: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    """``first[i] @ second[i]`` for all ``i``, each reshaped."""
     if first.shape[-2] * second.shape[-1] < _LARGE:
-        return _rows(torch.bmm(first, second))
-    return [torch.mm(a, b) for a, b in zip(first.unbind(0), second.unbind(0), strict=True)]
+        return _rows(torch.bmm(first, second).view(-1, *size))
+    pairs = zip(first.unbind(0), second.unbind(0), strict=True)
+    return [torch.mm(a, b).view(size).data for a, b in pairs]
 
 
 def _pull_back(
     first: Tensor, second: Tensor, gradients: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of both factors from those of their products."""
-    if first.shape[-2] * second.shape[-1] < _LARGE:
-        shape = (first.shape[-2], second.shape[-1])
-        G = _stacked(first.new_empty(0, *shape), gradients)
+    """Gradients of both factors from those of their reshaped products."""
+    size = (first.shape[-2], second.shape[-1])
+    if size[0] * size[1] < _LARGE:
+        zero = first.new_zeros(()).expand(size)
+        G = torch.stack([zero if g is None else g.reshape(size) for g in gradients])
         return torch.bmm(G, second.mT), torch.bmm(first.mT, G)
     a, b = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (first, second))
     for i, gradient in enumerate(gradients):
@@ -307,8 +313,9 @@ def _pull_back(
             a[i].zero_()
             b[i].zero_()
         else:
-            torch.mm(gradient, second[i].mT, out=a[i])
-            torch.mm(first[i].mT, gradient, out=b[i])
+            G = gradient.reshape(size)
+            torch.mm(G, second[i].mT, out=a[i])
+            torch.mm(first[i].mT, G, out=b[i])
     return a, b
 
 

@@ -15,6 +15,7 @@ from sttp_manifold.frames import full_frame, reduced_frame
 from sttp_manifold.frames.householder import frame_vjp
 from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.layout import Chain, FrameKey, Layout
+from sttp_manifold.tt.cuts import cheapest_cut
 from sttp_manifold.tt.vjp import left_matrix_vjp, right_matrix_vjp, times_bond_vjp
 
 __all__ = ["Pass"]
@@ -33,7 +34,8 @@ class Pass:
             will be no such call.
 
     Attributes:
-        parts: for each chain ``U diag(s)`` and ``V^T``; for cores, all cores with ``s`` in between.
+        parts: for each chain two matrices, for factors ``U diag(s)`` and ``V^T``, for dense weights
+            those whose product, reshaped, is ``W``; for cores, all cores with ``s`` in between.
 
     Shape:
         - leaves: ``(n, ...)``
@@ -128,19 +130,21 @@ class _Chain:
         if chain.form == "cores":
             self.parts: Parts = (*cores[:split], s, *cores[split:])
             return
-        left, self._pull_left = left_matrix_vjp(cores[:split])
-        right, self._pull_right = right_matrix_vjp(cores[split:])
-        left, self._pull_bond = times_bond_vjp(left, s)
-        self.parts = left, right
+        inner, self._pull_bond = times_bond_vjp(cores[split - 1].flatten(1, 2), s)
+        cores[split - 1] = inner.view(cores[split - 1].shape)
+        place = cheapest_cut(plan) if chain.form == "dense" else split
+        first, self._pull_first = left_matrix_vjp(cores[:place])
+        second, self._pull_second = right_matrix_vjp(cores[place:])
+        self.parts = first, second
 
     def pull_back(self, gradients: Parts, wanted: bool) -> tuple[list[Tensor], Tensor | None]:
         """Gradients of the frames, none for a point, and of the leaf if it is wanted."""
         split = len(self.chain.plan.out_modes)
         if self.chain.form == "cores":
-            of_cores, of_s = (*gradients[:split], *gradients[split + 1 :]), gradients[split]
+            of_cores, of_s = [*gradients[:split], *gradients[split + 1 :]], gradients[split]
         else:
-            of_left, of_s = self._pull_bond(gradients[0])
-            of_cores = (*self._pull_left(of_left), *self._pull_right(gradients[1]))
+            of_cores = [*self._pull_first(gradients[0]), *self._pull_second(gradients[1])]
+            of_cores[split - 1], of_s = self._pull_bond(of_cores[split - 1].flatten(1, 2))
         of_frames = [G.reshape(frame.shape) for G, frame in zip(of_cores, self._given, strict=True)]
         if self.chain.cuts is None:
             return of_frames, self._pull_spectrum(of_s) if wanted else None

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from sttp_manifold.tt.costs import Costs, costs
+from sttp_manifold.tt.cuts import cheapest_cut, cut_work
+from sttp_manifold.tt.work import Work, gemm, left_forming, right_forming
 
 if TYPE_CHECKING:
     from sttp_manifold.tt.shape import TTShape
@@ -46,45 +48,6 @@ class LinearPlan(NamedTuple):
         return cls(plan, cores if formed else 1, formed)
 
 
-class Work(NamedTuple):
-    """Amounts of what a plan does.
-
-    Attributes:
-        flops: floating-point operations of matrix products.
-        calls: kernel calls.
-        touched: elements that matrix products read or write.
-        permuted: elements that are permuted.
-    """
-
-    flops: float = 0.0
-    calls: float = 0.0
-    touched: float = 0.0
-    permuted: float = 0.0
-
-    def plus(self, other: Work) -> Work:
-        """Sum of two amounts."""
-        return Work(
-            self.flops + other.flops,
-            self.calls + other.calls,
-            self.touched + other.touched,
-            self.permuted + other.permuted,
-        )
-
-    def cost(self, unit: Costs) -> float:
-        """In floating-point operations."""
-        return (
-            self.flops
-            + unit.call * self.calls
-            + unit.touch * self.touched
-            + unit.permute * self.permuted
-        )
-
-
-def _gemm(rows: int, inner: int, columns: int) -> Work:
-    touched = rows * inner + inner * columns + rows * columns
-    return Work(2.0 * rows * inner * columns, 1.0, touched)
-
-
 def linear_plans(shape: TTShape, count: int) -> list[tuple[LinearPlan, Work]]:
     """Every way to apply a chain to ``count`` vectors, and its work.
 
@@ -93,17 +56,15 @@ def linear_plans(shape: TTShape, count: int) -> list[tuple[LinearPlan, Work]]:
         count: how many vectors are multiplied at once.
     """
     right = shape.right_core_shapes
-    forming, direct = _left_work(shape, count)
+    forming, direct = left_forming(shape.left_core_shapes), _left_direct(shape, count)
     plans = []
     for formed in range(1, len(right) + 1):
         work = _right_work(shape, count, formed)
         whole = formed == len(right)
         if whole:
-            dense = _gemm(shape.d_out, shape.rank, shape.d_in)
-            dense = dense.plus(_gemm(count, shape.d_in, shape.d_out))
-            once = _right_forming(right).plus(forming).plus(dense)
-            plans.append((LinearPlan("dense", formed, True), once))
-        applied = _gemm(count, shape.rank, shape.d_out).plus(forming)
+            dense = cut_work(shape, cheapest_cut(shape)).plus(gemm(count, shape.d_in, shape.d_out))
+            plans.append((LinearPlan("dense", formed, True), dense))
+        applied = gemm(count, shape.rank, shape.d_out).plus(forming)
         name: Plan = "lowrank" if whole else "cores"
         plans.append((LinearPlan(name, formed, True), work.plus(applied)))
         if len(shape.out_modes) > 1:
@@ -111,38 +72,28 @@ def linear_plans(shape: TTShape, count: int) -> list[tuple[LinearPlan, Work]]:
     return plans
 
 
-def _left_work(shape: TTShape, count: int) -> tuple[Work, Work]:
-    """Work of forming ``U``, and of applying its cores one by one."""
-    forming, direct, size = Work(), Work(), 1
-    for k, (a, n, b) in enumerate(shape.left_core_shapes):
-        if k:
-            forming = forming.plus(_gemm(size, a, n * b))
+def _left_direct(shape: TTShape, count: int) -> Work:
+    """Work of applying the left cores one by one."""
+    work, size = Work(), 1
+    for a, n, b in shape.left_core_shapes:
         size *= n
         # The core itself is permuted first, the rows once at the end.
-        direct = direct.plus(_gemm(count * (shape.d_out // size), b, a * n))
-        direct = direct.plus(Work(calls=1.0, permuted=a * n * b))
-    return forming, direct.plus(Work(calls=1.0, permuted=count * shape.d_out))
+        work = work.plus(gemm(count * (shape.d_out // size), b, a * n))
+        work = work.plus(Work(calls=1.0, permuted=a * n * b))
+    return work.plus(Work(calls=1.0, permuted=count * shape.d_out))
 
 
 def _right_work(shape: TTShape, count: int, formed: int) -> Work:
     """Work of contracting the last cores to one, and of applying it and the others."""
     right = shape.right_core_shapes
-    work = _right_forming(right[len(right) - formed :])
+    work = right_forming(right[len(right) - formed :])
     size = 1
     for core in right[len(right) - formed :]:
         size *= core[1]
-    work = work.plus(_gemm(count * (shape.d_in // size), size, right[-formed][0]))
+    work = work.plus(gemm(count * (shape.d_in // size), size, right[-formed][0]))
     for a, m, b in reversed(right[:-formed]):
         size *= m
-        work = work.plus(_gemm(count * (shape.d_in // size), m * b, a))
-    return work
-
-
-def _right_forming(right: tuple[tuple[int, int, int], ...]) -> Work:
-    work, size = Work(), right[-1][1]
-    for a, m, b in reversed(right[:-1]):
-        work = work.plus(_gemm(a * m, b, size))
-        size *= m
+        work = work.plus(gemm(count * (shape.d_in // size), m * b, a))
     return work
 
 
@@ -194,8 +145,8 @@ def linear_plan(shape: TTShape, count: int, at_hand: bool = False) -> Plan:
 
 def _choose_at_hand(shape: TTShape, count: int, unit: Costs) -> Plan:
     d_out, d_in, r = shape.d_out, shape.d_in, shape.rank
-    factors = _gemm(count, d_in, r).plus(_gemm(count, r, d_out))
-    return "dense" if _gemm(count, d_in, d_out).cost(unit) <= factors.cost(unit) else "lowrank"
+    factors = gemm(count, d_in, r).plus(gemm(count, r, d_out))
+    return "dense" if gemm(count, d_in, d_out).cost(unit) <= factors.cost(unit) else "lowrank"
 
 
 _chosen_at_hand = lru_cache(maxsize=4096)(_choose_at_hand)
@@ -217,9 +168,13 @@ def conv_plan(
     """
     d_out, d_in, r = shape.d_out, shape.d_in, shape.rank
     unit = costs()
-    forming = 0.0 if at_hand else _gemm(d_out, r, d_in).cost(unit)
-    dense = forming + _convolution(positions, d_in, d_out, unit)
+    dense = _convolution(positions, d_in, d_out, unit)
     factorized = _convolution(positions, d_in, r, unit) + _convolution(positions, r, d_out, unit)
+    if not at_hand:
+        chain = shape.merged
+        dense += cut_work(chain, cheapest_cut(chain)).cost(unit)
+        factorized += left_forming(chain.left_core_shapes).cost(unit)
+        factorized += right_forming(chain.right_core_shapes).cost(unit)
     return "dense" if dense <= factorized else "factorized"
 
 

@@ -28,6 +28,7 @@ from sttp_manifold.tt.contract import (
     times_bond,
     triangle_of_sum,
 )
+from sttp_manifold.tt.cuts import cheapest_cut
 from sttp_manifold.tt.display import value_html, value_text
 from sttp_manifold.tt.plans import LinearPlan, Plan, linear_steps
 from sttp_manifold.tt.shape import TTShape
@@ -210,8 +211,10 @@ class SpectralTT:
 
     def to_matrix(self) -> Tensor:
         """The dense weight ``W``, ``(*b, d_out, d_in)``."""
-        scaled = self._times_bond(left_matrix(self.left), self.spectrum)
-        return scaled @ right_matrix(self.right)
+        cores = (*self._scaled_left(), *self.right)
+        cut = cheapest_cut(self._stored)
+        product = left_matrix(cores[:cut]) @ right_matrix(cores[cut:])
+        return product.reshape(*self.batch_shape, self.shape.d_out, self.shape.d_in)
 
     def matvec(self, x: Tensor) -> Tensor:
         """``W x`` without forming ``W`` unless that is the cheapest way.
@@ -253,10 +256,7 @@ class SpectralTT:
                 f"call tt.{name}(x.to(tt.dtype)) or tt.to(x.dtype).{name}(x)"
             )
         rows = x.reshape(*batch, math.prod(x.shape[len(batch) : -1]), size)
-        merged = self.shape.merged
-        sizes = (len(self.left), len(self.right))
-        is_merged = sizes == (len(merged.out_modes), len(merged.in_modes))
-        plan = linear_steps(merged if is_merged else self.shape, rows.shape[-2])
+        plan = linear_steps(self._stored, rows.shape[-2])
         multiply = self._rows_times_wt if name == "matvec" else self._rows_times_w
         product = multiply(rows, plan)
         return product.reshape(*x.shape[:-1], product.shape[-1])
@@ -279,6 +279,20 @@ class SpectralTT:
         inner = self._times_bond(inner, self.spectrum)
         return rows_times_vt(form_last(self.right, plan.formed), inner)
 
+    @property
+    def _stored(self) -> TTShape:
+        """The chain as its cores are stored: merged, or as the modes are written."""
+        merged = self.shape.merged
+        sizes = (len(self.left), len(self.right))
+        is_merged = sizes == (len(merged.out_modes), len(merged.in_modes))
+        return merged if is_merged else self.shape
+
+    def _scaled_left(self) -> tuple[Tensor, ...]:
+        """Left cores, the last one times the spectrum."""
+        *outer, inner = self.left
+        scaled = self._times_bond(left_frame(inner), self.spectrum).reshape(inner.shape)
+        return (*outer, scaled)
+
     def _times_bond(self, matrix: Tensor, bond: Tensor) -> Tensor:
         return times_bond(matrix, bond, len(self.batch_shape))
 
@@ -293,9 +307,7 @@ class SpectralTT:
             ShapeError: index vectors of different lengths, not of integers, or out of range.
         """
         i, j = check_places(i, j, self.shape.d_out, self.shape.d_in, self.device)
-        *outer, inner = self.left
-        scaled = self._times_bond(left_frame(inner), self.spectrum).reshape(inner.shape)
-        rows = rows_at((*outer, scaled), i)
+        rows = rows_at(self._scaled_left(), i)
         return (rows * rows_at(mirror(self.right), j, reverse=True)).sum(-1)
 
     # -- other representatives ------------------------------------------------------------------
