@@ -26,6 +26,7 @@ __all__ = [
     "full_precision",
     "is_framed",
     "is_riemannian",
+    "number",
     "project_",
     "scalars_shape",
     "spectrum_slice",
@@ -63,6 +64,20 @@ def check_dense(params: Iterable[Tensor], name: str) -> None:
                 f"sparse one; build its embedding with sparse=False, or give that parameter to "
                 f"torch.optim.SparseAdam"
             )
+
+
+def number(value: float | Tensor, *, look: bool = True) -> float | Tensor:
+    """A setting of a group as a number, or as a tensor without dimensions where that would wait.
+
+    Args:
+        value: a number or a tensor of one element.
+        look: whether a tensor on the CPU may be read.
+    """
+    if not isinstance(value, Tensor):
+        return float(value)
+    if look and value.device.type == "cpu":
+        return float(value)
+    return value.detach().reshape(())
 
 
 @contextmanager
