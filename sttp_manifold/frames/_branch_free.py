@@ -63,12 +63,13 @@ def factors(Z: Tensor, *, polar: bool, out: Tensor | None = None) -> Tensor:
     # The same frames in both passes: what is a Q factor is not to become a polar one.
     near = size <= NEAR_IDENTITY if polar else None  # false for NaN
     first, second = TERMS[Z.dtype]
-    shifted = torch.addcmul(gram, gram, eye, value=_SHIFT * torch.finfo(Z.dtype).eps * len(eye))
-    inverse, failed = _inverse_factor(shifted, eye)
+    shift = _SHIFT * torch.finfo(Z.dtype).eps * len(eye)
+    inverse, failed = _inverse_factor(torch.addcmul(gram, gram, eye, value=shift), eye)
     W = _multiply(stack, gram, inverse, eye, near, first)
     gram = torch.bmm(W.mT, W)
     inverse, failed_later = _inverse_factor(gram, eye)
-    bad = (failed + failed_later != 0)[:, None, None] | ~(size < math.inf)
+    broken = (failed + failed_later != 0).view(-1, 1, 1)
+    bad = (size < math.inf).logical_not().logical_or(broken)
     Q = _multiply(W, gram, inverse.masked_fill(bad, torch.nan), eye, near, second, out)
     return Q.view(Z.shape)
 

@@ -320,7 +320,7 @@ def retract_(
     Returns:
         The frames that were arrived at.
     """
-    factor = scale[:, None, None] if isinstance(scale, Tensor) and scale.ndim else scale
+    factor = scale.view(-1, 1, 1) if isinstance(scale, Tensor) and scale.ndim else scale
     if retraction == "cayley":
         return cayley(X, direction * factor, look=look)
     if retraction == "pogo":

@@ -85,7 +85,7 @@ def full_precision(params: Sequence[Tensor]) -> Iterator[None]:
     """Lift autocast, under which the products of a step would be rounded to half precision."""
     with ExitStack() as stack:
         for kind in {p.device.type for p in params}:
-            if torch.is_autocast_enabled(kind):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 

@@ -72,7 +72,7 @@ class Stacks:
         stays: the same.
         arrays: by name, what is kept of every element: one tensor for each stack.
         scalars: by name, what is kept of every frame and coordinate: one vector, stack by stack.
-        spans: where the numbers of each stack are in such a vector.
+        largest_first: indices of the stacks of frames.
         coordinates: index of the stack of coordinates, which is the last; None without any.
     """
 
@@ -100,16 +100,19 @@ class Stacks:
         self._pointers = [p.data_ptr() for p in params]
         self._points = self.take_apart([p.detach() for p in params])
         self._sizes = [[piece.numel() for piece in pieces] for pieces in self._points]
-        self.spans = []
-        start = 0
-        for sizes, item in zip(self._sizes, self._items, strict=True):
-            stop = start + sum(sizes) // math.prod(item)
-            self.spans.append(slice(start, stop))
-            start = stop
+        sizes = [sum(sizes) for sizes in self._sizes]
+        self.largest_first = sorted(self.frames, key=lambda k: -sizes[k])
+        self._counts = [
+            size // math.prod(item) for size, item in zip(sizes, self._items, strict=True)
+        ]
 
     def is_current(self) -> bool:
         """Whether the parameters are still at the memory they had."""
         return all(p.data_ptr() == q for p, q in zip(self.params, self._pointers, strict=True))
+
+    def parts(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """Views of the numbers of each stack in a vector of scalars."""
+        return torch.split_with_sizes(vector, self._counts)
 
     @property
     def frames(self) -> range:
@@ -138,13 +141,7 @@ class Stacks:
 
     def stack_scalars(self, arrays: Sequence[Tensor]) -> Tensor:
         """Copy arrays, each with one number for a frame or coordinate, into one vector."""
-        pieces: list[list[Tensor]] = [[] for _ in self._items]
-        for array, parts, targets in zip(arrays, self._parts, self._targets, strict=True):
-            for piece, k in zip(
-                array.split(parts.counts, -1) if parts else [array], targets, strict=True
-            ):
-                pieces[k].append(piece.reshape(-1))
-        return torch.cat([piece for stack in pieces for piece in stack])
+        return torch.cat([piece.reshape(-1) for piece in self._scalar_pieces(arrays)])
 
     def put(self, stacks: Sequence[Tensor], arrays: Sequence[Tensor]) -> None:
         """Undo :meth:`stack`, into arrays that are there, each laid out as its parameter."""
@@ -153,18 +150,20 @@ class Stacks:
 
     def put_scalars(self, vector: Tensor, arrays: Sequence[Tensor]) -> None:
         """Undo :meth:`stack_scalars`, into arrays that are there."""
-        starts = [span.start for span in self.spans]
-        sources: list[Tensor] = []
-        targets: list[Tensor] = []
-        for array, parts, stacks in zip(arrays, self._parts, self._targets, strict=True):
-            for piece, k in zip(
-                array.split(parts.counts, -1) if parts else [array], stacks, strict=True
-            ):
-                stop = starts[k] + piece.numel()
-                sources.append(vector[starts[k] : stop].view(piece.shape))
-                targets.append(piece)
-                starts[k] = stop
-        torch._foreach_copy_(targets, sources)
+        into = self._scalar_pieces(arrays)
+        cut = torch.split_with_sizes(vector, [piece.numel() for piece in into])
+        torch._foreach_copy_(
+            into, [part.view(piece.shape) for part, piece in zip(cut, into, strict=True)]
+        )
+
+    def _scalar_pieces(self, arrays: Sequence[Tensor]) -> list[Tensor]:
+        """Views of the numbers of each part of each parameter, in the order of the stacks."""
+        pieces: list[list[Tensor]] = [[] for _ in self._items]
+        for array, parts, targets in zip(arrays, self._parts, self._targets, strict=True):
+            cut = array.split(parts.counts, -1) if parts else [array]
+            for piece, k in zip(cut, targets, strict=True):
+                pieces[k].append(piece)
+        return [piece for stack in pieces for piece in stack]
 
     def take_apart(self, arrays: Sequence[Tensor]) -> list[list[Tensor]]:
         """Views of the parts of arrays that are laid out as the parameters, sorted by stack."""

@@ -171,23 +171,26 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             [effective_gradient(p, maximize=maximize, weight_decay=coupled) for p in stacks.params]
         )
         squares = torch.empty_like(second)
+        norms = stacks.parts(squares)
         weight = _weight(beta1, second)
-        # One stack of points and one of gradients at a time. The last points are kept: the way back
-        # begins with them.
-        X = None
-        for k in stacks.frames:
+        # One stack of gradients at a time, the largest first, and the points in the same order there
+        # and back: the largest are alone with their gradients, and again with what they become.
+        points = []
+        for k in stacks.largest_first:
             X = stacks.points(k)
+            points.append(X)
             grad = stacks.join(gradients[k], k)
             if retraction != "pogo":
                 # Its norm is not taken from |G|^2 - |sym X^T G|^2, which loses all digits near a
                 # minimum where G is normal.
                 project_(X, grad)
-            torch.linalg.vector_norm(grad.view(len(grad), -1), dim=1, out=squares[stacks.spans[k]])
+            torch.linalg.vector_norm(grad.view(len(grad), -1), dim=1, out=norms[k])
             moments[k].lerp_(grad, weight)
-            del grad
+            del X, grad
         c = stacks.coordinates
         if c is not None:
-            grad = squares[stacks.spans[c]] = stacks.join(gradients[c], c)
+            grad = stacks.join(gradients[c], c)
+            torch.abs(grad, out=norms[c])
             moments[c].lerp_(grad, weight)
 
         second.lerp_(squares.square_(), _weight(beta2, second))
@@ -202,19 +205,14 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         else:
             scale.mul_(-lr / _correction(beta1, steps))
 
-        for k in reversed(stacks.frames):
-            X = stacks.points(k) if X is None else X
-            X = retract_(
-                retraction,
-                X,
-                moments[k],
-                scale[stacks.spans[k]],
-                look=False if capturable else None,
-            )
+        scales = stacks.parts(scale)
+        look = False if capturable else None
+        for k in reversed(stacks.largest_first):
+            X = retract_(retraction, points.pop(), moments[k], scales[k], look=look)
             if retraction != "pogo":
                 project_(X, moments[k])
             stacks.put_points(k, X)
-            X = None
+            del X
         if c is not None:
             x = stacks.points(c)
             if decay and not coupled:
@@ -224,7 +222,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
                     x.sub_(penalty.mul_(lr), alpha=decay)
                 else:
                     x.sub_(penalty, alpha=lr * decay)
-            stacks.put_points(c, x.addcmul_(moments[c], scale[stacks.spans[c]]))
+            stacks.put_points(c, x.addcmul_(moments[c], scales[c]))
 
     def _stays(self, group: dict[str, Any], p: Tensor) -> bool:
         return bool(group["capturable"])
