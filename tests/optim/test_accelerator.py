@@ -108,8 +108,7 @@ class Tape(TorchDispatchMode):
 
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
-@pytest.mark.parametrize("spectrum", ["identity", "free", "normalized", "bounded", "full"])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(("spectrum", "weight_decay"), [("free", 0.0), ("bounded", 0.1)])
 def test_a_step_without_values(cls, options, retraction, spectrum, weight_decay):
     params = []
     for p in points(spectrum=spectrum):
@@ -117,10 +116,9 @@ def test_a_step_without_values(cls, options, retraction, spectrum, weight_decay)
         q.grad = torch.empty_like(q.detach())
         params.append(q)
     optimizer = cls(params, lr=0.1, retraction=retraction, weight_decay=weight_decay, **options)
-    for shape in (None, (), (1,)):
-        if shape is not None:
-            optimizer.param_groups[0]["lr"] = torch.empty(shape, device="meta")
-        optimizer.step()
+    optimizer.step()
+    for shape in ((), (1,)):
+        optimizer.param_groups[0]["lr"] = torch.empty(shape, device="meta")
         optimizer.step()
     optimizer.state_dict()
     optimizer.step()
@@ -166,7 +164,8 @@ def fake_cuda(monkeypatch):
 def test_a_step_on_a_device_cuda(fake_cuda, cls, options, retraction):
     """Nothing of another device is mixed in or copied over, and nothing that waits is called."""
     optimizer = cls(fake_cuda, lr=0.1, retraction=retraction, **options)
-    optimizer.step()
+    if not options.get("capturable"):
+        optimizer.step()  # which makes a count on the host
     for lr in (0.1, torch.empty((), device="cuda")):
         optimizer.param_groups[0]["lr"] = lr
         with Tape() as tape:
@@ -262,12 +261,12 @@ def test_capturable_steps_are_the_steps(retraction, options, dtype):
 def test_bias_corrections_of_float32_have_all_their_digits():
     """``1 - 0.999`` in float32 has four."""
     ends = []
+    start = points()[3].detach()
     for dtype, capturable in ((torch.float64, False), (torch.float32, True)):
-        x = points(dtype)[3]
+        x = ManifoldParameter(start.to(dtype, copy=True), manifold=EuclideanStiefel())
         x.grad = 1e-3 * torch.ones_like(x.detach())
-        start = x.detach().clone()
-        RiemannianAdam([x], lr=1.0, eps=0.0, capturable=capturable).step()
-        ends.append((x.detach() - start).norm().double())
+        RiemannianAdam([x], lr=0.3, eps=0.0, capturable=capturable).step()
+        ends.append((x.detach() - start).norm())
     assert float(ends[1] / ends[0]) == pytest.approx(1, abs=2e-6)
 
 
@@ -362,6 +361,7 @@ def test_a_tape_of_one_step_is_every_step(monkeypatch, cls, options, retraction)
             optimizer.step()
     with Tape() as tape:
         captured.step()
+    assert not [name for name in tape.names() if any(wait in name for wait in WAITS)]
     stepped.step()
     for seed in range(2, 12):
         put_gradients(params, seed)
