@@ -173,8 +173,8 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         squares = torch.empty_like(second)
         norms = stacks.parts(squares)
         weight = _weight(beta1, second)
-        # One stack of gradients at a time, the largest first, and the points in the same order there
-        # and back: the largest are alone with their gradients, and again with what they become.
+        # One stack of gradients at a time, and the largest points first there and last on the way
+        # back: alone with their gradients, and again with what they become.
         points = []
         for k in stacks.largest_first:
             X = stacks.points(k)
@@ -276,9 +276,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         x.copy_(point)
         momentum.copy_(transported)
 
-    def _state_of(
-        self, group: dict[str, Any], p: Tensor, shape: tuple[int, ...]
-    ) -> dict[str, Any]:
+    def _state_of(self, group: dict[str, Any], p: Tensor, shape: tuple[int, ...]) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]
         amsgrad = group["amsgrad"]
         if not state:
