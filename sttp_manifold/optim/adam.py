@@ -31,11 +31,13 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
 
     Plain parameters get exactly :class:`torch.optim.Adam`. The mathematics for manifold parameters
     is that of Becigneul & Ganea 2019, "Riemannian Adaptive Optimization Methods", as in geoopt,
-    with second moments per frame: at equal ``lr`` the step is not that of Adam.
+    with second moments per frame: at equal ``lr`` the step is not that of Adam. On an accelerator a
+    step never waits for the device, unless for a manifold that geoopt's own operations move.
 
     Args:
         params: parameters or groups of them.
-        lr: learning rate, a number or a tensor of one element.
+        lr: learning rate, a number or a tensor of one element, which is read on the device that it
+            is on, and never by the host if ``capturable``.
         betas: decay of the momentum and of the second moment.
         eps: added to the denominator.
         weight_decay: weight of the L2 penalty: :math:`\frac12 |W|_F^2` for a spectral tensor
@@ -43,7 +45,8 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             the coordinates, projected, on other manifolds.
         amsgrad: use the largest second moment so far.
         stabilize: put points back on their manifolds every that many steps. Not needed for the
-            frames of this package, which are orthonormal after every step.
+            frames of this package, which are orthonormal after every step. Not with ``capturable``
+            manifold parameters: the host counts the steps.
         maximize: ascend.
         foreach: for plain parameters as in torch; for manifold parameters ``False`` keeps each
             to itself, instead of batching equal frames over parameters.
@@ -53,14 +56,17 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             a Cayley transform; ``"pogo"``: by the step of Javaloy & Vergari 2026, without
             retraction, projection or transport, moments being Euclidean: for small steps, since
             nothing brings back a frame that is lost. Other manifolds have their own.
-        capturable: plain parameters only.
+        capturable: as in torch, that a graph of kernels can be captured from a step: counts are kept
+            on the device, and the state of every parameter at one address. For the manifolds of
+            this package and ``EuclideanStiefel``; there also on the CPU, where torch refuses it.
         differentiable: plain parameters only.
         fused: plain parameters only.
         decoupled_weight_decay: decay outside of the moments, as AdamW does.
 
     Raises:
-        OptimizerError: for ``capturable``, ``differentiable`` or ``fused`` with manifold
-            parameters, for an unknown retraction, and for sparse gradients.
+        OptimizerError: for ``differentiable`` or ``fused`` with manifold parameters, for
+            ``capturable`` with those of other manifolds or with ``stabilize``, for an unknown
+            retraction, and for sparse gradients.
 
     Example:
         >>> import torch
