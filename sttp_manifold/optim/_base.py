@@ -133,9 +133,8 @@ class FrameOptimizer:
         if kinds:
             raise OptimizerError(
                 f"{name} cannot honour capturable=True for parameters on {', '.join(kinds)}: they "
-                f"are moved by geoopt's own operations, which may wait for the device; call "
-                f"{name}(params, lr=...) without it, or {name}([dict(params=others, "
-                f"capturable=True), dict(params=those)], lr=...) to keep it for the others"
+                f"are moved by geoopt's own operations, which may wait for the device; give them "
+                f"an optimizer of their own, {name}(those, lr=...), and step it outside of the graph"
             )
         if group["stabilize"] is not None:
             raise OptimizerError(

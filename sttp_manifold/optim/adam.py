@@ -36,8 +36,8 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
 
     Args:
         params: parameters or groups of them.
-        lr: learning rate, a number or a tensor of one element, which is read on the device that it
-            is on, and never by the host if ``capturable``.
+        lr: learning rate, a number or a tensor of one element, which the host does not read where
+            it lies on an accelerator, nor anywhere if ``capturable``.
         betas: decay of the momentum and of the second moment.
         eps: added to the denominator.
         weight_decay: weight of the L2 penalty: :math:`\frac12 |W|_F^2` for a spectral tensor
@@ -56,9 +56,9 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             a Cayley transform; ``"pogo"``: by the step of Javaloy & Vergari 2026, without
             retraction, projection or transport, moments being Euclidean: for small steps, since
             nothing brings back a frame that is lost. Other manifolds have their own.
-        capturable: as in torch, that a graph of kernels can be captured from a step: counts are kept
+        capturable: as in torch, that a step can be captured as a graph of kernels: counts are kept
             on the device, and the state of every parameter at one address. For the manifolds of
-            this package and ``EuclideanStiefel``; there also on the CPU, where torch refuses it.
+            this package and ``EuclideanStiefel``, also on the CPU, where torch refuses it.
         differentiable: plain parameters only.
         fused: plain parameters only.
         decoupled_weight_decay: decay outside of the moments, as AdamW does.

@@ -23,8 +23,8 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
     Plain parameters get exactly :class:`torch.optim.SGD`. On a manifold the momentum buffer is a
     tangent vector: it starts as the first Riemannian gradient, as torch's starts as the first
     gradient, and is carried to each new point by projection; Nesterov's step is torch's formula in
-    the tangent space. On an accelerator a step never waits for the device, unless for a manifold that
-    geoopt's own operations move, and can be captured, like torch's, after a first one.
+    the tangent space. On an accelerator a step never waits for the device, unless for a manifold
+    that geoopt's own operations move, and can be captured, like torch's, after a first one.
 
     Args:
         params: parameters or groups of them.
