@@ -134,7 +134,8 @@ class FrameOptimizer:
             raise OptimizerError(
                 f"{name} cannot honour capturable=True for parameters on {', '.join(kinds)}: they "
                 f"are moved by geoopt's own operations, which may wait for the device; give them "
-                f"an optimizer of their own, {name}(those, lr=...), and step it outside of the graph"
+                f"an optimizer of their own, {name}(those, lr=...), and step it outside of the "
+                f"graph"
             )
         if group["stabilize"] is not None:
             raise OptimizerError(
