@@ -207,3 +207,16 @@ def test_the_exponent_is_that_of_the_upper_half(module: Any) -> None:
     sizes = [2, 4, 8, 16, 32, 64]
     values = [1.0, 1.0, 1.0] + [size**1.5 for size in sizes[3:]]
     assert module("growth").exponent(sizes, values) == pytest.approx(1.5)
+
+
+def test_tf32_is_simulated_by_ten_bits(module: Any) -> None:
+    tf32 = module("tf32")
+    x = torch.randn(1000)
+    kept = tf32.rounded(x)
+    assert (kept.view(torch.int32) & 0x1FFF == 0).all()
+    assert ((kept - x).abs() <= 2.0**-11 * x.abs()).all()
+    A, B = torch.randn(2, 5, 5), torch.randn(2, 5, 5)
+    with tf32.Tf32():
+        product = A @ B
+    torch.testing.assert_close(product, tf32.rounded(A) @ tf32.rounded(B))
+    assert not torch.allclose(product, A @ B, rtol=0, atol=1e-6)

@@ -21,6 +21,14 @@ orthonormality to leading order.
 Why the Gram matrix is safe here: for a tangent ``U``, :math:`(X+U)^T(X+U) = I + U^T U`, which for a
 short step is close to the identity and loses nothing. What is not a short step is noticed on the
 Gram matrix itself, which makes no assumption about ``U``.
+
+Which operations a step needs is decided by its values where looking at them is free, on the CPU.
+Elsewhere the host would have to wait for the device, so every frame goes all ways and takes the
+result of one, by the same thresholds: the same point to rounding, no synchronization, and a fixed
+sequence of kernels. Frames are orthonormal to 2e-6 in float32 for tangent ``U`` of a norm up to
+3e3; beyond, digits are lost, and what breaks down is NaN (``frames/_branch_free.py``).
+``look=False`` asks for that on the CPU too, ``look=True`` for the other everywhere. :func:`qr`
+calls ``torch.linalg.qr``, and waits where that does.
 """
 
 from __future__ import annotations
@@ -29,6 +37,7 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
+from sttp_manifold.frames._branch_free import NEAR_IDENTITY, factors, polar_factors
 
 __all__ = [
     "cayley",
@@ -42,9 +51,6 @@ __all__ = [
     "qr",
 ]
 
-# A Gram matrix within 1/2 of the identity (Frobenius) has eigenvalues in [1/2, 3/2]: condition
-# number 3 at most, so that one Cholesky pass is orthonormal to a few roundings.
-_NEAR_IDENTITY = 0.5
 # Taylor coefficients of (1 + x)^(-1/2); with the first m of them the Gram matrix I + D becomes
 # I + O(D^(m + 1)), with the factor below.
 _SERIES = (-0.5, 0.375, -0.3125)
@@ -62,6 +68,11 @@ def _check(X: Tensor, U: Tensor, name: str) -> None:
             f"{name}(X, U) takes two arrays of one shape, "
             f"but X has shape {tuple(X.shape)} and U has shape {tuple(U.shape)}"
         )
+
+
+def _may_look(Z: Tensor, look: bool | None) -> bool:
+    """Whether values of ``Z`` may decide what is done: unless told, where that is free."""
+    return Z.device.type == "cpu" if look is None else look
 
 
 def project_tangent(X: Tensor, G: Tensor) -> Tensor:
@@ -107,12 +118,13 @@ def qr(X: Tensor, U: Tensor) -> Tensor:
     return _householder_qr(X + U)
 
 
-def cholesky_qr(X: Tensor, U: Tensor) -> Tensor:
+def cholesky_qr(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
     """Retract to the same point as :func:`qr`, by Cholesky factorization of the Gram matrix.
 
     Args:
         X: frames.
         U: directions, tangent or not.
+        look: whether values may decide what is done; None: on the CPU only.
 
     Returns:
         The new frames; all NaN where ``X + U`` is not finite.
@@ -125,18 +137,20 @@ def cholesky_qr(X: Tensor, U: Tensor) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "cholesky_qr")
-    return orthonormalize(X + U)
+    return orthonormalize(X + U, look=look)
 
 
-def polar(X: Tensor, U: Tensor) -> Tensor:
+def polar(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
     """Retract by the polar factor of ``X + U``: the frame nearest to it.
 
     Newton-Schulz iterations, which are products only, where the Gram matrix is near the
-    identity; a singular value decomposition elsewhere.
+    identity; a singular value decomposition elsewhere, or Newton's iteration where values may not
+    be looked at.
 
     Args:
         X: frames, or matrices near frames.
         U: directions; zero puts a frame that has drifted back.
+        look: whether values may decide what is done; None: on the CPU only.
 
     Returns:
         The new frames; all NaN where ``X + U`` is not finite.
@@ -152,16 +166,18 @@ def polar(X: Tensor, U: Tensor) -> Tensor:
     Z = X + U
     if Z.numel() == 0:
         return Z
+    if not _may_look(Z, look):
+        return polar_factors(Z)
     D = _excess(Z)
     worst = float(_sizes(D).amax())
-    if worst <= _NEAR_IDENTITY:
+    if worst <= NEAR_IDENTITY:
         return _iterate(Z, D, worst)
     Z, bad = _without_bad_frames(Z)
     left, _, right = torch.linalg.svd(Z, full_matrices=False)
     return _with_nan(left @ right, bad)
 
 
-def newton_schulz(X: Tensor, U: Tensor) -> Tensor:
+def newton_schulz(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
     r"""Retract by the polar factor of ``X + U``, by products only; by its Q factor if it is far.
 
     See :func:`polish`, which does the work.
@@ -169,6 +185,7 @@ def newton_schulz(X: Tensor, U: Tensor) -> Tensor:
     Args:
         X: frames.
         U: directions, tangent or not.
+        look: whether values may decide what is done; None: on the CPU only.
 
     Returns:
         The new frames; all NaN where ``X + U`` is not finite.
@@ -181,10 +198,10 @@ def newton_schulz(X: Tensor, U: Tensor) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "newton_schulz")
-    return polish(X + U)
+    return polish(X + U, look=look)
 
 
-def polish(Z: Tensor, out: Tensor | None = None) -> Tensor:
+def polish(Z: Tensor, out: Tensor | None = None, *, look: bool | None = None) -> Tensor:
     r"""Orthonormal factors of ``Z``: polar where the Gram matrix is near the identity, else Q.
 
     With :math:`Z^T Z = I + D`, the polar factor is :math:`Z (I + D)^{-1/2}`; the series of the
@@ -197,6 +214,7 @@ def polish(Z: Tensor, out: Tensor | None = None) -> Tensor:
         Z: matrices of full column rank.
         out: where to write the result, other memory than ``Z``; for stacks ``(n, d, r)`` without
             gradient.
+        look: whether values may decide what is done; None: on the CPU only.
 
     Shape:
         - Z: ``(*b, d, r)``, ``d >= r``
@@ -204,12 +222,14 @@ def polish(Z: Tensor, out: Tensor | None = None) -> Tensor:
     """
     if Z.numel() == 0:
         return Z if out is None else out.copy_(Z)
+    if not _may_look(Z, look):
+        return factors(Z, polar=True, out=out)
     D = _excess(Z)
     sizes = _sizes(D)
     worst = float(sizes.amax())
-    if worst <= _NEAR_IDENTITY:
+    if worst <= NEAR_IDENTITY:
         return _iterate(Z, D, worst, out)
-    near = sizes <= _NEAR_IDENTITY  # false for NaN
+    near = sizes <= NEAR_IDENTITY  # false for NaN
     Q = torch.empty_like(Z) if out is None else out
     for chosen, factor in ((near, polish), (~near, orthonormalize)):
         if bool(chosen.any()):
@@ -217,7 +237,7 @@ def polish(Z: Tensor, out: Tensor | None = None) -> Tensor:
     return Q
 
 
-def cayley(X: Tensor, U: Tensor) -> Tensor:
+def cayley(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
     r"""Retract along the Cayley transform of a skew matrix (Wen & Yin 2013, Sec. 3.1).
 
     :math:`(I - W/2)^{-1} (I + W/2) X` with :math:`W = P U X^T - X U^T P`, :math:`P = I - XX^T/2`,
@@ -228,6 +248,7 @@ def cayley(X: Tensor, U: Tensor) -> Tensor:
     Args:
         X: frames.
         U: directions; of one that is not tangent, the tangent part counts.
+        look: whether values may decide what is done; None: on the CPU only.
 
     Returns:
         The new frames; all NaN where ``X + U`` is not finite.
@@ -247,7 +268,7 @@ def cayley(X: Tensor, U: Tensor) -> Tensor:
     A, B = torch.cat((PU, X), -1), torch.cat((X, -PU), -1)
     eye = torch.eye(A.shape[-1], dtype=X.dtype, device=X.device)
     solved, _ = torch.linalg.solve_ex(eye - (B.mT @ A) / 2, B.mT @ X)
-    return polish(X + A @ solved)
+    return polish(X + A @ solved, look=look)
 
 
 def pogo(X: Tensor, U: Tensor) -> Tensor:
@@ -277,16 +298,18 @@ def pogo(X: Tensor, U: Tensor) -> Tensor:
     return 1.5 * M - 0.5 * (M @ (M.mT @ M))
 
 
-def orthonormalize(Z: Tensor) -> Tensor:
+def orthonormalize(Z: Tensor, *, look: bool | None = None) -> Tensor:
     r"""Q factor of ``Z``, the diagonal of R positive, at the least cost that keeps it accurate.
 
     One Cholesky pass :math:`Z R^{-1}`, :math:`R^T R = Z^T Z`, where the Gram matrix is near the
     identity. Elsewhere a second pass over the result of the first (CholeskyQR2: Yamamoto et al.
     2015), which is as orthonormal as LAPACK's provided that the first came out near a frame; that
-    is checked, and where it did not, LAPACK's QR factorization is taken.
+    is checked, and where it did not, LAPACK's QR factorization is taken. Where values may not be
+    looked at, both passes are made, the first with a shift.
 
     Args:
         Z: matrices of full column rank.
+        look: whether values may decide what is done; None: on the CPU only.
 
     Returns:
         The orthonormal factors; all NaN where ``Z`` is not finite.
@@ -297,13 +320,15 @@ def orthonormalize(Z: Tensor) -> Tensor:
     """
     if Z.numel() == 0:
         return Z
+    if not _may_look(Z, look):
+        return factors(Z, polar=False)
     gram = Z.mT @ Z
-    if _deviation(gram) <= _NEAR_IDENTITY:
+    if _deviation(gram) <= NEAR_IDENTITY:
         return _divide_by_cholesky(Z, gram)
     Q = _divide_by_cholesky(Z, gram)
     gram = Q.mT @ Q
     # A failed first pass leaves something that is not a frame, or not finite: false for NaN.
-    if _deviation(gram) <= _NEAR_IDENTITY:
+    if _deviation(gram) <= NEAR_IDENTITY:
         return _divide_by_cholesky(Q, gram)
     return _householder_qr(Z)
 
@@ -330,7 +355,7 @@ def _iterate(Z: Tensor, D: Tensor, size: float, out: Tensor | None = None) -> Te
     """Polar factor of ``Z``, whose excess ``D`` has norms up to ``size <= 1/2``."""
     eps = torch.finfo(Z.dtype).eps
     if torch.is_grad_enabled() and Z.requires_grad:
-        size = _NEAR_IDENTITY  # a series that is right in value only has a wrong derivative
+        size = NEAR_IDENTITY  # a series that is right in value only has a wrong derivative
     while True:
         terms = next((m for m in (1, 2) if _LEFT[m - 1] * size ** (m + 1) <= eps), 3)
         # Z (1 + alpha R), by Horner; the usual short step has one term, and no copy of D.

@@ -4,6 +4,9 @@ Where the state of framed parameters is: between steps in :class:`~._stacks.Stac
 ``optimizer.state`` (``state_dict``, ``pickle``, a test, a user) finds it per parameter as torch has
 it, and may change it there: the read gives up the stacks, and the next step makes new ones. So
 nothing is held twice, and nobody sees a number that is not the current one.
+
+Where a graph of kernels may be captured, a replay knows nothing of reads. There the state is per
+parameter at all times, at one address, and is copied into stacks for a step.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from sttp_manifold.optim._blocks import (
     full_precision,
     is_framed,
     is_riemannian,
+    scalars_shape,
 )
 from sttp_manifold.optim._stacks import Stacks
 
@@ -40,7 +44,6 @@ __all__ = ["RETRACTIONS", "FrameOptimizer"]
 RETRACTIONS = ("newton_schulz", "qr", "polar", "cayley", "pogo")
 
 _WHY_NOT = {
-    "capturable": "which factorization is accurate is decided on the host, from the data",
     "differentiable": "the point is replaced in place by its retraction",
     "fused": "there is no fused kernel that stays on a manifold",
 }
@@ -112,13 +115,34 @@ class FrameOptimizer:
                 f"{', '.join(map(repr, RETRACTIONS))}, as in {name}(params, lr=..., "
                 f"retraction='newton_schulz')"
             )
+        manifold = [p for p in group["params"] if is_riemannian(p)]
+        if manifold and group.get("capturable"):
+            self._refuse_capture(group, manifold)
         flags = [flag for flag in _WHY_NOT if group.get(flag)]
-        if flags and any(is_riemannian(p) for p in group["params"]):
+        if flags and manifold:
             flag = flags[0]
             raise OptimizerError(
                 f"{name} cannot honour {flag}=True for manifold parameters: {_WHY_NOT[flag]}; call "
                 f"{name}(params, lr=...) without it, or {name}([dict(params=plain, {flag}=True), "
                 f"dict(params=manifold)], lr=...) to keep it for the plain parameters"
+            )
+
+    def _refuse_capture(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        name = type(self).__name__
+        kinds = sorted({type(p.manifold).__name__ for p in params if not is_framed(p)})  # type: ignore[attr-defined]
+        if kinds:
+            raise OptimizerError(
+                f"{name} cannot honour capturable=True for parameters on {', '.join(kinds)}: they "
+                f"are moved by geoopt's own operations, which may wait for the device; give them "
+                f"an optimizer of their own, {name}(those, lr=...), and step it outside of the "
+                f"graph"
+            )
+        if group["stabilize"] is not None:
+            raise OptimizerError(
+                f"{name} cannot honour stabilize={group['stabilize']} together with "
+                f"capturable=True: the host counts the steps, and a captured graph does not ask "
+                f"it; call {name}(params, lr=..., capturable=True) without it, and "
+                f"optimizer.stabilize() between replays where needed"
             )
 
     # Dynamo takes a subclass of Adam for Adam, and would trace the Euclidean step without a word.
@@ -157,8 +181,12 @@ class FrameOptimizer:
         with full_precision(framed + generic):
             stacks = self._stacks_of(group, framed)
             for stack in stacks:
+                if stack.stays:
+                    self._lend(group, stack)
                 self._step_framed(group, stack)
                 stack.step += 1
+                if stack.stays:
+                    self._give_back(stack)
             for p in generic:
                 self._step_generic(group, p)
             return self._count_step(group, stacks, generic)
@@ -178,6 +206,7 @@ class FrameOptimizer:
             and len(held) == len(params)
             and {id(p) for p in held} == wanted
             and all(stacks.is_current() for stacks in kept)
+            and all(stacks.stays == self._stays(group, stacks.params[0]) for stacks in kept)
         ):
             return kept
         # Also where a group was replaced by another with the same parameters.
@@ -187,24 +216,51 @@ class FrameOptimizer:
         # Parameters of different step counts move apart: their bias corrections differ.
         sorted_: dict[Any, list[Tensor]] = {}
         for i, p in enumerate(params):
-            own = (self._steps_of(p), p.dtype, p.device, None if together else i)
+            steps = self._steps_of(group, p)
+            own = (steps, p.dtype, p.device, None if together else i)
             sorted_.setdefault(own, []).append(p)
         for own, members in sorted_.items():
-            self._stacks[id(group), own] = stacks = Stacks(members, own[0])
-            self._restack(group, stacks)
+            stays = self._stays(group, members[0])
+            self._stacks[id(group), own] = stacks = Stacks(members, own[0], stays=stays)
+            if not stays:
+                self._lend(group, stacks)
+                # What is in stacks is not kept a second time.
+                for p in members:
+                    for name in (*stacks.arrays, *stacks.scalars):
+                        self.state[p].pop(name, None)
         return [self._stacks[id(group), own] for own in sorted_]
 
-    def _steps_of(self, p: Tensor) -> float:
-        """How many steps a framed parameter has taken, as far as that matters to the next."""
+    def _stays(self, group: dict[str, Any], p: Tensor) -> bool:
+        """Whether the state of a framed parameter is to stay with it: where graphs are captured."""
         raise NotImplementedError
 
-    def _restack(self, group: dict[str, Any], stacks: Stacks) -> None:
-        """Move the state of parameters into their stacks, or start it."""
+    def _steps_of(self, group: dict[str, Any], p: Tensor) -> float:
+        """How many steps a framed parameter has taken, as far as the host has to know."""
         raise NotImplementedError
+
+    def _lend(self, group: dict[str, Any], stacks: Stacks) -> None:
+        """Copy the state of parameters into their stacks, or start it."""
+        raise NotImplementedError
+
+    def _give_back(self, stacks: Stacks) -> None:
+        """Copy the state of parameters from their stacks to where it is, and empty the stacks."""
+        kept: Any = self.__dict__["state"]
+        for name, arrays in stacks.arrays.items():
+            for p in stacks.params:
+                if name not in kept[p]:
+                    kept[p][name] = torch.empty_like(p.detach())
+            stacks.put(arrays, [kept[p][name] for p in stacks.params])
+        for name, vector in stacks.scalars.items():
+            for p in stacks.params:
+                if name not in kept[p]:
+                    kept[p][name] = vector.new_empty(scalars_shape(p))
+            stacks.put_scalars(vector, [kept[p][name] for p in stacks.params])
+        stacks.arrays.clear()
+        stacks.scalars.clear()
 
     def _unstack(self, stacks: Stacks) -> None:
         """Move the state of parameters out of their stacks."""
-        raise NotImplementedError
+        self._give_back(stacks)
 
     @torch.no_grad()
     def stabilize_group(self, group: dict[str, Any]) -> None:
@@ -249,26 +305,32 @@ def detached(params: list[Tensor]) -> list[Tensor]:
     return [p.detach() if isinstance(p, ManifoldTensor) else p for p in params]
 
 
-def retract_(retraction: str, X: Tensor, direction: Tensor, scale: Tensor | float) -> None:
-    """Move frames ``(n, d, r)`` along ``scale * direction``, in place.
+def retract_(
+    retraction: str, X: Tensor, direction: Tensor, scale: Tensor | float, *, look: bool | None
+) -> Tensor:
+    """Move frames ``(n, d, r)`` along ``scale * direction``.
 
     Args:
         retraction: one of :data:`RETRACTIONS`.
-        X: the frames.
+        X: the frames; what is in their memory afterwards is of no use.
         direction: as ``X``.
-        scale: a number, or one for each frame, ``(n,)``.
+        scale: a number, or a tensor without dimensions, or one number for each frame, ``(n,)``.
+        look: as in :mod:`~sttp_manifold.frames.retractions`.
+
+    Returns:
+        The frames that were arrived at.
     """
-    if retraction in ("cayley", "pogo"):
-        U = direction * (scale[:, None, None] if isinstance(scale, Tensor) else scale)
-        X.copy_((cayley if retraction == "cayley" else pogo)(X, U))
-        return
-    if isinstance(scale, Tensor):
-        Z = torch.addcmul(X, direction, scale[:, None, None])
+    factor = scale.view(-1, 1, 1) if isinstance(scale, Tensor) and scale.ndim else scale
+    if retraction == "cayley":
+        return cayley(X, direction * factor, look=look)
+    if retraction == "pogo":
+        return pogo(X, direction * factor)
+    if isinstance(factor, Tensor):
+        Z = X.addcmul_(direction, factor)
     else:
-        Z = torch.add(X, direction, alpha=scale)
+        Z = X.add_(direction, alpha=factor)
     if retraction == "newton_schulz":
-        polish(Z, out=X)
-    elif retraction == "qr":
-        X.copy_(orthonormalize(Z))
-    else:
-        X.copy_(polar(Z, torch.zeros_like(Z)))
+        return polish(Z, out=torch.empty_like(Z), look=look)
+    if retraction == "qr":
+        return orthonormalize(Z, look=look)
+    return polar(Z, torch.zeros_like(Z), look=look)

@@ -26,6 +26,7 @@ __all__ = [
     "full_precision",
     "is_framed",
     "is_riemannian",
+    "number",
     "project_",
     "scalars_shape",
     "spectrum_slice",
@@ -65,12 +66,26 @@ def check_dense(params: Iterable[Tensor], name: str) -> None:
             )
 
 
+def number(value: float | Tensor, *, look: bool = True) -> float | Tensor:
+    """A setting of a group as a number, or as a tensor without dimensions where that would wait.
+
+    Args:
+        value: a number or a tensor of one element.
+        look: whether a tensor on the CPU may be read.
+    """
+    if not isinstance(value, Tensor):
+        return float(value)
+    if look and value.device.type == "cpu":
+        return float(value)
+    return value.detach().reshape(())
+
+
 @contextmanager
 def full_precision(params: Sequence[Tensor]) -> Iterator[None]:
     """Lift autocast, under which the products of a step would be rounded to half precision."""
     with ExitStack() as stack:
         for kind in {p.device.type for p in params}:
-            if torch.is_autocast_enabled(kind):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 

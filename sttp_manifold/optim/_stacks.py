@@ -4,6 +4,10 @@ A step works on stacks ``(n, d, r)``, one for each frame shape of a group, and o
 coordinates. Points and gradients belong to the parameters and are copied into stacks and back.
 Momentum and second moments stay in stacks from one step to the next; they are laid out as the
 parameters again for whoever asks for the optimizer's state.
+
+Unless they stay with the parameters, as a captured graph needs it: it replays on the memory that it
+saw, so the state of each parameter has to keep its address, also when somebody has read it. Then
+they are copied like the points, into stacks for the length of a step and back.
 """
 
 from __future__ import annotations
@@ -60,19 +64,22 @@ class Stacks:
     Args:
         params: framed parameters of one dtype and device.
         step: how many steps they have taken.
+        stays: whether their state stays with them between steps.
 
     Attributes:
         params: the same.
         step: the same, counted on by the optimizer.
+        stays: the same.
         arrays: by name, what is kept of every element: one tensor for each stack.
         scalars: by name, what is kept of every frame and coordinate: one vector, stack by stack.
-        spans: where the numbers of each stack are in such a vector.
+        largest_first: indices of the stacks of frames.
         coordinates: index of the stack of coordinates, which is the last; None without any.
     """
 
-    def __init__(self, params: Sequence[Tensor], step: float) -> None:
+    def __init__(self, params: Sequence[Tensor], step: float, *, stays: bool = False) -> None:
         self.params = list(params)
         self.step = step
+        self.stays = stays
         self.arrays: dict[str, list[Tensor]] = {}
         self.scalars: dict[str, Tensor] = {}
         self._parts = [_parts_of(p) for p in params]
@@ -93,38 +100,40 @@ class Stacks:
         self._pointers = [p.data_ptr() for p in params]
         self._points = self.take_apart([p.detach() for p in params])
         self._sizes = [[piece.numel() for piece in pieces] for pieces in self._points]
-        self.spans = []
-        start = 0
-        for sizes, item in zip(self._sizes, self._items, strict=True):
-            stop = start + sum(sizes) // math.prod(item)
-            self.spans.append(slice(start, stop))
-            start = stop
+        sizes = [sum(sizes) for sizes in self._sizes]
+        self.largest_first = sorted(self.frames, key=lambda k: -sizes[k])
+        self._counts = [
+            size // math.prod(item) for size, item in zip(sizes, self._items, strict=True)
+        ]
 
     def is_current(self) -> bool:
         """Whether the parameters are still at the memory they had."""
         return all(p.data_ptr() == q for p, q in zip(self.params, self._pointers, strict=True))
+
+    def parts(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """Views of the numbers of each stack in a vector of scalars."""
+        return torch.split_with_sizes(vector, self._counts)
 
     @property
     def frames(self) -> range:
         """Indices of the stacks of frames."""
         return range(len(self._items) - (self.coordinates is not None))
 
-    def points(self) -> list[Tensor]:
-        """Copy the points into stacks."""
-        return [self.join(pieces, k) for k, pieces in enumerate(self._points)]
+    def points(self, k: int) -> Tensor:
+        """Copy the points of stack ``k`` into one tensor."""
+        return self.join(self._points[k], k)
 
-    def put_points(self, stacks: Sequence[Tensor]) -> None:
-        """Copy stacks back to where :meth:`points` found them."""
-        sources: list[Tensor] = []
-        targets: list[Tensor] = []
-        for pieces, sizes, stack in zip(self._points, self._sizes, stacks, strict=True):
-            parts = torch.split_with_sizes(stack.view(-1), sizes)
-            targets += pieces
-            sources += [
-                part if piece.ndim == 1 else part.view(piece.shape)
-                for part, piece in zip(parts, pieces, strict=True)
-            ]
-        torch._foreach_copy_(targets, sources)
+    def put_points(self, k: int, stack: Tensor) -> None:
+        """Copy a stack back to where :meth:`points` found it."""
+        self._put(self._points[k], self._sizes[k], stack)
+
+    def _put(self, pieces: Sequence[Tensor], sizes: Sequence[int], stack: Tensor) -> None:
+        parts = torch.split_with_sizes(stack.reshape(-1), sizes)
+        sources = [
+            part if piece.ndim == 1 else part.view(piece.shape)
+            for part, piece in zip(parts, pieces, strict=True)
+        ]
+        torch._foreach_copy_(list(pieces), sources)
 
     def stack(self, arrays: Sequence[Tensor]) -> list[Tensor]:
         """Copy arrays, each laid out as its parameter, into stacks."""
@@ -132,35 +141,29 @@ class Stacks:
 
     def stack_scalars(self, arrays: Sequence[Tensor]) -> Tensor:
         """Copy arrays, each with one number for a frame or coordinate, into one vector."""
+        return torch.cat([piece.reshape(-1) for piece in self._scalar_pieces(arrays)])
+
+    def put(self, stacks: Sequence[Tensor], arrays: Sequence[Tensor]) -> None:
+        """Undo :meth:`stack`, into arrays that are there, each laid out as its parameter."""
+        for pieces, sizes, stack in zip(self.take_apart(arrays), self._sizes, stacks, strict=True):
+            self._put(pieces, sizes, stack)
+
+    def put_scalars(self, vector: Tensor, arrays: Sequence[Tensor]) -> None:
+        """Undo :meth:`stack_scalars`, into arrays that are there."""
+        into = self._scalar_pieces(arrays)
+        cut = torch.split_with_sizes(vector, [piece.numel() for piece in into])
+        torch._foreach_copy_(
+            into, [part.view(piece.shape) for part, piece in zip(cut, into, strict=True)]
+        )
+
+    def _scalar_pieces(self, arrays: Sequence[Tensor]) -> list[Tensor]:
+        """Views of the numbers of each part of each parameter, in the order of the stacks."""
         pieces: list[list[Tensor]] = [[] for _ in self._items]
         for array, parts, targets in zip(arrays, self._parts, self._targets, strict=True):
-            for piece, k in zip(
-                array.split(parts.counts, -1) if parts else [array], targets, strict=True
-            ):
-                pieces[k].append(piece.reshape(-1))
-        return torch.cat([piece for stack in pieces for piece in stack])
-
-    def unstack(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        """Undo :meth:`stack`: new arrays, each laid out as its parameter."""
-        arrays = [torch.empty_like(p.detach()) for p in self.params]
-        for pieces, stack in zip(self.take_apart(arrays), stacks, strict=True):
-            for piece, part in zip(
-                pieces, stack.view(-1).split([piece.numel() for piece in pieces]), strict=True
-            ):
-                piece.copy_(part.view(piece.shape))
-        return arrays
-
-    def unstack_scalars(self, vector: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """Undo :meth:`stack_scalars`."""
-        arrays = [vector.new_empty(shape) for shape in shapes]
-        starts = [span.start for span in self.spans]
-        for array, parts, targets in zip(arrays, self._parts, self._targets, strict=True):
-            for piece, k in zip(
-                array.split(parts.counts, -1) if parts else [array], targets, strict=True
-            ):
-                piece.copy_(vector[starts[k] : starts[k] + piece.numel()].view(piece.shape))
-                starts[k] += piece.numel()
-        return arrays
+            cut = array.split(parts.counts, -1) if parts else [array]
+            for piece, k in zip(cut, targets, strict=True):
+                pieces[k].append(piece)
+        return [piece for stack in pieces for piece in stack]
 
     def take_apart(self, arrays: Sequence[Tensor]) -> list[list[Tensor]]:
         """Views of the parts of arrays that are laid out as the parameters, sorted by stack."""

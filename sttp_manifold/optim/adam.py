@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from sttp_manifold.optim._blocks import (
     compress_scalars,
     decay_gradient,
     effective_gradient,
+    number,
     project_,
     scalars_shape,
 )
@@ -29,11 +31,13 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
 
     Plain parameters get exactly :class:`torch.optim.Adam`. The mathematics for manifold parameters
     is that of Becigneul & Ganea 2019, "Riemannian Adaptive Optimization Methods", as in geoopt,
-    with second moments per frame: at equal ``lr`` the step is not that of Adam.
+    with second moments per frame: at equal ``lr`` the step is not that of Adam. On an accelerator a
+    step never waits for the device, unless for a manifold that geoopt's own operations move.
 
     Args:
         params: parameters or groups of them.
-        lr: learning rate, a number or a tensor of one element.
+        lr: learning rate, a number or a tensor of one element, which the host does not read where
+            it lies on an accelerator, nor anywhere if ``capturable``.
         betas: decay of the momentum and of the second moment.
         eps: added to the denominator.
         weight_decay: weight of the L2 penalty: :math:`\frac12 |W|_F^2` for a spectral tensor
@@ -41,7 +45,8 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             the coordinates, projected, on other manifolds.
         amsgrad: use the largest second moment so far.
         stabilize: put points back on their manifolds every that many steps. Not needed for the
-            frames of this package, which are orthonormal after every step.
+            frames of this package, which are orthonormal after every step. Not with ``capturable``
+            manifold parameters: the host counts the steps.
         maximize: ascend.
         foreach: for plain parameters as in torch; for manifold parameters ``False`` keeps each
             to itself, instead of batching equal frames over parameters.
@@ -51,14 +56,17 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             a Cayley transform; ``"pogo"``: by the step of Javaloy & Vergari 2026, without
             retraction, projection or transport, moments being Euclidean: for small steps, since
             nothing brings back a frame that is lost. Other manifolds have their own.
-        capturable: plain parameters only.
+        capturable: as in torch, that a step can be captured as a graph of kernels: counts are kept
+            on the device, and the state of every parameter at one address. For the manifolds of
+            this package and ``EuclideanStiefel``, also on the CPU, where torch refuses it.
         differentiable: plain parameters only.
         fused: plain parameters only.
         decoupled_weight_decay: decay outside of the moments, as AdamW does.
 
     Raises:
-        OptimizerError: for ``capturable``, ``differentiable`` or ``fused`` with manifold
-            parameters, for an unknown retraction, and for sparse gradients.
+        OptimizerError: for ``differentiable`` or ``fused`` with manifold parameters, for
+            ``capturable`` with those of other manifolds or with ``stabilize``, for an unknown
+            retraction, and for sparse gradients.
 
     Example:
         >>> import torch
@@ -121,6 +129,11 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             OptimizerError: for sparse gradients, or a flag that cannot be honoured; no parameter
                 has moved then.
         """
+        # torch asks before each of its own steps whether this one may be captured.
+        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+            if hasattr(self, name):
+                getattr(self, name)()
+                break
         return self._run(closure)
 
     def _step_plain(self, group: dict[str, Any], params: list[Tensor]) -> None:
@@ -155,82 +168,110 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         decay, (beta1, beta2) = float(group["weight_decay"]), _betas(group)
         coupled = 0.0 if _decoupled(group) else decay
         retraction, maximize = group["retraction"], group["maximize"]
+        capturable = bool(group["capturable"])
+        lr = number(group["lr"], look=not capturable)
         if group["amsgrad"] and "max_exp_avg_sq" not in stacks.scalars:
             stacks.scalars["max_exp_avg_sq"] = torch.zeros_like(stacks.scalars["exp_avg_sq"])
-        X, moments, second = stacks.points(), stacks.arrays["exp_avg"], stacks.scalars["exp_avg_sq"]
+        moments, second = stacks.arrays["exp_avg"], stacks.scalars["exp_avg_sq"]
         gradients = stacks.take_apart(
             [effective_gradient(p, maximize=maximize, weight_decay=coupled) for p in stacks.params]
         )
         squares = torch.empty_like(second)
-        for k in stacks.frames:
+        norms = stacks.parts(squares)
+        weight = _weight(beta1, second)
+        # One stack of gradients at a time, and the largest points first there and last on the way
+        # back: alone with their gradients, and again with what they become.
+        points = []
+        for k in stacks.largest_first:
+            X = stacks.points(k)
+            points.append(X)
             grad = stacks.join(gradients[k], k)
             if retraction != "pogo":
                 # Its norm is not taken from |G|^2 - |sym X^T G|^2, which loses all digits near a
                 # minimum where G is normal.
-                project_(X[k], grad)
-            torch.linalg.vector_norm(grad.view(len(grad), -1), dim=1, out=squares[stacks.spans[k]])
-            moments[k].lerp_(grad, 1 - beta1)
-            del grad  # one stack of gradients at a time
+                project_(X, grad)
+            torch.linalg.vector_norm(grad.view(len(grad), -1), dim=1, out=norms[k])
+            moments[k].lerp_(grad, weight)
+            del X, grad
         c = stacks.coordinates
         if c is not None:
-            grad = squares[stacks.spans[c]] = stacks.join(gradients[c], c)
-            moments[c].lerp_(grad, 1 - beta1)
+            grad = stacks.join(gradients[c], c)
+            torch.abs(grad, out=norms[c])
+            moments[c].lerp_(grad, weight)
 
-        second.lerp_(squares.square_(), 1 - beta2)
+        second.lerp_(squares.square_(), _weight(beta2, second))
         if group["amsgrad"]:
             peak = stacks.scalars["max_exp_avg_sq"]
             second = torch.maximum(peak, second, out=peak)
-        step = stacks.step + 1
-        scale = second.div(1 - beta2**step).sqrt_().add_(group["eps"]).reciprocal_()
-        scale.mul_(-float(group["lr"]) / (1 - beta1**step))
+        steps = stacks.scalars.pop("step") if capturable else stacks.step + 1
+        scale = second.div(_correction(beta2, steps)).sqrt_().add_(group["eps"]).reciprocal_()
+        if isinstance(lr, Tensor) or capturable:
+            scale.mul_(lr).div_(_correction(beta1, steps)).neg_()
+            scale = scale.to(second.dtype)
+        else:
+            scale.mul_(-lr / _correction(beta1, steps))
 
-        for k in stacks.frames:
-            retract_(retraction, X[k], moments[k], scale[stacks.spans[k]])
+        scales = stacks.parts(scale)
+        look = False if capturable else None
+        for k in reversed(stacks.largest_first):
+            X = retract_(retraction, points.pop(), moments[k], scales[k], look=look)
             if retraction != "pogo":
-                project_(X[k], moments[k])
+                project_(X, moments[k])
+            stacks.put_points(k, X)
+            del X
         if c is not None:
+            x = stacks.points(c)
             if decay and not coupled:
                 decays = stacks.take_apart([decay_gradient(p) for p in stacks.params])
                 penalty = stacks.join(decays[c], c)
-                X[c].sub_(penalty, alpha=float(group["lr"]) * decay)
-            X[c].addcmul_(moments[c], scale[stacks.spans[c]])
-        stacks.put_points(X)
+                if isinstance(lr, Tensor):
+                    x.sub_(penalty.mul_(lr), alpha=decay)
+                else:
+                    x.sub_(penalty, alpha=lr * decay)
+            stacks.put_points(c, x.addcmul_(moments[c], scales[c]))
 
-    def _steps_of(self, p: Tensor) -> float:
+    def _stays(self, group: dict[str, Any], p: Tensor) -> bool:
+        return bool(group["capturable"])
+
+    def _steps_of(self, group: dict[str, Any], p: Tensor) -> float:
+        if group["capturable"]:
+            return 0.0  # each frame has a count of its own, on its device
         return float(self.state[p]["step"]) if self.state[p] else 0.0
 
-    def _restack(self, group: dict[str, Any], stacks: Stacks) -> None:
-        states = [self._state_of(p, scalars_shape(p), group["amsgrad"]) for p in stacks.params]
-        # Popped: what is in stacks is not kept a second time.
-        stacks.arrays["exp_avg"] = stacks.stack([state.pop("exp_avg") for state in states])
+    def _lend(self, group: dict[str, Any], stacks: Stacks) -> None:
+        shapes = [scalars_shape(p) for p in stacks.params]
+        states = [
+            self._state_of(group, p, shape) for p, shape in zip(stacks.params, shapes, strict=True)
+        ]
+        stacks.arrays["exp_avg"] = stacks.stack([state["exp_avg"] for state in states])
         for name in ("exp_avg_sq", "max_exp_avg_sq"):
             if name in states[0]:
-                stacks.scalars[name] = stacks.stack_scalars([state.pop(name) for state in states])
+                stacks.scalars[name] = stacks.stack_scalars([state[name] for state in states])
+        if stacks.stays:
+            counts = [state["step"] for state in states]
+            torch._foreach_add_(counts, 1)
+            repeated = [count.expand(shape) for count, shape in zip(counts, shapes, strict=True)]
+            dtype = torch.promote_types(stacks.params[0].dtype, torch.float32)
+            stacks.scalars["step"] = stacks.stack_scalars(repeated).to(dtype)
 
     def _unstack(self, stacks: Stacks) -> None:
-        moments = stacks.unstack(stacks.arrays["exp_avg"])
-        shapes = [scalars_shape(p) for p in stacks.params]
-        kept: Any = self.__dict__["state"]
-        for p, moment in zip(stacks.params, moments, strict=True):
-            kept[p]["step"] = torch.tensor(stacks.step)
-            kept[p]["exp_avg"] = moment
-        for name, vector in stacks.scalars.items():
-            arrays = stacks.unstack_scalars(vector, shapes)
-            for p, array in zip(stacks.params, arrays, strict=True):
-                kept[p][name] = array
+        if not stacks.stays:
+            for p in stacks.params:
+                self.__dict__["state"][p]["step"] = torch.tensor(stacks.step)
+        super()._unstack(stacks)
 
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
         manifold, x, amsgrad = p.manifold, p.detach(), group["amsgrad"]  # type: ignore[attr-defined]
-        lr, decay, (beta1, beta2) = float(group["lr"]), float(group["weight_decay"]), _betas(group)
+        lr, decay, (beta1, beta2) = number(group["lr"]), float(group["weight_decay"]), _betas(group)
         coupled = 0.0 if _decoupled(group) else decay
-        state = self._state_of(p, tuple(p.shape), amsgrad)
+        state = self._state_of(group, p, tuple(p.shape))
         state["step"] += 1
         step = float(state["step"])
         grad = effective_gradient(p, maximize=group["maximize"], weight_decay=coupled)
         grad = manifold.egrad2rgrad(x, grad)
         momentum, second = state["exp_avg"], state["exp_avg_sq"]
-        momentum.mul_(beta1).add_(grad, alpha=1 - beta1)
-        second.mul_(beta2).add_(manifold.component_inner(x, grad), alpha=1 - beta2)
+        momentum.mul_(beta1).add_((1 - beta1) * grad)
+        second.mul_(beta2).add_((1 - beta2) * manifold.component_inner(x, grad))
         if amsgrad:
             second = torch.maximum(state["max_exp_avg_sq"], second, out=state["max_exp_avg_sq"])
         denominator = second.div(1 - beta2**step).sqrt_().add_(group["eps"])
@@ -241,12 +282,17 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         x.copy_(point)
         momentum.copy_(transported)
 
-    def _state_of(self, p: Tensor, shape: tuple[int, ...], amsgrad: bool) -> dict[str, Any]:
+    def _state_of(self, group: dict[str, Any], p: Tensor, shape: tuple[int, ...]) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]
+        amsgrad = group["amsgrad"]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            # On the host unless capturable, as torch has it: reading it there is free.
+            device = p.device if group["capturable"] else torch.device("cpu")
+            state["step"] = torch.zeros((), device=device)
             state["exp_avg"] = torch.zeros_like(p.detach())
             state["exp_avg_sq"] = p.detach().new_zeros(shape)
+        if group["capturable"] and state["step"].device != p.device:
+            state["step"] = state["step"].to(p.device)
         if amsgrad and "max_exp_avg_sq" not in state:
             state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
         for key in ("exp_avg_sq", "max_exp_avg_sq"):
@@ -276,6 +322,24 @@ def _decoupled(group: dict[str, Any]) -> bool:
     return bool(group.get("decoupled_weight_decay", False))
 
 
-def _betas(group: dict[str, Any]) -> tuple[float, float]:
+def _betas(group: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
     beta1, beta2 = group["betas"]
-    return float(beta1), float(beta2)
+    return number(beta1), number(beta2)
+
+
+def _weight(beta: float | Tensor, like: Tensor) -> float | Tensor:
+    """Weight of what is new in a moving average."""
+    return 1 - beta.to(like) if isinstance(beta, Tensor) else 1 - beta
+
+
+def _correction(beta: float | Tensor, steps: float | Tensor) -> float | Tensor:
+    """How much of the weights of a moving average has been given out: ``1 - beta^steps``.
+
+    As ``expm1`` where the steps are counted on the device, since ``1 - beta^steps`` of float32
+    begins with four digits.
+    """
+    if not isinstance(steps, Tensor):
+        return 1 - beta**steps
+    if isinstance(beta, Tensor):
+        return steps.mul(beta.log()).expm1_().neg_()
+    return steps.mul(math.log(beta) if beta else -math.inf).expm1_().neg_()

@@ -11,7 +11,7 @@ from torch.optim import sgd as torch_sgd
 
 from sttp_manifold._geoopt import geoopt
 from sttp_manifold.optim._base import FrameOptimizer, detached, retract_
-from sttp_manifold.optim._blocks import effective_gradient, project_
+from sttp_manifold.optim._blocks import effective_gradient, number, project_
 from sttp_manifold.optim._stacks import Stacks
 
 __all__ = ["RiemannianSGD"]
@@ -23,7 +23,8 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
     Plain parameters get exactly :class:`torch.optim.SGD`. On a manifold the momentum buffer is a
     tangent vector: it starts as the first Riemannian gradient, as torch's starts as the first
     gradient, and is carried to each new point by projection; Nesterov's step is torch's formula in
-    the tangent space.
+    the tangent space. On an accelerator a step never waits for the device, unless for a manifold
+    that geoopt's own operations move, and can be captured, like torch's, after a first one.
 
     Args:
         params: parameters or groups of them.
@@ -124,9 +125,8 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
                 self.state[p]["momentum_buffer"] = buffer
 
     def _step_framed(self, group: dict[str, Any], stacks: Stacks) -> None:
-        lr, decay = float(group["lr"]), float(group["weight_decay"])
+        lr, decay = number(group["lr"]), float(group["weight_decay"])
         retraction, started = group["retraction"], stacks.step > 0
-        X = stacks.points()
         gradients = stacks.take_apart(
             [
                 effective_gradient(p, maximize=group["maximize"], weight_decay=decay)
@@ -135,43 +135,47 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
         )
         if group["momentum"] and not stacks.arrays:
             # Zeros, with the whole first gradient added: torch's first step.
-            stacks.arrays["momentum_buffer"] = [torch.zeros_like(x) for x in X]
+            zeros = [torch.zeros_like(p.detach()) for p in stacks.params]
+            stacks.arrays["momentum_buffer"] = stacks.stack(zeros)
             started = False
         momenta = stacks.arrays.get("momentum_buffer", [])
         for k in stacks.frames:
-            grad = stacks.join(gradients[k], k)
+            X, grad = stacks.points(k), stacks.join(gradients[k], k)
             if retraction != "pogo":
-                project_(X[k], grad)
+                project_(X, grad)
             buffer = momenta[k] if group["momentum"] else None
-            retract_(retraction, X[k], _sgd_direction(buffer, grad, group, started), -lr)
+            direction = _sgd_direction(buffer, grad, group, started)
+            X = retract_(retraction, X, direction, -lr, look=None)
             if buffer is not None and retraction != "pogo":
-                project_(X[k], buffer)
+                project_(X, buffer)
+            stacks.put_points(k, X)
         c = stacks.coordinates
         if c is not None:
             buffer = momenta[c] if group["momentum"] else None
-            X[c].sub_(
-                _sgd_direction(buffer, stacks.join(gradients[c], c), group, started), alpha=lr
-            )
-        stacks.put_points(X)
+            direction = _sgd_direction(buffer, stacks.join(gradients[c], c), group, started)
+            x = stacks.points(c)
+            if isinstance(lr, Tensor):
+                x.sub_(direction * lr)
+            else:
+                x.sub_(direction, alpha=lr)
+            stacks.put_points(c, x)
 
-    def _steps_of(self, p: Tensor) -> float:
+    def _stays(self, group: dict[str, Any], p: Tensor) -> bool:
+        # torch's SGD has no flag that would tell: it is captured as it is.
+        return p.device.type != "cpu"
+
+    def _steps_of(self, group: dict[str, Any], p: Tensor) -> float:
         # Only whether there is momentum already matters.
         return float("momentum_buffer" in self.state[p])
 
-    def _restack(self, group: dict[str, Any], stacks: Stacks) -> None:
+    def _lend(self, group: dict[str, Any], stacks: Stacks) -> None:
         states = [self.state[p] for p in stacks.params]
         if "momentum_buffer" in states[0]:
-            buffers = [state.pop("momentum_buffer") for state in states]
+            buffers = [state["momentum_buffer"] for state in states]
             stacks.arrays["momentum_buffer"] = stacks.stack(buffers)
 
-    def _unstack(self, stacks: Stacks) -> None:
-        kept: Any = self.__dict__["state"]
-        for name, arrays in stacks.arrays.items():
-            for p, buffer in zip(stacks.params, stacks.unstack(arrays), strict=True):
-                kept[p][name] = buffer
-
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
-        manifold, x, lr = p.manifold, p.detach(), float(group["lr"])  # type: ignore[attr-defined]
+        manifold, x, lr = p.manifold, p.detach(), number(group["lr"])  # type: ignore[attr-defined]
         grad = effective_gradient(
             p, maximize=group["maximize"], weight_decay=float(group["weight_decay"])
         )

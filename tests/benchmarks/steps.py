@@ -169,9 +169,9 @@ def adam_case(timer: Timer, layers: Sequence[tuple[tuple[int, ...], int]] = LAYE
     ]
     cores = [torch.linalg.qr(torch.randn(d, r))[0] for d, r in sizes]
 
-    def ours(retraction: str) -> Work:
-        fresh = [manifold.random_parameter() for manifold in manifolds]
-        return RiemannianAdam(with_gradients(fresh), lr=1e-3, retraction=retraction).step
+    def ours(retraction: str, capturable: bool = False) -> Work:
+        fresh = with_gradients([manifold.random_parameter() for manifold in manifolds])
+        return RiemannianAdam(fresh, lr=1e-3, retraction=retraction, capturable=capturable).step
 
     def theirs(values: list[Tensor], manifold: object) -> Work:
         one_by_one = [ManifoldParameter(v.clone(), manifold=manifold) for v in values]
@@ -185,6 +185,9 @@ def adam_case(timer: Timer, layers: Sequence[tuple[tuple[int, ...], int]] = LAYE
     competitors |= {
         f'{STEP}, retraction="{name}"': ours(name) for name in ("qr", "polar", "cayley", "pogo")
     }
+    # Every operation that an accelerator would run, on the CPU.
+    competitors[f"{STEP}, capturable=True"] = ours("newton_schulz", capturable=True)
+    competitors[f'{STEP}, capturable=True, retraction="qr"'] = ours("qr", capturable=True)
     for name, values in (("frames", frames), ("cores", cores)):
         what = f"all {name}"
         competitors |= {

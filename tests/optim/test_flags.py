@@ -26,7 +26,6 @@ def plain(*shape):
 
 
 REFUSED = [
-    (RiemannianAdam, "capturable"),
     (RiemannianAdam, "differentiable"),
     (RiemannianAdam, "fused"),
     (RiemannianSGD, "differentiable"),
