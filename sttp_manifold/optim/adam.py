@@ -179,13 +179,9 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         squares = torch.empty_like(second)
         norms = stacks.parts(squares)
         weight = _weight(beta1, second)
-        # One stack of gradients at a time, and the largest points first there and last on the way
-        # back: alone with their gradients, and again with what they become.
-        points = []
-        for k in stacks.largest_first:
-            X = stacks.points(k)
-            points.append(X)
-            grad = stacks.join(gradients[k], k)
+        # One stack at a time: to copy the points again later is cheaper than to hold them all.
+        for k in stacks.frames:
+            X, grad = stacks.points(k), stacks.join(gradients[k], k)
             if retraction != "pogo":
                 # Its norm is not taken from |G|^2 - |sym X^T G|^2, which loses all digits near a
                 # minimum where G is normal.
@@ -213,8 +209,8 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
 
         scales = stacks.parts(scale)
         look = False if capturable else None
-        for k in reversed(stacks.largest_first):
-            X = retract_(retraction, points.pop(), moments[k], scales[k], look=look)
+        for k in stacks.frames:
+            X = retract_(retraction, stacks.points(k), moments[k], scales[k], look=look)
             if retraction != "pogo":
                 project_(X, moments[k])
             stacks.put_points(k, X)
