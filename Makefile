@@ -58,6 +58,7 @@ constraints: ## resolve every requirement anew and pin what came out
 	$(PYTHON) -m venv build/pins
 	build/pins/bin/python -m pip install --quiet hatchling editables
 	build/pins/bin/python -m pip install --quiet -e '.[dev,docs,notebooks,pymanopt,test]' $(PINS)
+	build/pins/bin/python tests/benchmarks/peers.py --newest || true
 	build/pins/bin/python tools/pin.py > build/pins/constraints.txt
 	cp build/pins/constraints.txt constraints.txt
 

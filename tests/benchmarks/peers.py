@@ -1,12 +1,13 @@
 """The packages that are measured against, and whether they are there.
 
 ``python tests/benchmarks/peers.py`` installs the requirements of the extra ``bench`` one by one,
-and goes on without those that fail. ``pogo-torch`` is not among them (its licence is the GPL); it
+and goes on without those that fail; with ``--newest`` it resolves them anew, past the pins. ``pogo-torch`` is not among them (its licence is the GPL); it
 takes part where somebody has installed it.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import platform
@@ -81,8 +82,12 @@ def machine() -> dict[str, object]:
     return {"cpu": model, "cores": usable, "system": system}
 
 
-def install() -> list[str]:
-    """Install the extra ``bench``, one requirement at a time; return those that failed."""
+def install(newest: bool = False) -> list[str]:
+    """Install the extra ``bench``, one requirement at a time; return those that failed.
+
+    Args:
+        newest: whether to leave the pins of ``constraints.txt`` out.
+    """
     wanted = [
         requirement.split(";")[0].strip()
         for requirement in metadata.requires("sttp-manifold") or []
@@ -90,14 +95,17 @@ def install() -> list[str]:
     ]
     # Without isolation, since torch-householder builds against the torch that is here.
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
-    pip += ["--quiet", "--no-build-isolation", "-c", str(ROOT / "constraints.txt")]
+    pip += ["--quiet", "--no-build-isolation"]
+    pip += [] if newest else ["-c", str(ROOT / "constraints.txt")]
     subprocess.run([*pip, "setuptools", "wheel"], check=False)
     return [name for name in wanted if subprocess.run([*pip, name], check=False).returncode]
 
 
 def main() -> None:
     """Install, say what failed, and fail if anything did."""
-    failed = install()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--newest", action="store_true", help="resolve anew, past the pins")
+    failed = install(parser.parse_args().newest)
     for name in failed:
         print(f"{name}: cannot be installed here; the benchmarks go on without it, and say so")
     sys.exit(bool(failed))
