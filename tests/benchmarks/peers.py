@@ -1,8 +1,9 @@
 """The packages that are measured against, and whether they are there.
 
 ``python tests/benchmarks/peers.py`` installs the requirements of the extra ``bench`` one by one,
-and goes on without those that fail; with ``--newest`` it resolves them anew, past the pins. ``pogo-torch`` is not among them (its licence is the GPL); it
-takes part where somebody has installed it.
+and goes on without those that fail; with ``--newest`` it resolves them anew, past the pins.
+``pogo-torch`` is not among them (its licence is the GPL); it takes part where somebody has
+installed it.
 """
 
 from __future__ import annotations
