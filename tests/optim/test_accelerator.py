@@ -422,6 +422,27 @@ def test_parameters_that_joined_later_keep_their_own_count():
         torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_largest_moments_of_some_parameters_only(capturable):
+    """Those that have moved while amsgrad was on have them, and the others of the batch do not."""
+    params = points()
+    apart = copy.deepcopy(params)
+    options = dict(lr=0.05, amsgrad=True, betas=(0.9, 0.5))
+    together = RiemannianAdam(params, **options, capturable=capturable)
+    alone = [RiemannianAdam([p], **options) for p in apart]
+    for seed in range(6):
+        put_gradients(params, seed)
+        put_gradients(apart, seed)
+        for optimizer in (together, *alone):
+            optimizer.param_groups[0]["amsgrad"] = seed < 1 or seed > 2
+        if seed < 2:  # one starts late and another pauses: as many steps of both
+            params[1 - seed].grad = apart[1 - seed].grad = None
+        for optimizer in (together, *alone):
+            optimizer.step()
+    for p, q in zip(params, apart, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-13)
+
+
 # --- State. ---
 
 
