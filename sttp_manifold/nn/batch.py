@@ -307,16 +307,14 @@ def _pull_back(
         zero = first.new_zeros(()).expand(size)
         G = torch.stack([zero if g is None else g.reshape(size) for g in gradients])
         return torch.bmm(G, second.mT), torch.bmm(first.mT, G)
-    a, b = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (first, second))
-    for i, gradient in enumerate(gradients):
-        if gradient is None:
-            a[i].zero_()
-            b[i].zero_()
-        else:
-            G = gradient.reshape(size)
-            torch.mm(G, second[i].mT, out=a[i])
-            torch.mm(first[i].mT, G, out=b[i])
-    return a, b
+    pairs = [
+        (None, None)
+        if g is None
+        else (torch.mm(g.reshape(size), v.mT), torch.mm(u.mT, g.reshape(size)))
+        for u, v, g in zip(first.unbind(0), second.unbind(0), gradients, strict=True)
+    ]
+    a, b = zip(*pairs, strict=True)
+    return _stacked(first, a), _stacked(second, b)
 
 
 def _stacked(like: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
