@@ -79,8 +79,9 @@ class FrameOptimizer:
         self._stacks = None
         super().__setstate__(state)  # type: ignore[misc]
         for group in self.param_groups:
-            # A state of geoopt's, which knows no other.
+            # A state of geoopt's, which knows no other retraction; or of torch's, neither of both.
             group.setdefault("retraction", "qr")
+            group.setdefault("stabilize", self._stabilize)
         self._retraction = self.param_groups[0]["retraction"]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
