@@ -261,7 +261,8 @@ class FrameOptimizer:
 
     def _unstack(self, stacks: Stacks) -> None:
         """Move the state of parameters out of their stacks."""
-        self._give_back(stacks)
+        if not stacks.stays:  # else there is nothing, unless of a step that failed
+            self._give_back(stacks)
 
     @torch.no_grad()
     def stabilize_group(self, group: dict[str, Any]) -> None:

@@ -493,6 +493,25 @@ def test_deepcopy_and_pickle_carry_the_optimizer_with_its_parameters(carry):
         assert torch.equal(p.detach(), q.detach())
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_after_a_step_that_failed_there_is_a_state_still(capturable):
+    params = points()
+    optimizer = RiemannianAdam(params, lr=0.05, capturable=capturable)
+    put_gradients(params, 0)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    group = optimizer.param_groups[0]
+    group["weight_decay"] = None
+    with pytest.raises(TypeError):
+        optimizer.step()
+    after = optimizer.state_dict()["state"]
+    for k in before:
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(before[k][name], after[k][name])
+    group["weight_decay"] = 0
+    optimizer.step()
+
+
 @pytest.mark.parametrize("order", [(False, True), (True, False)])
 def test_the_flag_may_change_between_steps(order):
     """The state is the same, whoever counts."""
