@@ -136,7 +136,7 @@ def vjp(parameters: Tensor, d: int, r: int, is_full: bool, transposed: bool) -> 
 
 def _frame(chart: type[_Chart], parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
     kind = parameters.device.type
-    if torch.is_autocast_enabled(kind):
+    if _is_autocast(kind):
         with torch.autocast(kind, enabled=False):
             return _frame(chart, parameters, d, r, transposed)
     if _is_traced(parameters):
@@ -153,6 +153,11 @@ def _frame(chart: type[_Chart], parameters: Tensor, d: int, r: int, transposed: 
 def _composite(chart: type[_Chart], parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
     """The frame by plain operations: differentiable in every mode, and never looking at a value."""
     return chart.assemble(chart.parts(parameters, d, r, _poison_overflow), transposed)
+
+
+def _is_autocast(kind: str) -> bool:
+    # Of a device without any, as meta, torch refuses to say whether it is on.
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _is_traced(x: Tensor) -> bool:
@@ -212,7 +217,7 @@ class _Frame(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None, None]:
         kind = G.device.type
-        if torch.is_autocast_enabled(kind):
+        if _is_autocast(kind):
             with torch.autocast(kind, enabled=False):
                 return _Frame.backward(ctx, G)
         parameters, *saved = ctx.saved_tensors

@@ -145,7 +145,7 @@ def polar(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
 
     Newton-Schulz iterations, which are products only, where the Gram matrix is near the
     identity; a singular value decomposition elsewhere, or Newton's iteration where values may not
-    be looked at and for a gradient, which the former has not where singular values coincide.
+    be looked at or a gradient is wanted.
 
     Args:
         X: frames, or matrices near frames.
@@ -173,8 +173,8 @@ def polar(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
     if worst <= NEAR_IDENTITY:
         return _iterate(Z, D, worst)
     if torch.is_grad_enabled() and Z.requires_grad:
-        # Factors of a decomposition have no derivative where singular values coincide, as all of a
-        # frame do; their product has one.
+        # The derivative of the decomposition divides by differences of singular values, which come
+        # in equal pairs for a square frame and a tangent direction.
         return polar_factors(Z)
     Z, bad = _without_bad_frames(Z)
     left, _, right = torch.linalg.svd(Z, full_matrices=False)

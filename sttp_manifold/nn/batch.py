@@ -13,15 +13,14 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.nn.base import factors_of
 from sttp_manifold.nn.layout import Layout, Member, partners
 from sttp_manifold.nn.passes import Pass
 from sttp_manifold.nn.scope import Asked, Copy, Entries, Entry, Ledger, Stamp
 from sttp_manifold.nn.torch_state import graph_is_kept, outside_autocast
-from sttp_manifold.nn.weight import HouseholderWeight, RiemannianWeight
+from sttp_manifold.nn.weight import EXACT_TENSORS, EXACT_WEIGHTS
 
 if TYPE_CHECKING:
     from sttp_manifold.nn.base import SpectralWeight
@@ -36,10 +35,6 @@ _HELD = 1 << 24
 # Frames and chains that have to be computed at once, on average, for a batch to pay, with a
 # gradient and without: measured, so that small networks lose nothing.
 _PARTNERS = {"householder": (2.0, 2.0), "riemannian": (4.0, 6.0)}
-
-# Exactly these: a subclass may compute its tensors otherwise, as a parametrized module does.
-_WEIGHTS = (HouseholderWeight, RiemannianWeight)
-_TENSORS = (Tensor, nn.Parameter, ManifoldParameter)
 
 
 def compute(asked: Sequence[Asked], layouts: dict[object, Any]) -> tuple[Entries, list[Ledger]]:
@@ -76,7 +71,7 @@ def compute(asked: Sequence[Asked], layouts: dict[object, Any]) -> tuple[Entries
 
 def _member(weight: SpectralWeight, form: str) -> Member | None:
     """A weight with its tensors, unless they are not what this package stored there."""
-    if type(weight) not in _WEIGHTS:
+    if type(weight) not in EXACT_WEIGHTS:
         return None
     tensors, sizes = weight._tensors(), weight.tensor_sizes
     if len(tensors) != len(sizes):
@@ -84,7 +79,7 @@ def _member(weight: SpectralWeight, form: str) -> Member | None:
     first = tensors[0]
     for tensor, size in zip(tensors, sizes, strict=True):
         if (
-            type(tensor) not in _TENSORS
+            type(tensor) not in EXACT_TENSORS
             or tensor.shape != size
             or tensor.dtype != first.dtype
             or tensor.device != first.device
@@ -307,16 +302,14 @@ def _pull_back(
         zero = first.new_zeros(()).expand(size)
         G = torch.stack([zero if g is None else g.reshape(size) for g in gradients])
         return torch.bmm(G, second.mT), torch.bmm(first.mT, G)
-    a, b = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (first, second))
+    a: list[Tensor | None] = [None] * len(gradients)
+    b = a.copy()
     for i, gradient in enumerate(gradients):
-        if gradient is None:
-            a[i].zero_()
-            b[i].zero_()
-        else:
+        if gradient is not None:
             G = gradient.reshape(size)
-            torch.mm(G, second[i].mT, out=a[i])
-            torch.mm(first[i].mT, G, out=b[i])
-    return a, b
+            # Not into one tensor at once, which torch cannot do for a batch of cotangents.
+            a[i], b[i] = torch.mm(G, second[i].mT), torch.mm(first[i].mT, G)
+    return _stacked(first, a), _stacked(second, b)
 
 
 def _stacked(like: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:

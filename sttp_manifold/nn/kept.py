@@ -20,24 +20,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.nn.base import SpectralWeight, factors_of
 from sttp_manifold.nn.scope import in_scope, noted
 from sttp_manifold.nn.torch_state import circumstances, is_hooked, outside_autocast
-from sttp_manifold.nn.weight import HouseholderWeight, RiemannianWeight
+from sttp_manifold.nn.weight import EXACT_TENSORS, EXACT_WEIGHTS
 
 __all__ = ["is_kept", "kept"]
 
 # Forwards that may have to find the same tensors before another weight is kept, where those that
 # were kept have been of no use.
 _LONGEST_WAIT = 64
-
-# Exactly these: a subclass may depend on more than the tensors that it names, and of a subclass of
-# Tensor nobody knows what lies at its address.
-_WEIGHTS = (HouseholderWeight, RiemannianWeight)
-_TENSORS = (Tensor, nn.Parameter, ManifoldParameter)
 
 
 class Bytes(NamedTuple):
@@ -64,7 +58,7 @@ def _address(tensor: Tensor, size: int = 0) -> int:
         size: how many bytes, where that is known.
     """
     if (
-        type(tensor) not in _TENSORS
+        type(tensor) not in EXACT_TENSORS
         or not tensor.is_cpu
         or tensor.layout is not torch.strided
         or not tensor.is_contiguous()
@@ -143,7 +137,7 @@ def kept(weight: SpectralWeight, form: Forms) -> tuple[Tensor, ...] | None:
     if torch.compiler.is_compiling():
         return None
     record = _records.get(weight)
-    if torch.is_grad_enabled() or type(weight) not in _WEIGHTS:
+    if torch.is_grad_enabled() or type(weight) not in EXACT_WEIGHTS:
         if record is not None:
             _records.pop(weight, None)
         return None

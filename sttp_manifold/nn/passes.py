@@ -144,7 +144,10 @@ class _Chain:
             of_cores, of_s = [*gradients[:split], *gradients[split + 1 :]], gradients[split]
         else:
             of_cores = [*self._pull_first(gradients[0]), *self._pull_second(gradients[1])]
-            of_cores[split - 1], of_s = self._pull_bond(of_cores[split - 1].flatten(1, 2))
+            a, n, b = self.chain.plan.core_shapes[split - 1]
+            # Not flatten, which torch cannot do for a batch of cotangents.
+            inner = of_cores[split - 1].reshape(-1, a * n, b)
+            of_cores[split - 1], of_s = self._pull_bond(inner)
         of_frames = [G.reshape(frame.shape) for G, frame in zip(of_cores, self._given, strict=True)]
         if self.chain.cuts is None:
             return of_frames, self._pull_spectrum(of_s) if wanted else None

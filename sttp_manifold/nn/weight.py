@@ -289,6 +289,12 @@ METHODS: dict[str, type[HouseholderWeight | RiemannianWeight]] = {
 }
 """Ways to hold a weight, by name."""
 
+# What may be computed in a batch, or kept, is exactly of these types. A subclass of a weight may
+# depend on more than the tensors that it names, as a parametrized module does, and of a subclass of
+# Tensor nobody knows what lies at its address.
+EXACT_WEIGHTS = (HouseholderWeight, RiemannianWeight)
+EXACT_TENSORS = (Tensor, nn.Parameter, ManifoldParameter)
+
 
 def make_weight(
     method: str,

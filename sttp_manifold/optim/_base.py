@@ -79,8 +79,9 @@ class FrameOptimizer:
         self._stacks = None
         super().__setstate__(state)  # type: ignore[misc]
         for group in self.param_groups:
-            # A state of geoopt's, which knows no other.
+            # A state of geoopt's, which knows no other retraction; or of torch's, neither of both.
             group.setdefault("retraction", "qr")
+            group.setdefault("stabilize", self._stabilize)
         self._retraction = self.param_groups[0]["retraction"]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -260,7 +261,8 @@ class FrameOptimizer:
 
     def _unstack(self, stacks: Stacks) -> None:
         """Move the state of parameters out of their stacks."""
-        self._give_back(stacks)
+        if not stacks.stays:  # else there is nothing, unless of a step that failed
+            self._give_back(stacks)
 
     @torch.no_grad()
     def stabilize_group(self, group: dict[str, Any]) -> None:

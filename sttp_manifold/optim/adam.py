@@ -240,9 +240,15 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             self._state_of(group, p, shape) for p, shape in zip(stacks.params, shapes, strict=True)
         ]
         stacks.arrays["exp_avg"] = stacks.stack([state["exp_avg"] for state in states])
-        for name in ("exp_avg_sq", "max_exp_avg_sq"):
-            if name in states[0]:
-                stacks.scalars[name] = stacks.stack_scalars([state[name] for state in states])
+        names = ["exp_avg_sq"]
+        if any("max_exp_avg_sq" in state for state in states):
+            # Some have it from when amsgrad was on, which others have not seen.
+            names.append("max_exp_avg_sq")
+            for state in states:
+                if "max_exp_avg_sq" not in state:
+                    state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
+        for name in names:
+            stacks.scalars[name] = stacks.stack_scalars([state[name] for state in states])
         if stacks.stays:
             counts = [state["step"] for state in states]
             torch._foreach_add_(counts, 1)

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sttp_manifold.errors import RankError, ShapeError, SpectrumError
 from sttp_manifold.tt.display import diagram_text, plan_html
@@ -15,6 +16,20 @@ __all__ = ["SPECTRA", "TTShape", "check_spectrum", "clip_ranks", "prime_factors"
 
 SPECTRA = ("identity", "free", "normalized", "bounded", "full")
 """Names of the spectrum maps; :mod:`sttp_manifold.spectrum` implements them."""
+
+
+if TYPE_CHECKING:
+    _cached = cached_property
+else:
+
+    class _cached(cached_property):  # noqa: N801
+        """Without the lock that is taken before Python 3.12, which torch.compile does not trace."""
+
+        def __get__(self, instance, owner=None):
+            if instance is None:
+                return self
+            value = instance.__dict__[self.attrname] = self.func(instance)
+            return value
 
 
 def check_spectrum(spectrum: str) -> str:
@@ -288,13 +303,13 @@ class TTShape:
         """Shapes ``(R_{k-1}, m_k, R_k)`` of the cores of ``V^T``."""
         return self.core_shapes[len(self.out_modes) :]
 
-    @cached_property
+    @_cached
     def core_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """Shapes of all cores of this chain, in its order."""
         modes = self.out_modes + self.in_modes
         return tuple(zip(self.ranks[:-1], modes, self.ranks[1:], strict=True))
 
-    @cached_property
+    @_cached
     def frame_shapes(self) -> tuple[tuple[int, int], ...]:
         """Shapes ``(d, r)`` of the orthonormal frames behind the cores, in the chain's order.
 
@@ -304,7 +319,7 @@ class TTShape:
         left = tuple((a * n, b) for a, n, b in self.left_core_shapes)
         return left + tuple((m * b, a) for a, m, b in self.right_core_shapes)
 
-    @cached_property
+    @_cached
     def merged(self) -> TTShape:
         """The stored chain: square cores absorbed by their inner neighbour.
 

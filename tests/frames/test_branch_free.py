@@ -229,8 +229,6 @@ def test_differentiable(name, lengths):
     U = (scale * tangents(X.detach())).requires_grad_()
     assert torch.autograd.gradcheck(lambda X, U: RETRACTIONS[name](X, U, look=False), (X, U))
     weight = frames((2, 5, 3), seed=3)
-    if name == "polar" and 0.0 in lengths:
-        return  # the derivative of a singular value decomposition is not finite there
     grads = [
         torch.autograd.grad((RETRACTIONS[name](X, U, look=look) * weight).sum(), (X, U))
         for look in (True, False)

@@ -238,6 +238,19 @@ def test_inference_mode_leaves_nothing_behind(chart):
 
 
 @parametrized
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_device_without_values_or_autocast(chart, transposed):
+    frame, size = CHARTS[chart]
+    p = torch.zeros(2, size(5, 3), device="meta", requires_grad=True)
+    Q = frame(p, 5, 3, transposed=transposed)
+    assert Q.shape == ((2, 3, 5) if transposed else (2, 5, 3))
+    (gradient,) = torch.autograd.grad(Q.sum(), p)
+    assert gradient.shape == p.shape
+    with torch.no_grad():
+        assert frame(p, 5, 3).device.type == "meta"
+
+
+@parametrized
 def test_autocast_does_not_round(chart):
     frame, size = CHARTS[chart]
     p = normal(0, 3, size(8, 4)).float().requires_grad_()

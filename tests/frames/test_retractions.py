@@ -227,6 +227,15 @@ def test_differentiable(name, lengths):
     assert torch.autograd.gradcheck(function, (X, U))
 
 
+@pytest.mark.parametrize("name", list(RETRACTIONS))
+@pytest.mark.parametrize("length", [0.1, 2.0])
+def test_differentiable_at_square_frames(name, length):
+    """Singular values of a square frame plus a tangent direction come in equal pairs."""
+    X = frames((2, 4, 4)).requires_grad_()
+    U = (length * tangents(X.detach())).requires_grad_()
+    assert torch.autograd.gradcheck(RETRACTIONS[name], (X, U))
+
+
 def test_gradients_agree_between_the_ways_to_the_same_point():
     X, weight = frames((3, 7, 3)), directions((3, 7, 3), seed=3)
     for length in (0.1, 2.0):

@@ -24,9 +24,8 @@ from networks_together import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sttp_manifold.nn import (
-    together,
-)
+from sttp_manifold import TTShape
+from sttp_manifold.nn import SpectralWeight, make_weight, together
 
 
 def test_two_forwards_before_one_backward(taken: list[bool]) -> None:
@@ -303,6 +302,45 @@ def test_transforms_of_torch_func() -> None:
     torch.testing.assert_close(ours, wanted)
     rows = torch.func.vmap(lambda row: torch.stack(model(row)))(x)
     torch.testing.assert_close(rows, torch.stack(other(x), 1))
+
+
+@every_method
+@pytest.mark.parametrize("size", [40, 300], ids=["a batch", "one by one"])
+@pytest.mark.parametrize("form", ["dense", "factors", "cores"])
+def test_a_batch_of_cotangents(method: str, size: int, form: str, taken: list[bool]) -> None:
+    """What torch can compute for many cotangents at once are not all operations."""
+    shape = TTShape.for_matrix(size, size, rank=4)
+    weights = nn.ModuleList(make_weight(method, shape, init="random", **DOUBLE) for _ in range(4))
+    parameters = list(weights.parameters())
+
+    class Squares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = weights
+
+        def forward(self) -> Tensor:
+            return torch.stack(
+                [sum(t.square().sum(1).sin().sum() for t in self.parts(w)) for w in self.weights]
+            )
+
+        def parts(self, weight: SpectralWeight) -> tuple[Tensor, ...]:
+            if form == "dense":
+                return (weight(),)
+            if form == "factors":
+                return weight.factors()
+            tt = weight.tt()
+            return (*(core.flatten(1) for core in (*tt.left, *tt.right)), tt.spectrum[None])
+
+    model = together(Squares())
+    model()
+    rows = torch.randn(3, 4, **DOUBLE)
+    taken.clear()
+    found = torch.autograd.grad(model(), parameters, rows, is_grads_batched=True)
+    assert taken == [True] * 4
+    for k, row in enumerate(rows):
+        wanted = torch.autograd.grad(Squares()(), parameters, row)
+        for mine, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(mine[k], other, rtol=1e-9, atol=1e-11)
 
 
 def test_tracing() -> None:

@@ -422,6 +422,27 @@ def test_parameters_that_joined_later_keep_their_own_count():
         torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_largest_moments_of_some_parameters_only(capturable):
+    """Those that have moved while amsgrad was on have them, and the others of the batch do not."""
+    params = points()
+    apart = copy.deepcopy(params)
+    options = dict(lr=0.05, amsgrad=True, betas=(0.9, 0.5))
+    together = RiemannianAdam(params, **options, capturable=capturable)
+    alone = [RiemannianAdam([p], **options) for p in apart]
+    for seed in range(6):
+        put_gradients(params, seed)
+        put_gradients(apart, seed)
+        for optimizer in (together, *alone):
+            optimizer.param_groups[0]["amsgrad"] = seed < 1 or seed > 2
+        if seed < 2:  # one starts late and another pauses: as many steps of both
+            params[1 - seed].grad = apart[1 - seed].grad = None
+        for optimizer in (together, *alone):
+            optimizer.step()
+    for p, q in zip(params, apart, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-13)
+
+
 # --- State. ---
 
 
@@ -470,6 +491,25 @@ def test_deepcopy_and_pickle_carry_the_optimizer_with_its_parameters(carry):
             o.step()
     for p, q in zip(params, twins, strict=True):
         assert torch.equal(p.detach(), q.detach())
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_after_a_step_that_failed_there_is_a_state_still(capturable):
+    params = points()
+    optimizer = RiemannianAdam(params, lr=0.05, capturable=capturable)
+    put_gradients(params, 0)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    group = optimizer.param_groups[0]
+    group["weight_decay"] = None
+    with pytest.raises(TypeError):
+        optimizer.step()
+    after = optimizer.state_dict()["state"]
+    for k in before:
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(before[k][name], after[k][name])
+    group["weight_decay"] = 0
+    optimizer.step()
 
 
 @pytest.mark.parametrize("order", [(False, True), (True, False)])

@@ -103,6 +103,34 @@ def test_a_loaded_run_continues_bit_for_bit(cls, options, carry):
             assert torch.equal(torch.as_tensor(a[key]), torch.as_tensor(b[key])), (name, key)
 
 
+@pytest.mark.parametrize("options", [{}, {"stabilize": 2}])
+@pytest.mark.parametrize(
+    ("ours", "torchs", "more"),
+    [
+        (RiemannianAdam, torch.optim.Adam, {}),
+        (RiemannianSGD, torch.optim.SGD, {"momentum": 0.9}),
+    ],
+)
+def test_a_state_of_torchs_goes_on_with_ours(ours, torchs, more, options):
+    """It says nothing of what torch does not know."""
+    plain = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
+    twins = copy.deepcopy(plain)
+    optimizer, resumed = torchs(plain, lr=0.05, **more), ours(twins, lr=9.0, **more, **options)
+    for step in range(6):
+        if step == 3:
+            resumed.load_state_dict(optimizer.state_dict())
+            for p, q in zip(plain, twins, strict=True):
+                q.data.copy_(p.data)
+        for p in (*plain, *twins):
+            p.grad = torch.full_like(p, step - 1.5)
+        optimizer.step()
+        if step >= 3:
+            resumed.step()
+    assert resumed.param_groups[0]["stabilize"] == options.get("stabilize")
+    for p, q in zip(plain, twins, strict=True):
+        assert torch.equal(p, q)
+
+
 @pytest.mark.parametrize("cls", [RiemannianAdam, RiemannianSGD])
 def test_the_state_is_needed(cls):
     """The test above would notice a state that is lost."""

@@ -54,6 +54,26 @@ def test_products_by_every_plan(shape, spectrum, seed, batch, lead) -> None:
         torch.testing.assert_close(tt._rows_times_w(rows_y, plan), rows_y @ W)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("given_shape", [True, False])
+def test_compiled_from_cores(dynamic, batch, given_shape) -> None:
+    """A plan that is made while it is traced, too."""
+    shape = TTShape.for_matrix(64, 48, rank=8)
+    tt = weight(shape, "free", 0, batch)
+    split, tensors = len(tt.left), (*tt.left, tt.spectrum, *tt.right)
+    x = normal(1, *batch, 7, 48)
+
+    def products(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        plan = {"shape": shape} if given_shape else {}
+        again = SpectralTT(tensors[:split], tensors[split], tensors[split + 1 :], **plan)
+        return again.to_matrix(), again.matvec(x)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(products, fullgraph=True, dynamic=dynamic, backend="eager")
+    torch.testing.assert_close(compiled(*tensors), products(*tensors))
+
+
 @given(shape=shapes(max_modes=4), spectrum=spectra, seed=seeds, batch=batches)
 def test_entries(shape, spectrum, seed, batch) -> None:
     tt = weight(shape, spectrum, seed, batch)
