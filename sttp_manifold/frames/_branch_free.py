@@ -44,8 +44,6 @@ _NEWTON = 10
 def factors(Z: Tensor, *, polar: bool, out: Tensor | None = None) -> Tensor:
     """Polar factors of frames near the identity if ``polar``, Q factors of all others.
 
-    What is of less than float32 is computed in that.
-
     Args:
         Z: the frames, not an empty batch.
         polar: what to do near the identity.
@@ -55,9 +53,6 @@ def factors(Z: Tensor, *, polar: bool, out: Tensor | None = None) -> Tensor:
         - Z: ``(*b, d, r)``
         - Output: ``(*b, d, r)``
     """
-    if Z.dtype not in TERMS:
-        Q = factors(Z.float(), polar=polar).to(Z.dtype)
-        return Q if out is None else out.copy_(Q)
     stack = Z.reshape(-1, *Z.shape[-2:])
     eye = torch.eye(Z.shape[-1], dtype=Z.dtype, device=Z.device)
     gram = torch.bmm(stack.mT, stack)
@@ -85,8 +80,6 @@ def polar_factors(Z: Tensor) -> Tensor:
         - Z: ``(*b, d, r)``, not empty
         - Output: ``(*b, d, r)``
     """
-    if Z.dtype not in TERMS:
-        return polar_factors(Z.float()).to(Z.dtype)
     stack = Z.reshape(-1, *Z.shape[-2:])
     eye = torch.eye(Z.shape[-1], dtype=Z.dtype, device=Z.device)
     near = _norm((torch.bmm(stack.mT, stack) - eye).detach()) <= NEAR_IDENTITY

@@ -29,6 +29,9 @@ sequence of kernels. Frames are orthonormal to 2e-6 in float32 for tangent ``U``
 3e3; beyond, digits are lost, and what breaks down is NaN (``frames/_branch_free.py``).
 ``look=False`` asks for that on the CPU too, ``look=True`` for the other everywhere. :func:`qr`
 calls ``torch.linalg.qr``, and waits where that does.
+
+In half precision, retractions (:func:`pogo` is none) are computed in float32, and rounded at the
+end.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ __all__ = [
     "qr",
 ]
 
+# Factorizations refuse these, and products of them would lose what is to be restored.
+_HALF = (torch.bfloat16, torch.float16)
 # Taylor coefficients of (1 + x)^(-1/2); with the first m of them the Gram matrix I + D becomes
 # I + O(D^(m + 1)), with the factor below.
 _SERIES = (-0.5, 0.375, -0.3125)
@@ -115,6 +120,8 @@ def qr(X: Tensor, U: Tensor) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "qr")
+    if X.dtype in _HALF:
+        return qr(X.float(), U.float()).to(X.dtype)
     return _householder_qr(X + U)
 
 
@@ -137,6 +144,8 @@ def cholesky_qr(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "cholesky_qr")
+    if X.dtype in _HALF:
+        return cholesky_qr(X.float(), U.float(), look=look).to(X.dtype)
     return orthonormalize(X + U, look=look)
 
 
@@ -163,6 +172,8 @@ def polar(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "polar")
+    if X.dtype in _HALF:
+        return polar(X.float(), U.float(), look=look).to(X.dtype)
     Z = X + U
     if Z.numel() == 0:
         return Z
@@ -202,6 +213,8 @@ def newton_schulz(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "newton_schulz")
+    if X.dtype in _HALF:
+        return newton_schulz(X.float(), U.float(), look=look).to(X.dtype)
     return polish(X + U, look=look)
 
 
@@ -226,6 +239,9 @@ def polish(Z: Tensor, out: Tensor | None = None, *, look: bool | None = None) ->
     """
     if Z.numel() == 0:
         return Z if out is None else out.copy_(Z)
+    if Z.dtype in _HALF:
+        Q = polish(Z.float(), look=look).to(Z.dtype)
+        return Q if out is None else out.copy_(Q)
     if not _may_look(Z, look):
         return factors(Z, polar=True, out=out)
     D = _excess(Z)
@@ -265,6 +281,8 @@ def cayley(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "cayley")
+    if X.dtype in _HALF:
+        return cayley(X.float(), U.float(), look=look).to(X.dtype)
     XtU = X.mT @ U
     U = U - X @ ((XtU + XtU.mT) / 2)
     # P U = U - X (X^T U) / 2, where X^T U is skew by now.
@@ -324,6 +342,8 @@ def orthonormalize(Z: Tensor, *, look: bool | None = None) -> Tensor:
     """
     if Z.numel() == 0:
         return Z
+    if Z.dtype in _HALF:
+        return orthonormalize(Z.float(), look=look).to(Z.dtype)
     if not _may_look(Z, look):
         return factors(Z, polar=False)
     gram = Z.mT @ Z

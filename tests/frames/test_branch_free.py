@@ -270,19 +270,6 @@ def test_polish_writes_where_it_is_told(length, dtype):
     assert torch.equal(Z, kept)
 
 
-@pytest.mark.parametrize("name", list(RETRACTIONS))
-@pytest.mark.parametrize("length", [1e-2, 5.0])
-def test_half_precision_is_computed_in_float32(name, length):
-    if name == "cayley":  # whose solve torch refuses in half precision
-        return
-    X = frames((4, 24, 6), dtype=torch.bfloat16)
-    Z = X + length * tangents(X)
-    Q = RETRACTIONS[name](Z, torch.zeros_like(Z), look=False)
-    assert Q.dtype == torch.bfloat16
-    expected = RETRACTIONS[name](Z.float(), torch.zeros(Z.shape), look=False)
-    assert torch.equal(Q, expected.bfloat16())
-
-
 # --- No look, on any device but the CPU. ---
 
 

@@ -366,3 +366,26 @@ def test_pogo_loses_orthonormality_with_the_fourth_power_of_the_step():
     U = directions(X.shape) / 6
     errors = torch.tensor([error(pogo(X, t * U)) for t in (0.1, 0.01)])
     assert (errors[0] / errors[1]).log10().item() == pytest.approx(4, abs=0.1)
+
+
+@pytest.mark.parametrize("name", list(RETRACTIONS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("length", [1e-2, 5.0])
+@pytest.mark.parametrize("look", [True, False])
+def test_half_precision_is_computed_in_float32(name, dtype, length, look):
+    options = {} if name == "qr" else {"look": look}
+    X = frames((4, 24, 6), dtype=torch.float32).to(dtype)
+    U = (length * tangents(X.float())).to(dtype)
+    Q = RETRACTIONS[name](X, U, **options)
+    assert Q.dtype == dtype
+    expected = RETRACTIONS[name](X.float(), U.float(), **options)
+    assert torch.equal(Q, expected.to(dtype))
+    assert error(Q.float()) < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("look", [True, False])
+def test_polish_and_orthonormalize_take_half_precision(look):
+    Z = (3 * directions((4, 24, 6))).bfloat16()
+    for function in (polish, orthonormalize):
+        Q = function(Z, look=look)
+        assert torch.equal(Q, function(Z.float(), look=look).bfloat16())

@@ -395,3 +395,17 @@ def test_memory_of_a_step_does_not_grow_with_the_network(cls, options):
     size = sum(p.numel() for p in params) * 4
     assert found[1] < found[0] + 0.02 * size
     assert bytes_of(optimizer) + found[1] < 1.6 * size
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cls", [RiemannianAdam, RiemannianSGD])
+@pytest.mark.parametrize("retraction", ["newton_schulz", "qr", "polar", "cayley"])
+def test_points_in_half_precision_stay_on_the_manifold(cls, retraction, dtype):
+    M = SpectralTTManifold(TTShape.for_matrix(24, 20, rank=4))
+    p = ManifoldParameter(M.random_parameter().detach().to(dtype), manifold=M)
+    optimizer = cls([p], lr=1.0, retraction=retraction)
+    for _ in range(10):
+        p.grad = torch.randn(p.shape).to(dtype)
+        optimizer.step()
+    assert p.dtype == dtype
+    assert M.unpack(p.detach().float()).orthonormality_error() < 4 * torch.finfo(dtype).eps
