@@ -180,16 +180,16 @@ _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambd
 def _lapack_is_faster(chart: type[_Chart], x: Tensor, d: int, r: int) -> bool:
     """Whether LAPACK's product of reflectors beats the compact WY form, without gradient.
 
-    Measured with one thread: the products of the WY form pay off in float32, from some size of
-    the whole stack on; of full frames for those only that are tall or thin. In float64 they came
-    out level at best.
+    Measured: the products of the WY form pay off in float32, from some size of the whole stack on;
+    of full frames, with one thread, for those only that are tall or thin. More threads gain LAPACK
+    nothing, which takes one reflector at a time. In float64 they came out level at best.
     """
     if x.device.type != "cpu":
         return False
     if x.dtype != torch.float32:
         return True
     size = x.shape[0] * d * r
-    if chart is _Reduced:
+    if chart is _Reduced or torch.get_num_threads() > 1:
         return size < 2**13
     return size < 2**14 or (d < 4 * r and r > 32)
 

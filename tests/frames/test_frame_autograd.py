@@ -299,18 +299,22 @@ def test_both_ways_without_gradient_agree(chart, lapack, shape, monkeypatch):
 
 
 @parametrized
-def test_lapack_is_called_for_few_and_for_double_frames_and_for_wide_full_ones(chart):
+def test_lapack_is_called_for_few_and_for_double_frames_and_for_wide_full_ones(chart, monkeypatch):
     def choice(b, d, r, dtype=torch.float32):
         x = torch.empty(b, CHARTS[chart][1](d, r), dtype=dtype)
         kind = getattr(_householder_autograd, f"_{chart.capitalize()}")
         return _householder_autograd._lapack_is_faster(kind, x, d, r)
 
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert choice(1, 64, 8)
     assert choice(16, 512, 64, torch.float64)
     assert choice(64, 128, 64) == (chart == "full")
     assert not choice(16, 512, 64)
     assert not choice(256, 32, 16)
     assert not choice(256, 32, 32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert choice(1, 64, 8)
+    assert not choice(64, 128, 64)
 
 
 # --- Accuracy in float32. ---
