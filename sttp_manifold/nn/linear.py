@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sttp_manifold.nn.base import SpectralWeight
 from sttp_manifold.nn.layer import SpectralLayer, check_stock, rank_of, weight_of
+from sttp_manifold.nn.scope import partners
 from sttp_manifold.nn.weight import make_weight
 from sttp_manifold.tt.contract import linear_plan
 from sttp_manifold.tt.shape import TTShape
@@ -186,7 +187,7 @@ class SpectralLinear(SpectralLayer):
         count = x.numel() // max(x.shape[-1], 1) if x.ndim else 0
         if not count:
             return "dense"
-        plan = linear_plan(weight.shape, count, at_hand)
+        plan = linear_plan(weight.shape, count, at_hand, partners(weight))
         return "factors" if plan == "lowrank" else plan
 
     def extra_repr(self) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,12 +32,14 @@ from sttp_manifold.nn.torch_state import Circumstances, circumstances
 if TYPE_CHECKING:
     from sttp_manifold.nn.base import SpectralWeight
 
-__all__ = ["in_scope", "is_together", "noted", "taken", "together"]
+__all__ = ["in_scope", "is_together", "noted", "partners", "taken", "together"]
 
 # After so many forwards in a row that asked for other weights than the one before, or from which a
 # batch had nothing to gain, rest for a while; each time for longer, up to so many forwards.
 _PATIENCE = 4
 _LONGEST_REST = 256
+# So many weights of one plan are a batch, whatever they are held by.
+_FEW = 4
 # Without gradient any part of the weights may be kept by their layers, and the others need a plan.
 _LAYOUTS = 16
 
@@ -133,9 +136,10 @@ Entries = dict[tuple[int, str], list[Entry]]
 class _Scope:
     """One forward of one root, in one thread."""
 
-    __slots__ = ("asked", "entries", "frame", "ledgers", "state")
+    __slots__ = ("asked", "entries", "frame", "ledgers", "partners", "state")
 
-    def __init__(self, frame: FrameType, state: Circumstances) -> None:
+    def __init__(self, frame: FrameType, state: Circumstances, partners: dict[int, int]) -> None:
+        self.partners = partners
         self.frame = frame
         self.state = state
         self.asked: list[Asked] = []
@@ -146,15 +150,17 @@ class _Scope:
 class _Memory:
     """What the last forward of a root asked for, in one training and grad mode.
 
-    ``gained`` is whether the last batch that was thought of was worth it.
+    ``gained`` is whether the last batch that was thought of was worth it; ``partners`` is how many
+    weights have the plan of each, by identity.
     """
 
-    __slots__ = ("asked", "gained", "layouts", "left", "misses", "rest")
+    __slots__ = ("asked", "gained", "layouts", "left", "misses", "partners", "rest")
 
     def __init__(self) -> None:
         self.asked: tuple[tuple[weakref.ref[SpectralWeight], str], ...] = ()
         self.layouts: dict[object, Any] = {}
         self.gained = False
+        self.partners: dict[int, int] = {}
         self.misses = 0
         self.rest = self.left = 0
 
@@ -168,6 +174,10 @@ class _Memory:
         if not same:
             self.layouts = {}
             self.asked = tuple((weakref.ref(weight), form) for weight, form in scope.asked)
+            weights = {id(weight): weight for weight, _ in scope.asked}
+            plans = {key: (type(w), w.shape.merged) for key, w in weights.items()}
+            counts = Counter(plans.values())
+            self.partners = {key: counts[plan] for key, plan in plans.items()}
         if same and self.gained:
             self.misses = self.rest = 0
             return
@@ -203,6 +213,20 @@ def taken(weight: SpectralWeight, form: str) -> tuple[Tensor, ...] | None:
         return None
     entry = noted(weight, form)
     return None if entry is None else entry.take(weight)
+
+
+def partners(weight: SpectralWeight) -> int:
+    """How many weights are formed by the same calls as this one, in the forward that is running.
+
+    By what the last forward asked for; one outside of any, and where they are too few for a batch.
+    """
+    if torch.compiler.is_compiling() or not _scopes.stack:
+        return 1
+    scope = _top()
+    if scope is None or circumstances() != scope.state:
+        return 1
+    count = scope.partners.get(id(weight), 1)
+    return count if count >= _FEW else 1
 
 
 def in_scope() -> bool:
@@ -246,7 +270,7 @@ def enter(module: nn.Module, args: object) -> None:
     memory = _memory(module, state)
     if memory.rests():
         return
-    scope = _Scope(sys._getframe(1), state)
+    scope = _Scope(sys._getframe(1), state, memory.partners)
     asked = [(weight, form) for ref, form in memory.asked if (weight := ref()) is not None]
     if not state[0]:
         from sttp_manifold.nn.kept import is_kept

@@ -48,27 +48,33 @@ class LinearPlan(NamedTuple):
         return cls(plan, cores if formed else 1, formed)
 
 
-def linear_plans(shape: TTShape, count: int) -> list[tuple[LinearPlan, Work]]:
+def linear_plans(shape: TTShape, count: int, together: int = 1) -> list[tuple[LinearPlan, Work]]:
     """Every way to apply a chain to ``count`` vectors, and its work.
 
     Args:
         shape: the chain, as its cores are stored.
         count: how many vectors are multiplied at once.
+        together: how many weights of this plan are formed by the same calls.
     """
     right = shape.right_core_shapes
     forming, direct = left_forming(shape.left_core_shapes), _left_direct(shape, count)
     plans = []
     for formed in range(1, len(right) + 1):
-        work = _right_work(shape, count, formed)
-        whole = formed == len(right)
-        if whole:
-            dense = cut_work(shape, cheapest_cut(shape)).plus(gemm(count, shape.d_in, shape.d_out))
+        work = _right_applied(shape, count, formed)
+        formed_right = right_forming(right[len(right) - formed :])
+        applied = work.plus(gemm(count, shape.rank, shape.d_out))
+        if formed == len(right):
+            dense = cut_work(shape, cheapest_cut(shape)).shared(together)
+            dense = dense.plus(gemm(count, shape.d_in, shape.d_out))
             plans.append((LinearPlan("dense", formed, True), dense))
-        applied = gemm(count, shape.rank, shape.d_out).plus(forming)
-        name: Plan = "lowrank" if whole else "cores"
-        plans.append((LinearPlan(name, formed, True), work.plus(applied)))
+            factors = forming.plus(formed_right).shared(together)
+            plans.append((LinearPlan("lowrank", formed, True), factors.plus(applied)))
+        else:
+            part = applied.plus(forming).plus(formed_right)
+            plans.append((LinearPlan("cores", formed, True), part))
         if len(shape.out_modes) > 1:
-            plans.append((LinearPlan("cores", formed, False), work.plus(direct)))
+            part = work.plus(direct).plus(formed_right)
+            plans.append((LinearPlan("cores", formed, False), part))
     return plans
 
 
@@ -83,26 +89,25 @@ def _left_direct(shape: TTShape, count: int) -> Work:
     return work.plus(Work(calls=1.0, permuted=count * shape.d_out))
 
 
-def _right_work(shape: TTShape, count: int, formed: int) -> Work:
-    """Work of contracting the last cores to one, and of applying it and the others."""
+def _right_applied(shape: TTShape, count: int, formed: int) -> Work:
+    """Work of applying the last cores, contracted to one, and the others."""
     right = shape.right_core_shapes
-    work = right_forming(right[len(right) - formed :])
     size = 1
     for core in right[len(right) - formed :]:
         size *= core[1]
-    work = work.plus(gemm(count * (shape.d_in // size), size, right[-formed][0]))
+    work = gemm(count * (shape.d_in // size), size, right[-formed][0])
     for a, m, b in reversed(right[:-formed]):
         size *= m
         work = work.plus(gemm(count * (shape.d_in // size), m * b, a))
     return work
 
 
-def _choose(shape: TTShape, count: int, unit: Costs) -> LinearPlan:
+def _choose(shape: TTShape, count: int, unit: Costs, together: int = 1) -> LinearPlan:
     # Loops and comparisons here and above, no generators and no min(key=...): torch.compile traces
     # this, perhaps with a symbolic count.
     best: LinearPlan | None = None
     least = math.inf
-    for plan, work in linear_plans(shape, count):
+    for plan, work in linear_plans(shape, count, together):
         cost = work.cost(unit)
         if cost < least:
             best, least = plan, cost
@@ -113,19 +118,20 @@ def _choose(shape: TTShape, count: int, unit: Costs) -> LinearPlan:
 _chosen = lru_cache(maxsize=4096)(_choose)
 
 
-def linear_steps(shape: TTShape, count: int) -> LinearPlan:
+def linear_steps(shape: TTShape, count: int, together: int = 1) -> LinearPlan:
     """Cheapest way to apply a chain to ``count`` vectors, by the cost model.
 
     Args:
         shape: the chain, as its cores are stored.
         count: how many vectors are multiplied at once.
+        together: how many weights of this plan are formed by the same calls.
     """
     if torch.compiler.is_compiling():
-        return _choose(shape, count, costs())  # a cache is nothing to trace
-    return _chosen(shape, count, costs())
+        return _choose(shape, count, costs(), together)  # a cache is nothing to trace
+    return _chosen(shape, count, costs(), together)
 
 
-def linear_plan(shape: TTShape, count: int, at_hand: bool = False) -> Plan:
+def linear_plan(shape: TTShape, count: int, at_hand: bool = False, together: int = 1) -> Plan:
     """Name of the cheapest way to apply ``W`` to ``count`` vectors, by the cost model.
 
     Args:
@@ -133,6 +139,7 @@ def linear_plan(shape: TTShape, count: int, at_hand: bool = False) -> Plan:
         count: how many vectors are multiplied at once.
         at_hand: whether ``W``, and ``U`` and ``V``, are formed already, so that only to apply them
             costs anything; cores are not looked at then.
+        together: how many weights of this plan are formed by the same calls.
 
     Returns:
         ``"dense"`` (form ``W``), ``"lowrank"`` (form ``U`` and ``V``), or ``"cores"`` (form
@@ -140,7 +147,7 @@ def linear_plan(shape: TTShape, count: int, at_hand: bool = False) -> Plan:
     """
     if at_hand:
         return _chosen_at_hand(shape, count, costs())
-    return linear_steps(shape.merged, count).name
+    return linear_steps(shape.merged, count, together).name
 
 
 def _choose_at_hand(shape: TTShape, count: int, unit: Costs) -> Plan:

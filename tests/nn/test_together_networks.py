@@ -310,3 +310,20 @@ def test_large_products_are_the_same(monkeypatch: pytest.MonkeyPatch, taken: lis
     for _ in range(2):
         agree(run(model, x), wanted)
     assert all(taken)
+
+
+@pytest.mark.parametrize("method", ["householder", "riemannian"])
+@pytest.mark.parametrize(("depth", "form"), [(3, "cores"), (6, "factors")])
+def test_many_weights_of_one_plan_are_asked_for_as_factors(
+    method: str, depth: int, form: str
+) -> None:
+    """By their cores each alone, and by their factors from the second forward on."""
+    layers = [SpectralLinear(256, 256, 16, method=method, **DOUBLE) for _ in range(depth)]
+    model, x = together(nn.Sequential(*layers)), torch.randn(32, 256, **DOUBLE)
+    wanted = run(alone(model), x)
+    for _ in range(5):
+        agree(run(model, x), wanted)
+    memory = scope._memories[model][True, True]
+    assert [asked for _, asked in memory.asked] == [form] * depth
+    assert memory.rest == 0 or form == "cores"
+    assert scope.partners(layers[0].spectral_weight) == 1

@@ -95,6 +95,22 @@ def test_plans_of_what_is_formed_already(d_out: int, d_in: int, rank: int, count
         assert at_hand == "lowrank"
 
 
+@given(shape=shapes(), count=st.integers(1, 50), together=st.integers(2, 100))
+def test_only_forming_whole_factors_is_shared(shape, count, together):
+    alone, shared = linear_plans(shape, count), linear_plans(shape, count, together)
+    for (plan, one), (same, many) in zip(alone, shared, strict=True):
+        assert plan == same
+        assert many[0] == one[0]
+        assert many[2:] == one[2:]
+        assert many.calls == one.calls if plan.name == "cores" else many.calls <= one.calls
+
+
+def test_many_weights_at_once_have_their_factors_formed():
+    shape = TTShape.for_matrix(256, 256, rank=16)
+    assert linear_plan(shape, 32) == "cores"
+    assert linear_plan(shape, 32, together=50) == "lowrank"
+
+
 def test_the_choice_follows_the_constants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = TTShape.for_matrix(512, 512, rank=16)
     assert linear_steps(shape, 4).name == "cores"
