@@ -1,14 +1,16 @@
 """Weights, layers, and the conversion of whole networks."""
 
-from sttp_manifold.nn.base import SpectralWeight
 from sttp_manifold.nn.conv import SpectralConv2d
 from sttp_manifold.nn.convert import SkippedLayerWarning, compress, decompress, switch
+from sttp_manifold.nn.householder import HouseholderWeight
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.linear import SpectralLinear
+from sttp_manifold.nn.methods import make_weight
 from sttp_manifold.nn.penalty import spectral_penalty
+from sttp_manifold.nn.riemannian import RiemannianWeight
 from sttp_manifold.nn.scope import together
 from sttp_manifold.nn.summary import Summary, SummaryRow, summary
-from sttp_manifold.nn.weight import HouseholderWeight, RiemannianWeight, make_weight
+from sttp_manifold.nn.weight import SpectralWeight
 
 __all__ = [
     "HouseholderWeight",

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sttp_manifold.nn.base import factors_of
 from sttp_manifold.nn.layout import Layout, Member, partners
+from sttp_manifold.nn.methods import EXACT_TENSORS, EXACT_WEIGHTS
 from sttp_manifold.nn.passes import Pass
 from sttp_manifold.nn.scope import Asked, Copy, Entries, Entry, Ledger, Stamp
 from sttp_manifold.nn.torch_state import graph_is_kept, outside_autocast
-from sttp_manifold.nn.weight import EXACT_TENSORS, EXACT_WEIGHTS
+from sttp_manifold.nn.weight import factors_of
 
 if TYPE_CHECKING:
-    from sttp_manifold.nn.base import SpectralWeight
+    from sttp_manifold.nn.weight import SpectralWeight
 
 __all__ = ["compute"]
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.base import SpectralWeight
 from sttp_manifold.nn.conv import SpectralConv2d
 from sttp_manifold.nn.counts import count_elements, largest_rank
 from sttp_manifold.nn.layer import SpectralLayer, check_stock
 from sttp_manifold.nn.linear import SpectralLinear
+from sttp_manifold.nn.methods import make_weight, weight_class
 from sttp_manifold.nn.modules import Owners, carry_over, naming, replace, show
 from sttp_manifold.nn.scope import together as compute_together
-from sttp_manifold.nn.weight import make_weight, weight_class
+from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape, check_spectrum
 
 __all__ = ["SkippedLayerWarning", "compress", "decompress", "switch"]

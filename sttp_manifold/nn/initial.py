@@ -9,7 +9,7 @@ from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.gauge import haar_frame
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["INITS", "computing_dtype", "initial_point"]
+__all__ = ["INITS", "computing_dtype", "initial_point", "kind_of"]
 
 INITS = ("eye", "noisy_eye", "random")
 """Names of the initial values; a :class:`~sttp_manifold.SpectralTT` is accepted as well."""
@@ -60,3 +60,14 @@ def initial_point(
         for size in chart.frame_sizes
     )
     return ChartPoint(frames, spectrum, torch.ones(r, dtype=dtype, device=device))
+
+
+def kind_of(
+    init: str | SpectralTT, dtype: torch.dtype | None, device: torch.device | str | None
+) -> tuple[torch.dtype, torch.device]:
+    """Dtype and device asked for, or those of the value, or torch's defaults."""
+    if isinstance(init, SpectralTT):
+        return dtype or init.dtype, torch.device(init.device if device is None else device)
+    if device is None:
+        device = torch.get_default_device()
+    return dtype or torch.get_default_dtype(), torch.device(device)

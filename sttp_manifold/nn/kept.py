@@ -22,10 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sttp_manifold.nn.base import SpectralWeight, factors_of
+from sttp_manifold.nn.methods import EXACT_TENSORS, EXACT_WEIGHTS
 from sttp_manifold.nn.scope import in_scope, noted
 from sttp_manifold.nn.torch_state import circumstances, is_hooked, outside_autocast
-from sttp_manifold.nn.weight import EXACT_TENSORS, EXACT_WEIGHTS
+from sttp_manifold.nn.weight import SpectralWeight, factors_of
 
 __all__ = ["is_kept", "kept"]
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.base import SpectralWeight
 from sttp_manifold.nn.initial import INITS, computing_dtype
 from sttp_manifold.nn.kept import kept
-from sttp_manifold.nn.weight import make_weight
+from sttp_manifold.nn.methods import make_weight
+from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.decompose import tt_svd
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT

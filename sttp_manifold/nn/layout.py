@@ -14,8 +14,8 @@ from sttp_manifold.spectrum import SpectrumMap
 from sttp_manifold.tt.shape import TTShape
 
 if TYPE_CHECKING:
-    from sttp_manifold.nn.base import SpectralWeight
-    from sttp_manifold.nn.weight import RiemannianWeight
+    from sttp_manifold.nn.riemannian import RiemannianWeight
+    from sttp_manifold.nn.weight import SpectralWeight
 
 __all__ = ["Layout", "Member", "partners"]
 

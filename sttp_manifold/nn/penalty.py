@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold.errors import SpectrumError
-from sttp_manifold.nn.base import SpectralWeight
+from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.spectrum import PENALTIES
 
 __all__ = ["spectral_penalty"]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from sttp_manifold.nn.torch_state import Circumstances, circumstances
 
 if TYPE_CHECKING:
-    from sttp_manifold.nn.base import SpectralWeight
+    from sttp_manifold.nn.weight import SpectralWeight
 
 __all__ = ["in_scope", "is_together", "noted", "partners", "taken", "together"]
 

@@ -38,8 +38,8 @@ from sttp_manifold.nn import (
     scope,
     together,
 )
-from sttp_manifold.nn.base import SpectralWeight
 from sttp_manifold.nn.kept import _records
+from sttp_manifold.nn.weight import SpectralWeight
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 

@@ -1,0 +1,149 @@
+"""`RiemannianWeight`: a point of the product manifold, for a Riemannian optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttp_manifold._geoopt import ManifoldParameter
+from sttp_manifold.chart import HouseholderChart
+from sttp_manifold.manifolds import SpectralTTManifold
+from sttp_manifold.nn.initial import initial_point, kind_of
+from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.tt.shape import TTShape
+from sttp_manifold.tt.spectral import SpectralTT
+
+__all__ = ["RiemannianWeight"]
+
+
+class RiemannianWeight(SpectralWeight):
+    r"""A weight held as a point of the product manifold, the total space.
+
+    One ``geoopt.ManifoldParameter``, ``point``, of all frames and the spectrum's coordinates. It
+    takes a Riemannian optimizer, such as :class:`sttp_manifold.optim.RiemannianAdam`: a Euclidean
+    one leaves the manifold without a word (:func:`sttp_manifold.optim.check_optimizer`).
+
+    Args:
+        shape: the plan.
+        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``.
+        init: as for :class:`HouseholderWeight`, the same weight at the same seed.
+        bound: bound of ``"bounded"``.
+        init_std: deviation for ``"noisy_eye"``.
+        project: with a value as ``init``, take the nearest one that the spectrum can hold.
+        dtype: floating dtype; that of the value, or torch's default.
+        device: likewise.
+
+    Raises:
+        ShapeError: an unknown ``init``, or a value on another plan.
+        SpectrumError: an unknown spectrum, or a value that it cannot hold.
+
+    Example:
+        >>> weight = RiemannianWeight(TTShape.for_matrix(12, 10, rank=3))
+        >>> bool(weight.tt().orthonormality_error() < 1e-5)
+        True
+    """
+
+    method = "riemannian"
+
+    point: ManifoldParameter
+
+    def __init__(
+        self,
+        shape: TTShape,
+        spectrum: str = "free",
+        init: str | SpectralTT = "noisy_eye",
+        bound: float = 1.0,
+        init_std: float = 1e-4,
+        *,
+        project: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(shape, spectrum, bound)
+        manifold = SpectralTTManifold(shape, spectrum, bound)
+        dtype, device = kind_of(init, dtype, device)
+        chart = HouseholderChart(shape, spectrum, bound)
+        tt = chart.decode(initial_point(chart, init, init_std, dtype, device))
+        self.point = ManifoldParameter(manifold.pack(tt).to(dtype), manifold=manifold)
+        self.tensor_sizes = (tuple(self.point.shape),)
+        if isinstance(init, SpectralTT):
+            self.encode_(init, project=project)
+
+    @staticmethod
+    def count(shape: TTShape, spectrum: str) -> int:
+        """Numbers stored for a plan: whole frames, and the spectrum."""
+        return sum(d * r for d, r in shape.merged.frame_shapes) + shape.spectrum_size(spectrum)
+
+    @property
+    def manifold(self) -> SpectralTTManifold:
+        """The manifold of the point."""
+        # torch.func.functional_call puts plain tensors in the place of parameters.
+        found: SpectralTTManifold | None = getattr(self.point, "manifold", None)
+        return self._own_manifold if found is None else found
+
+    @cached_property
+    def _own_manifold(self) -> SpectralTTManifold:
+        return SpectralTTManifold(self.shape, self.spectrum, self.bound)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the point."""
+        return self.point.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the point."""
+        return self.point.device
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (self.point,)
+
+    def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
+        return self.manifold.unpack(tensors[0])
+
+    def bond(self) -> Tensor:
+        """The spectrum, or the full bond, without computing a frame; see the base class."""
+        return self._value().spectrum
+
+    def _set(self, tt: SpectralTT, project: bool) -> None:
+        self.point.copy_(self.manifold.pack(tt, project=project))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> RiemannianWeight:
+        # Where torch replaces parameters instead of their data, it knows nothing of manifolds.
+        manifold = self.manifold
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._keep_on(manifold)
+        return self
+
+    def _keep_on(self, manifold: SpectralTTManifold) -> None:
+        point = self._parameters["point"]
+        assert point is not None
+        if not isinstance(point, ManifoldParameter):
+            self.point = ManifoldParameter(
+                point.detach(), manifold=manifold, requires_grad=point.requires_grad
+            )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        manifold, key = self.manifold, prefix + "point"
+        point = state_dict.get(key)
+        if isinstance(point, Tensor) and point.shape == self.point.shape:
+            error = float(manifold.unpack(point.detach().double()).orthonormality_error())
+            precision = max(torch.finfo(t.dtype).eps for t in (point, self.point))
+            if not error <= max(1e-4, 32 * precision):
+                # The last argument collects what torch raises at the end.
+                messages: list[str] = args[-1]
+                messages.append(
+                    f"{key} is off its manifold: its frames are orthonormal to {error:.2g} only. "
+                    f"Bring it back by state[{key!r}] = M.projx(state[{key!r}]) with "
+                    f"M = model.get_submodule({prefix[:-1]!r}).manifold, and train it with a "
+                    "Riemannian optimizer"
+                )
+                return
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._keep_on(manifold)
