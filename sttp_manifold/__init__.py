@@ -2,7 +2,7 @@
 
 A weight ``W = U diag(s) V^T`` whose orthonormal frames ``U`` and ``V`` are chains of small
 orthonormal cores. `TTShape` is its plan, `SpectralTT` its value; a chart
-(`nn.HouseholderWeight`), a manifold (`SpectralTTManifold`) and a layer (`nn.SpectralLinear`)
+(`HouseholderChart`), a manifold (`SpectralTTManifold`) and a layer (`nn.SpectralLinear`)
 are three ways to hold one.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from sttp_manifold import errors, nn, optim
+from sttp_manifold.chart import HouseholderChart
 from sttp_manifold.manifolds import (
     CheckResult,
     FixedTTRankManifold,
@@ -32,6 +33,7 @@ __version__ = version("sttp-manifold")
 __all__ = [
     "CheckResult",
     "FixedTTRankManifold",
+    "HouseholderChart",
     "SpectralTT",
     "SpectralTTManifold",
     "TTShape",

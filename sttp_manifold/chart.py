@@ -116,6 +116,67 @@ class HouseholderChart:
             s = point.signs
         return SpectralTT(tuple(left), s, tuple(right), self.shape)
 
+    def unpack(self, z: Tensor, signs: Tensor | None = None) -> SpectralTT:
+        """The weight that a vector of coordinates stands for; differentiable.
+
+        The verbs of the manifolds: ``chart.unpack(chart.pack(tt))`` is the weight ``tt``.
+
+        Args:
+            z: frames in the order of the merged chain, then coordinates of the spectrum.
+            signs: constant signs of an identity spectrum, ones if absent.
+
+        Shape:
+            - z: ``(*b, n_elements)``
+            - signs: ``(*b, r)``
+
+        Raises:
+            ShapeError: a vector of another length.
+        """
+        return self.decode(self.unflatten(z, signs))
+
+    def pack(self, tt: SpectralTT, *, project: bool = False) -> Tensor:
+        """Coordinates of a weight as one vector, exact to rounding.
+
+        Args:
+            tt: a weight on the same plan.
+            project: take the nearest weight that the spectrum can hold.
+
+        Shape:
+            - output: ``(*b, n_elements)``
+
+        Raises:
+            ShapeError: a weight on another plan; or one of an identity spectrum that needs signs
+                beside its coordinates, which :meth:`encode` gives: half of those whose left
+                centre frame is square, and hardly any other.
+            SpectrumError: a weight that the spectrum cannot hold, unless ``project``.
+
+        Example:
+            >>> chart = HouseholderChart(TTShape.for_matrix(12, 10, rank=3))
+            >>> z = 0.1 * torch.randn(chart.n_elements, dtype=torch.float64)
+            >>> bool(chart.unpack(chart.pack(chart.unpack(z))).allclose(chart.unpack(z)))
+            True
+        """
+        point = self.encode(tt, project=project)
+        return self.flatten(self._without_signs(point) if self.spectrum == "identity" else point)
+
+    def _without_signs(self, point: ChartPoint) -> ChartPoint:
+        """The same weight of an identity spectrum, its signs taken up by the left centre frame."""
+        k = len(self.shape.merged.out_modes) - 1
+        d, r = self.shape.merged.frame_shapes[k]
+        Q = reduced_frame(point.frames[k], d, r) * point.signs.unsqueeze(-2)
+        T = torch.eye(r, dtype=Q.dtype, device=Q.device) - Q[..., :r, :]
+        pivots = T.diagonal(dim1=-2, dim2=-1)
+        # A square frame is the constant -I, which takes up no sign.
+        fits = pivots > torch.finfo(Q.dtype).eps ** 0.5 if d > r else point.signs > 0
+        if not bool(fits.all()):
+            raise ShapeError(
+                "this weight has no coordinates without signs; encode(tt) gives both, and "
+                "unpack(flatten(point), point.signs) the weight"
+            )
+        vector = torch.linalg.solve_triangular(T, -Q[..., r:, :], upper=True, left=False)
+        frames = (*point.frames[:k], vector.flatten(-2), *point.frames[k + 1 :])
+        return ChartPoint(frames, point.spectrum, torch.ones_like(point.signs))
+
     @property
     def n_elements(self) -> int:
         """Length of the flat coordinates, ``shape.num_parameters(spectrum)``."""

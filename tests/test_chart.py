@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from strategies import batches, seeds, shapes, spectra, weight
 
-from sttp_manifold import TTShape
+from sttp_manifold import SpectralTT, TTShape
 from sttp_manifold.chart import HouseholderChart
 from sttp_manifold.errors import ShapeError, SpectrumError
 
@@ -26,6 +26,35 @@ def test_encode_then_decode_is_the_identity(shape, spectrum, seed, batch) -> Non
     again = chart.encode(decoded)
     for p, q in zip(point.frames, again.frames, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-7)
+
+
+@given(shape=shapes(max_modes=4), spectrum=spectra, seed=seeds, batch=batches)
+def test_pack_then_unpack_is_the_identity(shape, spectrum, seed, batch) -> None:
+    """The two verbs of the manifolds; signs of an identity spectrum are taken up by a frame."""
+    chart = HouseholderChart(shape, spectrum, bound=2.0)
+    tt = weight(shape, spectrum, seed, batch)
+    d, r = shape.merged.frame_shapes[len(shape.merged.out_modes) - 1]
+    if spectrum == "identity" and d == r and bool((chart.encode(tt).signs < 0).any()):
+        with pytest.raises(ShapeError, match=r"encode\(tt\)"):
+            chart.pack(tt)
+        return
+    z = chart.pack(tt)
+    assert z.shape == (*batch, chart.n_elements)
+    assert chart.unpack(z).allclose(tt, rtol=1e-6)
+
+
+def test_signs_come_along_where_the_vector_cannot_hold_the_weight() -> None:
+    """Where a column of the left frame is that of the truncated identity, up to sign."""
+    shape = TTShape.svd(6, 5, rank=3)
+    chart = HouseholderChart(shape, "identity")
+    left, right = torch.eye(6, 3, dtype=torch.float64), torch.eye(3, 5, dtype=torch.float64)
+    ones = torch.ones(3, dtype=torch.float64)
+    tt = SpectralTT((left[None],), ones, (right[..., None],), shape)
+    with pytest.raises(ShapeError, match=r"encode\(tt\)"):
+        chart.pack(SpectralTT((-left[None],), ones, (right[..., None],), shape))
+    for value in (tt, SpectralTT((-left[None],), ones, (right[..., None],), shape)):
+        point = chart.encode(value)
+        assert chart.unpack(chart.flatten(point), point.signs).allclose(value)
 
 
 def test_which_cores_are_full() -> None:
