@@ -428,8 +428,8 @@ def refit_costs(
 
     Takes a minute, best on an idle machine. The file is read when STTP_COSTS names it.
     """
-    from sttp_manifold.tt.costs import VARIABLE
-    from sttp_manifold.tt.refit import refit
+    from sttp_manifold.tt.cost_model import VARIABLE
+    from sttp_manifold.tt.refit_costs import refit
 
     found = refit(file, repeats=repeats)
     _out.print(found, soft_wrap=True)

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sttp_manifold.display import box_html, table_html
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.compare import COMPARISON, RECORDS
 from sttp_manifold.experiments.conclusions import conclude
@@ -27,7 +28,6 @@ from sttp_manifold.experiments.plots import draw
 from sttp_manifold.experiments.records import Record, latest, read_records
 from sttp_manifold.experiments.summary import Row, cells, grid, header, metric_note, metric_of, rows
 from sttp_manifold.experiments.tasks import Metric
-from sttp_manifold.tt.display import box_html, table_html
 
 __all__ = ["Comparison", "ResultTable", "load_comparison"]
 

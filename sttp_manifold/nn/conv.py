@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sttp_manifold.nn.layer import SpectralLayer, check_stock, rank_of, weight_of
 from sttp_manifold.nn.methods import make_weight
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.tt.contract import conv_plan
+from sttp_manifold.tt.plans import conv_plan
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 

@@ -11,7 +11,7 @@ from sttp_manifold.nn.layer import SpectralLayer, check_stock, rank_of, weight_o
 from sttp_manifold.nn.methods import make_weight
 from sttp_manifold.nn.scope import partners
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.tt.contract import linear_plan
+from sttp_manifold.tt.plans import linear_plan
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 

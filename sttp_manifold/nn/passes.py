@@ -15,7 +15,7 @@ from sttp_manifold.frames import full_frame, reduced_frame
 from sttp_manifold.frames.householder import frame_vjp
 from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.layout import Chain, FrameKey, Layout
-from sttp_manifold.tt.cuts import cheapest_cut
+from sttp_manifold.tt.plans import cheapest_cut
 from sttp_manifold.tt.vjp import left_matrix_vjp, right_matrix_vjp, times_bond_vjp
 
 __all__ = ["Pass"]

@@ -9,10 +9,10 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from sttp_manifold.display import box_html, table_html
 from sttp_manifold.nn.counts import count_elements, ratio
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.tt.display import box_html, table_html
 from sttp_manifold.tt.shape import TTShape
 
 __all__ = ["Summary", "SummaryRow", "summary"]

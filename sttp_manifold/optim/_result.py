@@ -8,8 +8,8 @@ from typing import Any
 from scipy.optimize import OptimizeResult
 from torch import Tensor
 
+from sttp_manifold.display import box_html, descent_svg, table_html
 from sttp_manifold.optim._objective import Objective, Status, Stopped
-from sttp_manifold.tt.display import box_html, descent_svg, table_html
 
 __all__ = ["MinimizeResult", "make_result"]
 

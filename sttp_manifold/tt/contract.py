@@ -12,10 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sttp_manifold.tt.plans import conv_plan, linear_plan
-
 __all__ = [
-    "conv_plan",
     "digits_of",
     "environments",
     "form_last",
@@ -23,7 +20,6 @@ __all__ = [
     "group_cores",
     "left_frame",
     "left_matrix",
-    "linear_plan",
     "mirror",
     "mirrored_frame",
     "regroup_cores",

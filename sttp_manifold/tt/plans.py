@@ -1,28 +1,75 @@
-"""Plans of linear maps and convolutions by their cost.
+"""Plans by their cost: how ``W`` is cut and formed, applied to vectors, convolved with.
 
-A plan is chosen by a model of the work: floating-point operations, kernel calls, elements that
-matrix products touch, elements that are permuted. Operations alone choose badly. The constants are
-in :mod:`sttp_manifold.tt.costs`.
+A plan is chosen by a model of the work (:mod:`sttp_manifold.tt.cost_model`): floating-point
+operations, kernel calls, elements that matrix products touch, elements that are permuted.
+Operations alone choose badly.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
-from sttp_manifold.tt.costs import Costs, costs
-from sttp_manifold.tt.cuts import cheapest_cut, cut_work
-from sttp_manifold.tt.work import Work, gemm, left_forming, right_forming
+from sttp_manifold.tt.cost_model import Costs, Work, costs, gemm, left_forming, right_forming
+from sttp_manifold.tt.shape import TTShape
 
-if TYPE_CHECKING:
-    from sttp_manifold.tt.shape import TTShape
-
-__all__ = ["LinearPlan", "Plan", "Work", "conv_plan", "linear_plan", "linear_plans", "linear_steps"]
+__all__ = [
+    "LinearPlan",
+    "Plan",
+    "cheapest_cut",
+    "conv_plan",
+    "cut_work",
+    "linear_plan",
+    "linear_plans",
+    "linear_steps",
+]
 
 Plan = Literal["dense", "lowrank", "cores"]
+
+
+def cut_work(shape: TTShape, cut: int) -> Work:
+    """Work of forming ``W`` from the first ``cut`` cores of a chain and the others."""
+    cores = (*shape.left_core_shapes, *shape.right_core_shapes)
+    first, second = cores[:cut], cores[cut:]
+    rows = math.prod([n for _, n, _ in first])
+    product = gemm(rows, second[0][0], shape.numel // rows)
+    return left_forming(first).plus(right_forming(second)).plus(product)
+
+
+def cheapest_cut(shape: TTShape) -> int:
+    """How many cores to contract from the left, so that forming ``W`` costs least by the model.
+
+    ``W`` is the product of what is left of a bond and what is right of it, at any bond: its size
+    and the rank decide what that product costs, and hardly the bond. What it costs to contract the
+    two parts beforehand is least where they are of about the same size, which for a kernel of
+    ``64 x 576`` is not between its rows and its columns.
+
+    Args:
+        shape: the chain, as its cores are stored.
+
+    Returns:
+        A number from one to all cores but one.
+    """
+    if torch.compiler.is_compiling():
+        return _choose_cut(shape, costs())  # a cache is nothing to trace
+    return _chosen_cut(shape, costs())
+
+
+def _choose_cut(shape: TTShape, unit: Costs) -> int:
+    # Where all cost the same, the bond of the spectrum.
+    best = len(shape.out_modes)
+    least = cut_work(shape, best).cost(unit)
+    for cut in range(1, len(shape.core_shapes)):
+        cost = cut_work(shape, cut).cost(unit)
+        if cost < least:
+            best, least = cut, cost
+    return best
+
+
+_chosen_cut = lru_cache(maxsize=4096)(_choose_cut)
 
 
 class LinearPlan(NamedTuple):
@@ -102,7 +149,7 @@ def _right_applied(shape: TTShape, count: int, formed: int) -> Work:
     return work
 
 
-def _choose(shape: TTShape, count: int, unit: Costs, together: int = 1) -> LinearPlan:
+def _choose_steps(shape: TTShape, count: int, unit: Costs, together: int = 1) -> LinearPlan:
     # Loops and comparisons here and above, no generators and no min(key=...): torch.compile traces
     # this, perhaps with a symbolic count.
     best: LinearPlan | None = None
@@ -115,7 +162,7 @@ def _choose(shape: TTShape, count: int, unit: Costs, together: int = 1) -> Linea
     return best
 
 
-_chosen = lru_cache(maxsize=4096)(_choose)
+_chosen_steps = lru_cache(maxsize=4096)(_choose_steps)
 
 
 def linear_steps(shape: TTShape, count: int, together: int = 1) -> LinearPlan:
@@ -127,8 +174,8 @@ def linear_steps(shape: TTShape, count: int, together: int = 1) -> LinearPlan:
         together: how many weights of this plan are formed by the same calls.
     """
     if torch.compiler.is_compiling():
-        return _choose(shape, count, costs(), together)  # a cache is nothing to trace
-    return _chosen(shape, count, costs(), together)
+        return _choose_steps(shape, count, costs(), together)  # a cache is nothing to trace
+    return _chosen_steps(shape, count, costs(), together)
 
 
 def linear_plan(shape: TTShape, count: int, at_hand: bool = False, together: int = 1) -> Plan:

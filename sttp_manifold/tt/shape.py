@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from sttp_manifold.display import box_html, table_html
 from sttp_manifold.errors import RankError, ShapeError, SpectrumError
-from sttp_manifold.tt.display import diagram_text, plan_html
+from sttp_manifold.tt.diagram import diagram_svg, diagram_text
 
 __all__ = ["SPECTRA", "TTShape", "check_spectrum", "clip_ranks", "prime_factors"]
 
@@ -395,10 +396,20 @@ class TTShape:
                     │
                     5
         """
-        return diagram_text(self)
+        return diagram_text(self.out_modes, self.in_modes, self.ranks)
 
     def _repr_html_(self) -> str:
-        return plan_html(self)
+        """For a notebook: the diagram, and the counts for two spectra."""
+        rows = [
+            (name, f"{self.dim(name):,}", f"{self.num_parameters(name):,}", f"{self.numel:,}")
+            for name in ("free", "identity")
+        ]
+        titles = ("spectrum", "dimension", "stored by a chart", "dense")
+        return box_html(
+            f"<b>TTShape</b> {self.d_out} x {self.d_in}, rank {self.rank}",
+            diagram_svg(self.out_modes, self.in_modes, self.ranks),
+            table_html(titles, rows, right=(1, 2, 3)),
+        )
 
 
 def _merge(modes: Sequence[int], ranks: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

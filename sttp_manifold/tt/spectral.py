@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from sttp_manifold.display import bars_text, box_html, curves_svg
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.tt.contract import (
     form_last,
@@ -28,9 +29,8 @@ from sttp_manifold.tt.contract import (
     times_bond,
     triangle_of_sum,
 )
-from sttp_manifold.tt.cuts import cheapest_cut
-from sttp_manifold.tt.display import value_html, value_text
-from sttp_manifold.tt.plans import LinearPlan, Plan, linear_steps
+from sttp_manifold.tt.diagram import diagram_svg, diagram_text
+from sttp_manifold.tt.plans import LinearPlan, Plan, cheapest_cut, linear_steps
 from sttp_manifold.tt.shape import TTShape
 
 if TYPE_CHECKING:
@@ -410,10 +410,47 @@ class SpectralTT:
         return f"SpectralTT({self.shape}{bond}{batch}, {dtype}, {self.device})"
 
     def __str__(self) -> str:
-        return value_text(self)
+        """For a terminal: diagram of the merged chain, spectrum, counts."""
+        chain = self.shape.merged
+        drawing = diagram_text(chain.out_modes, chain.in_modes, chain.ranks, full=self.is_full)
+        lines = [f"SpectralTT: {self._title()}", *drawing.split("\n")]
+        if not self.batch_shape:
+            bars = "on the meta device" if self.spectrum.is_meta else bars_text(*self._curves())
+            lines.append(f"singular values  {bars}")
+        lines.append(self._counts())
+        return "\n".join(line.rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
-        return value_html(self)
+        """The same for a notebook."""
+        chain = self.shape.merged
+        drawing = diagram_svg(chain.out_modes, chain.in_modes, chain.ranks, full=self.is_full)
+        if not self.spectrum.is_meta and self.spectrum.numel():
+            drawing += curves_svg(self._curves(), "singular values")
+        return box_html(
+            f"<b>SpectralTT</b> {self._title()}",
+            f"<div style='white-space:nowrap'>{drawing}</div>",
+            f"<small>{self._counts()}, modes {self.shape}</small>",
+        )
+
+    def _title(self) -> str:
+        batch = f"batch {tuple(self.batch_shape)} of " if self.batch_shape else ""
+        bond = ", full bond" if self.is_full else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        size = f"{self.shape.d_out} x {self.shape.d_in}, rank {self.shape.rank}"
+        return f"{batch}{size}{bond}, {dtype} on {self.device}"
+
+    def _counts(self) -> str:
+        dim = self.shape.dim("full" if self.is_full else "free")
+        return f"dimension {dim:,}, dense {self.shape.numel:,}"
+
+    def _curves(self) -> list[list[float]]:
+        """Singular values of each batch, NaN where the weight is not finite."""
+        tt = self.detach()
+        if tt.is_full and not bool(tt.spectrum.isfinite().all()):
+            values = tt.spectrum[..., 0] * math.nan  # LAPACK may refuse those
+        else:
+            values = tt.singular_values()
+        return values.double().cpu().reshape(-1, values.shape[-1]).tolist()
 
 
 def check_places(

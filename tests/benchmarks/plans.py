@@ -23,9 +23,9 @@ from torch import nn
 from sttp_manifold import SpectralTT, TTShape
 from sttp_manifold.nn import SpectralLinear
 from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
-from sttp_manifold.tt.costs import costs
+from sttp_manifold.tt.cost_model import costs
 from sttp_manifold.tt.plans import conv_plan
-from sttp_manifold.tt.refit import random_chain, regrets, time_plans
+from sttp_manifold.tt.refit_costs import random_chain, regrets, time_plans
 
 LINEAR = [
     (w_out, w_in, rank, count)

@@ -19,7 +19,7 @@ from sttp_manifold.nn import (
     make_weight,
 )
 from sttp_manifold.tt import SPECTRA
-from sttp_manifold.tt.contract import conv_plan, linear_plan
+from sttp_manifold.tt.plans import conv_plan, linear_plan
 
 METHODS = ("householder", "riemannian")
 KINDS = ("sttp", "svdp")

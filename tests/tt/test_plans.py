@@ -1,31 +1,28 @@
-"""Plans of linear maps: every one gives the same, and the constants come from where they should."""
+"""Plans of linear maps: every one gives the same, and its work is counted as it is done."""
 
 from __future__ import annotations
-
-import dataclasses
-import json
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import batches, normal, seeds, shapes, spectra, weight
-from typer.testing import CliRunner
+from torch.utils.flop_counter import FlopCounterMode
 
 from sttp_manifold import TTShape
-from sttp_manifold.cli import app
-from sttp_manifold.errors import ConfigError
-from sttp_manifold.tt import refit
-from sttp_manifold.tt.costs import VARIABLE, Costs, costs, read_costs, write_costs
+from sttp_manifold.tt import plans, spectral
+from sttp_manifold.tt.cost_model import costs
 from sttp_manifold.tt.plans import (
     LinearPlan,
-    Work,
+    cheapest_cut,
     conv_plan,
+    cut_work,
     linear_plan,
     linear_plans,
     linear_steps,
 )
+
+KERNEL = TTShape.for_conv((64, 64, 3, 3), 64).merged
 
 
 @given(
@@ -39,10 +36,10 @@ def test_every_plan_gives_the_same(
     W = tt.to_matrix()
     x, y = normal(seed, *batch, count, shape.d_in), normal(seed, *batch, count, shape.d_out)
     for chain, value in ((shape, tt), (shape.merged, tt.merged())):
-        plans = [plan for plan, _ in linear_plans(chain, count)]
-        assert len(set(plans)) == len(plans)
-        assert linear_steps(chain, count) in plans
-        for plan in plans:
+        ways = [plan for plan, _ in linear_plans(chain, count)]
+        assert len(set(ways)) == len(ways)
+        assert linear_steps(chain, count) in ways
+        for plan in ways:
             torch.testing.assert_close(value._rows_times_wt(x, plan), x @ W.mT)
             torch.testing.assert_close(value._rows_times_w(y, plan), y @ W)
 
@@ -63,8 +60,6 @@ def test_gradients_of_every_plan() -> None:
 
 def test_work_is_counted_as_it_is_done() -> None:
     """Operations of a plan are those that torch counts."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     shape = TTShape((2, 3, 4), (3, 2, 2, 3), rank=4).merged
     assert len(shape.left_core_shapes) == 2
     assert len(shape.right_core_shapes) == 3
@@ -111,76 +106,48 @@ def test_many_weights_at_once_have_their_factors_formed():
     assert linear_plan(shape, 32, together=50) == "lowrank"
 
 
-def test_the_choice_follows_the_constants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = TTShape.for_matrix(512, 512, rank=16)
-    assert linear_steps(shape, 4).name == "cores"
-    only_calls = tmp_path / "calls.json"
-    write_costs(only_calls, Costs(call=1e12, touch=0, permute=0), {"machine": "none"})
-    monkeypatch.setenv(VARIABLE, str(only_calls))
-    assert costs() == read_costs(only_calls)
-    work = dict(linear_plans(shape, 4))
-    assert work[linear_steps(shape, 4)].calls == min(w.calls for w in work.values())
-    monkeypatch.delenv(VARIABLE)
-    assert costs() == Costs()
-    assert linear_steps(shape, 4).name == "cores"
-
-
-def test_constants_of_convolutions_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = TTShape.for_conv((64, 64, 3, 3), rank=16)
-    assert conv_plan(shape, 10_000) == "factorized"
-    path = tmp_path / "wide.json"
-    write_costs(path, dataclasses.replace(Costs(), channels=64), {})
-    monkeypatch.setenv(VARIABLE, str(path))
-    assert conv_plan(shape, 10_000) == "dense"
-
-
-@pytest.mark.parametrize(
-    "content",
-    [None, "no json", "{}", '{"costs": 3}', '{"costs": {"call": 1}}', json.dumps({"costs": {
-        "call": -1, "touch": 8, "permute": 60, "channels": 16, "patch": 16}})],
-)  # fmt: skip
-def test_a_bad_file_is_an_error(
-    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "costs.json"
-    if content is not None:
-        path.write_text(content)
-    monkeypatch.setenv(VARIABLE, str(path))
-    with pytest.raises(ConfigError, match=r"costs|cost 'call'"):
-        linear_steps(TTShape.svd(4, 4, rank=2), 3)
-
-
-def test_a_fit_finds_the_constants_that_made_the_times() -> None:
-    truth = Costs(call=3e5, touch=20, permute=100)
-    timed = [
-        refit.Timed(place, plan, work, 1e-11 * work.cost(truth))
-        for place in refit.MAPS
-        for plan, work in linear_plans(TTShape.for_matrix(*place[:3]).merged, place[3])
-    ]
-    found = refit.fit(timed)
-    for name in ("call", "touch", "permute"):
-        assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=1e-4)
-    assert set(refit.regrets(timed, found).values()) == {1.0}
-    with pytest.raises(RuntimeError, match="too busy"):
-        refit.fit([t._replace(work=Work(calls=1.0)) for t in timed])
-
-
-def test_the_command_writes_a_file_that_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(refit, "MAPS", [(64, 64, 4, 8), (256, 256, 8, 300), (512, 512, 32, 64)])
-    path = tmp_path / "costs.json"
-    result = CliRunner().invoke(app, ["refit-costs", str(path), "--repeats", "1"])
-    if result.exit_code and isinstance(result.exception, RuntimeError):
-        pytest.skip("the machine is too busy to time anything")
-    assert result.exit_code == 0, result.output
-    assert VARIABLE in result.output
-    assert read_costs(path).call >= 0
-    about = json.loads(path.read_text())["about"]
-    assert about["threads"] == torch.get_num_threads()
-
-
 def test_names_of_plans() -> None:
     assert LinearPlan.named("lowrank", 3) == ("lowrank", 3, True)
     assert LinearPlan.named("cores", 3) == ("cores", 1, False)
     assert LinearPlan.named("dense", 3).name == "dense"
+
+
+@given(shape=shapes(), spectrum=spectra, seed=seeds)
+def test_every_cut_gives_the_same_weight(shape, spectrum, seed):
+    tt = weight(shape.merged, spectrum, seed, (2,))
+    u, v = tt.frames()
+    wanted = tt._times_bond(u, tt.spectrum) @ v.mT
+    for cut in range(1, len(shape.merged.core_shapes)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(spectral, "cheapest_cut", lambda _, cut=cut: cut)
+            torch.testing.assert_close(tt.to_matrix(), wanted)
+    torch.testing.assert_close(tt.to_matrix(), wanted)
+
+
+@given(shape=shapes())
+def test_no_cut_costs_less(shape):
+    shape = shape.merged
+    every = [cut_work(shape, cut).cost(costs()) for cut in range(1, len(shape.core_shapes))]
+    assert cut_work(shape, cheapest_cut(shape)).cost(costs()) == min(every)
+
+
+@pytest.mark.parametrize("cut", range(1, len(KERNEL.core_shapes)))
+def test_operations_are_those_that_torch_counts(cut, monkeypatch):
+    tt = weight(KERNEL, "free", 0)
+    monkeypatch.setattr(spectral, "cheapest_cut", lambda _: cut)
+    with FlopCounterMode(display=False) as counter:
+        tt.to_matrix()
+    assert counter.get_total_flops() == cut_work(KERNEL, cut).flops
+
+
+def test_a_wide_kernel_is_not_cut_between_rows_and_columns():
+    centre = len(KERNEL.out_modes)
+    assert cheapest_cut(KERNEL) > centre
+    assert cut_work(KERNEL, cheapest_cut(KERNEL)).flops < 0.75 * cut_work(KERNEL, centre).flops
+    assert cheapest_cut(TTShape.svd(64, 576, 16)) == 1
+
+
+def test_the_choice_is_traced_without_a_cache(monkeypatch):
+    monkeypatch.setattr(plans, "_chosen_cut", lambda *_: pytest.fail("the cache was asked"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert cheapest_cut(KERNEL) == plans._choose_cut(KERNEL, costs())

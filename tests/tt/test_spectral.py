@@ -11,7 +11,7 @@ from strategies import batches, normal, seeds, shapes, spectra, weight
 from sttp_manifold import SpectralTT, TTShape, tt_svd
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames import random_rotation, rotate
-from sttp_manifold.tt.contract import linear_plan
+from sttp_manifold.tt.plans import linear_plan
 
 
 def dense(tt: SpectralTT) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Constants of the cost model by which plans are chosen, and where they come from.
+"""The cost model by which plans are chosen: amounts of work, and what each part of it costs.
 
 One floating-point operation of a large matrix product is the unit. The constants below were fitted
-on x86-64 cores with one thread; ``python -m sttp_manifold.tt.refit`` fits them on another machine
-and writes them to a file, which is read when the environment variable ``STTP_COSTS`` names it, and
-never otherwise.
+on x86-64 cores with one thread; ``python -m sttp_manifold.tt.refit_costs`` fits them on another
+machine and writes them to a file, which is read when the environment variable ``STTP_COSTS`` names
+it, and never otherwise.
 """
 
 from __future__ import annotations
@@ -11,15 +11,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from sttp_manifold.errors import ConfigError
 
-__all__ = ["VARIABLE", "Costs", "costs", "read_costs", "write_costs"]
+__all__ = [
+    "VARIABLE",
+    "Costs",
+    "Work",
+    "costs",
+    "gemm",
+    "left_forming",
+    "read_costs",
+    "right_forming",
+    "write_costs",
+]
 
 VARIABLE = "STTP_COSTS"
 """Environment variable that names a file of constants."""
+
+Size = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +72,7 @@ def read_costs(path: str | Path) -> Costs:
     Raises:
         ConfigError: no such file, or one that does not hold these constants.
     """
-    again = "python -m sttp_manifold.tt.refit FILE writes one"
+    again = "python -m sttp_manifold.tt.refit_costs FILE writes one"
     try:
         values = json.loads(Path(path).read_text())["costs"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -91,3 +105,65 @@ def costs() -> Costs:
 
 _BUILT_IN = Costs()
 _read = lru_cache(maxsize=8)(read_costs)
+
+
+class Work(NamedTuple):
+    """Amounts of what a plan does.
+
+    Attributes:
+        flops: floating-point operations of matrix products.
+        calls: kernel calls.
+        touched: elements that matrix products read or write.
+        permuted: elements that are permuted.
+    """
+
+    flops: float = 0.0
+    calls: float = 0.0
+    touched: float = 0.0
+    permuted: float = 0.0
+
+    def plus(self, other: Work) -> Work:
+        """Sum of two amounts."""
+        return Work(
+            self.flops + other.flops,
+            self.calls + other.calls,
+            self.touched + other.touched,
+            self.permuted + other.permuted,
+        )
+
+    def shared(self, count: int) -> Work:
+        """One part of so much of this work for each of ``count``, done by the same calls."""
+        return self._replace(calls=self.calls / count)
+
+    def cost(self, unit: Costs) -> float:
+        """In floating-point operations."""
+        return (
+            self.flops
+            + unit.call * self.calls
+            + unit.touch * self.touched
+            + unit.permute * self.permuted
+        )
+
+
+def gemm(rows: int, inner: int, columns: int) -> Work:
+    """Work of one matrix product."""
+    touched = rows * inner + inner * columns + rows * columns
+    return Work(2.0 * rows * inner * columns, 1.0, touched)
+
+
+def left_forming(cores: Sequence[Size]) -> Work:
+    """Work of contracting cores of these sizes to one, from the left."""
+    work, size = Work(), cores[0][1]
+    for a, n, b in cores[1:]:
+        work = work.plus(gemm(size, a, n * b))
+        size *= n
+    return work
+
+
+def right_forming(cores: Sequence[Size]) -> Work:
+    """The same from the right."""
+    work, size = Work(), cores[-1][1]
+    for a, m, b in reversed(cores[:-1]):
+        work = work.plus(gemm(a * m, b, size))
+        size *= m
+    return work

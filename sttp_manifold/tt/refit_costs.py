@@ -1,4 +1,4 @@
-"""Fit the constants of the cost model on this machine: ``python -m sttp_manifold.tt.refit FILE``.
+"""Fit the constants of the cost model: ``python -m sttp_manifold.tt.refit_costs FILE``.
 
 Every plan of some linear maps is timed, and the constants are the non-negative least-squares fit
 of times to amounts of work, each time weighted by its inverse. Nothing changes until ``STTP_COSTS``
@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sttp_manifold.tt.costs import VARIABLE, Costs, write_costs
+from sttp_manifold.tt.cost_model import VARIABLE, Costs, Work, write_costs
 from sttp_manifold.tt.decompose import orthogonalize
-from sttp_manifold.tt.plans import LinearPlan, Work, linear_plans
+from sttp_manifold.tt.plans import LinearPlan, linear_plans
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 

@@ -1,4 +1,4 @@
-"""Displays: what is drawn is what the plan says, in well-formed and escaped markup."""
+"""Displays of plans and values: what is drawn is what they say, in well-formed markup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import given
 from strategies import batches, seeds, shapes, spectra, weight
 
 from sttp_manifold import SpectralTT, TTShape, nn, tt_svd
-from sttp_manifold.tt.display import diagram_text, spectrum_svg, spectrum_text, table_html
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -26,7 +25,7 @@ def texts(element: ET.Element, tag: str) -> list[str]:
 
 @given(shape=shapes(max_modes=4))
 def test_the_text_diagram_says_modes_and_ranks_in_their_places(shape) -> None:
-    above, legs_above, chain, legs_below, below = diagram_text(shape).split("\n")
+    above, legs_above, chain, legs_below, below = shape.diagram().split("\n")
     assert tuple(map(int, above.split())) == shape.out_modes
     assert tuple(map(int, below.split())) == shape.in_modes
     assert tuple(map(int, re.findall(r"\d+", chain))) == (
@@ -43,15 +42,15 @@ def test_the_text_diagram_says_modes_and_ranks_in_their_places(shape) -> None:
 def test_hollow_cores_are_those_that_merge(shape) -> None:
     merged = shape.merged
     count = len(shape.core_shapes) - len(merged.core_shapes)
-    assert len(re.findall("[▷◁]", diagram_text(shape))) == count
-    assert not re.findall("[▷◁]", diagram_text(merged))
+    assert len(re.findall("[▷◁]", shape.diagram())) == count
+    assert not re.findall("[▷◁]", merged.diagram())
     paths = [p.get("fill") for p in drawn(shape._repr_html_()).iter(f"{SVG}path")]
     assert paths.count("none") == count
 
 
 def test_a_long_chain_keeps_both_ends_of_either_side() -> None:
     shape = TTShape(tuple(range(2, 14)), tuple(range(2, 14)), rank=5)
-    above, _, chain, _, below = diagram_text(shape).split("\n")
+    above, _, chain, _, below = shape.diagram().split("\n")
     assert above.split() == ["2", "3", "4", "10", "11", "12", "13"]
     assert below.split() == ["2", "3", "4", "5", "11", "12", "13"]
     assert chain.count("⋯") == 2
@@ -75,28 +74,6 @@ def test_html_of_any_weight_is_well_formed_and_holds_its_numbers(
     assert any(text == f"{top:.3g}" for text in modes)
     assert str(tt).splitlines()[0].startswith("SpectralTT: ")
     assert ("singular values" in str(tt)) == (not batch)
-
-
-def test_the_curve_is_the_spectrum() -> None:
-    (curve,) = drawn(spectrum_svg(torch.tensor([4.0, 2.0, 0.0]))).iter(f"{SVG}polyline")
-    points = [p.split(",") for p in (curve.get("points") or "").split()]
-    xs, ys = ([float(p[axis]) for p in points] for axis in (0, 1))
-    assert xs[2] - xs[1] == pytest.approx(xs[1] - xs[0], abs=0.2)
-    assert ys[1] - ys[0] == pytest.approx(ys[2] - ys[1], abs=0.2)
-    assert ys[0] < ys[1] < ys[2]
-
-
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ([8.0, 4.0, 0.0], "█▄▁  8 to 0"),
-        ([0.0, 0.0], "▁▁  0 to 0"),
-        ([float("nan"), 1.0], "not finite"),
-        ([1.0] * 40, "█" * 32 + "…  1 to 1"),
-    ],
-)
-def test_blocks(values: list[float], text: str) -> None:
-    assert spectrum_text(torch.tensor(values)) == text
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -123,20 +100,3 @@ def test_a_display_leaves_the_graph_alone() -> None:
     str(value)
     value._repr_html_()
     value.to_matrix().sum().backward()
-
-
-def test_cells_are_escaped() -> None:
-    html = table_html(["<th>"], [["<script>alert(1)</script>"], ["a & b"]], bold=(-1,))
-    assert texts(drawn(html), "td") == ["<script>alert(1)</script>", "a & b"]
-    assert "<script>" not in html
-
-
-def test_the_summary_of_a_network_is_one_table() -> None:
-    model = torch.nn.ModuleDict({"<i>": torch.nn.Linear(32, 64), "b": torch.nn.Linear(64, 10)})
-    table = nn.summary(nn.compress(model, rank=4))
-    html = drawn(table._repr_html_())
-    cells = texts(html, "td")
-    assert len(cells) == 9 * (len(table.rows) + 2)
-    assert "<i>" in cells
-    assert f"{table.total.stored:,}" in cells
-    assert f"{table.Z:.3f}" in cells
