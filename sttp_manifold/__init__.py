@@ -12,15 +12,17 @@ from importlib.metadata import version
 
 from sttp_manifold import errors, nn, optim
 from sttp_manifold.chart import HouseholderChart
-from sttp_manifold.manifolds import (
+from sttp_manifold.checks import (
     CheckResult,
-    FixedTTRankManifold,
-    SpectralTTManifold,
     check_gradient,
     check_hessian,
     check_manifold,
     check_retraction,
     check_vector_transport,
+)
+from sttp_manifold.manifolds import (
+    FixedTTRankManifold,
+    SpectralTTManifold,
     pymanopt_problem,
     to_pymanopt,
 )

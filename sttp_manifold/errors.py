@@ -58,7 +58,7 @@ class CheckError(SttpError, AssertionError):
     """A manifold, retraction, transport or derivative that fails its numerical check.
 
     Attributes:
-        result: the :class:`~sttp_manifold.manifolds.CheckResult` that did not pass.
+        result: the :class:`~sttp_manifold.checks.CheckResult` that did not pass.
     """
 
     def __init__(self, message: str, *, result: Any) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from sttp_manifold.chart import ChartPoint, HouseholderChart
 from sttp_manifold.errors import ManifoldError, ShapeError
 from sttp_manifold.manifolds import FixedTTRankManifold, SpectralTTManifold
-from sttp_manifold.manifolds.bond_centred import Vector, derivative_chain
-from sttp_manifold.manifolds.centre import skew_pair
+from sttp_manifold.manifolds.bond_sets import skew_pair
+from sttp_manifold.manifolds.fixed_tt_geometry import Vector, derivative_chain
 from sttp_manifold.tt.contract import left_frame, mirror, right_frame
 from sttp_manifold.tt.spectral import SpectralTT
 

@@ -39,7 +39,7 @@ SOURCE = re.compile(r"\b(19|20)\d\d\b|\[STTP\]|docs/math|Prop\.|Sec\.")
 FORMULA = re.compile(r":math:|^ *\.\. math", re.MULTILINE)
 OURS = set(errors.__all__)
 
-PACKAGES = ("", ".tt", ".frames", ".manifolds", ".optim", ".nn")
+PACKAGES = ("", ".tt", ".frames", ".manifolds", ".checks", ".optim", ".nn")
 PAGES = "\n".join(page.read_text(encoding="utf-8") for page in sorted(API.glob("*.md")))
 
 

@@ -17,7 +17,7 @@ out like a point, standing for
 .. math::
     \xi = \sum_k U_{<k}\, \delta U_k\, Q_{>k} V^\top + U\, \delta S\, V^\top + \text{mirror}
 
-with interfaces ``Q`` as in :mod:`sttp_manifold.manifolds.halves`.
+with interfaces ``Q`` as in :mod:`sttp_manifold.manifolds.interfaces`.
 
 Metric: that of the matrices. In these coordinates it is the plain Euclidean inner product, since
 the terms are orthogonal to each other.
@@ -37,10 +37,10 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
-from sttp_manifold.manifolds import bond_centred as geometry
-from sttp_manifold.manifolds.bond_centred import Point, Vector
-from sttp_manifold.manifolds.bond_points import BondCentredPoints
+from sttp_manifold.manifolds import fixed_tt_geometry as geometry
 from sttp_manifold.manifolds.cost import LinearMap, ManifoldCost, plain
+from sttp_manifold.manifolds.fixed_tt_geometry import Point, Vector
+from sttp_manifold.manifolds.fixed_tt_points import FixedTTPoints
 from sttp_manifold.tt.contract import left_matrix, mirror, regroup_cores, right_matrix
 from sttp_manifold.tt.decompose import orthogonalize
 from sttp_manifold.tt.spectral import SpectralTT, check_places
@@ -48,7 +48,7 @@ from sttp_manifold.tt.spectral import SpectralTT, check_places
 __all__ = ["FixedTTRankManifold"]
 
 
-class FixedTTRankManifold(BondCentredPoints):
+class FixedTTRankManifold(FixedTTPoints):
     r"""Weights of fixed TT rank with the metric of the matrices around them.
 
     Args:

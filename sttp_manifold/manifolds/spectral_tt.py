@@ -28,7 +28,7 @@ from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.gauge import haar_frame
 from sttp_manifold.manifolds.grouped import GroupedProduct
 from sttp_manifold.manifolds.horizontal import vertical_part
-from sttp_manifold.manifolds.points import WeightPoints
+from sttp_manifold.manifolds.weight_points import WeightPoints
 from sttp_manifold.spectrum import SpectrumMap, hold_spectrum
 from sttp_manifold.tt.contract import left_frame, right_frame
 from sttp_manifold.tt.shape import TTShape

@@ -8,8 +8,8 @@ from sttp_manifold.optim._options import (
     TrustRegionOptions,
 )
 from sttp_manifold.optim.check import check_optimizer
+from sttp_manifold.optim.minimize import MinimizeResult, minimize
 from sttp_manifold.optim.riemannian import RiemannianAdam, RiemannianSGD
-from sttp_manifold.optim.solve import MinimizeResult, minimize
 
 __all__ = [
     "ConjugateGradientOptions",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sttp_manifold.errors import ManifoldError
-from sttp_manifold.manifolds.interop import PointCache, make_problem, to_pymanopt
+from sttp_manifold.manifolds.pymanopt import PointCache, make_problem, to_pymanopt
 from sttp_manifold.optim._objective import Iterate, Objective, Status, Stopped
 from sttp_manifold.optim._options import PymanoptOptions
 

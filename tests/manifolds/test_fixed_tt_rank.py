@@ -19,7 +19,7 @@ from sttp_manifold import FixedTTRankManifold, SpectralTT, TTShape, truncate, tt
 from sttp_manifold._geoopt import geoopt
 from sttp_manifold.errors import ManifoldError, ShapeError, SpectrumError
 from sttp_manifold.frames import random_rotation, rotate
-from sttp_manifold.manifolds import halves
+from sttp_manifold.manifolds import interfaces
 from sttp_manifold.optim import RiemannianAdam, RiemannianSGD
 
 # "given" has a pair of equal singular values and, from rank three on, different ones.
@@ -131,7 +131,7 @@ def test_many_entries_are_added_in_parts(monkeypatch) -> None:
     i, j = torch.randint(24, (50,)), torch.randint(30, (50,))
     values = normal(0, 50)
     expected = F.project_entries(x, i, j, values)
-    monkeypatch.setattr(halves, "_CHUNK", 7 * 16)
+    monkeypatch.setattr(interfaces, "_CHUNK", 7 * 16)
     torch.testing.assert_close(F.project_entries(x, i, j, values), expected)
 
 

@@ -20,7 +20,7 @@ from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.cost import ManifoldCost
 from sttp_manifold.optim._objective import Limits, Objective, Stopped
 from sttp_manifold.optim._progress import Progress
-from sttp_manifold.optim.solve import METHODS
+from sttp_manifold.optim.minimize import METHODS
 
 OURS = tuple(m for m in METHODS if not m.startswith("pymanopt"))
 FAST = tuple(m for m in OURS if m != "steepest_descent")

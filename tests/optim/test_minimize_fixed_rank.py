@@ -13,7 +13,7 @@ from pymanopt.manifolds import FixedRankEmbedded
 from strategies import normal, weight
 
 import sttp_manifold as sm
-from sttp_manifold.optim.solve import METHODS
+from sttp_manifold.optim.minimize import METHODS
 
 SHAPE = sm.TTShape((3, 4, 2), (2, 5, 3), ranks=(1, 3, 4, 4, 4, 3, 1))
 

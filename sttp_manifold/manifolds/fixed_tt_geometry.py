@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.frames.retractions import orthonormalize
-from sttp_manifold.manifolds.centre import FullBond
-from sttp_manifold.manifolds.halves import (
+from sttp_manifold.manifolds.bond_sets import FullBond
+from sttp_manifold.manifolds.interfaces import (
     Half,
     derivative_cores,
     gauged,

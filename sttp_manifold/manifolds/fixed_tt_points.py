@@ -16,11 +16,11 @@ from torch import Tensor
 from sttp_manifold._geoopt import Manifold, ManifoldTensor
 from sttp_manifold.errors import ManifoldError, SpectrumError
 from sttp_manifold.frames.gauge import haar_frame
-from sttp_manifold.manifolds.bond_centred import Point, Vector
-from sttp_manifold.manifolds.centre import bond_set
+from sttp_manifold.manifolds.bond_sets import bond_set
 from sttp_manifold.manifolds.cost import plain
-from sttp_manifold.manifolds.points import WeightPoints
+from sttp_manifold.manifolds.fixed_tt_geometry import Point, Vector
 from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
+from sttp_manifold.manifolds.weight_points import WeightPoints
 from sttp_manifold.spectrum import SpectrumMap, hold_spectrum
 from sttp_manifold.tt.contract import left_frame, mirror, mirrored_frame
 from sttp_manifold.tt.decompose import qr_sweep
@@ -30,12 +30,12 @@ from sttp_manifold.tt.spectral import SpectralTT
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BondCentredPoints"]
+__all__ = ["FixedTTPoints"]
 
 RETRACTIONS = ("svd", "qr")
 
 
-class BondCentredPoints(WeightPoints, Manifold):
+class FixedTTPoints(WeightPoints, Manifold):
     """The set and its coordinates; :class:`~sttp_manifold.FixedTTRankManifold` adds the geometry.
 
     The arguments are described there.

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sttp_manifold.checks.ambient import Ambient
+from sttp_manifold.checks.result import CheckResult, Law
+from sttp_manifold.checks.slopes import Slope, measure_slope
 from sttp_manifold.errors import ManifoldError
-from sttp_manifold.manifolds.ambient import Ambient
-from sttp_manifold.manifolds.check_result import CheckResult, Law
 from sttp_manifold.manifolds.cost import plain
-from sttp_manifold.manifolds.slopes import Slope, measure_slope
 
-__all__ = ["Site", "norm"]
+__all__ = ["Place", "norm"]
 
 _TINY = 1e-300
 
@@ -26,7 +26,7 @@ def norm(u: Tensor) -> float:
     return float(torch.linalg.vector_norm(u))
 
 
-class Site:
+class Place:
     """A point on a manifold with what is drawn there, and the laws measured so far.
 
     Args:
@@ -110,9 +110,9 @@ class Site:
     @contextlib.contextmanager
     def seeded(self, device: torch.device | str | None) -> Iterator[None]:
         """Torch's global generators at the seed, and back where they were afterwards."""
-        place = torch.device("cpu" if device is None else device)
-        devices = [] if place.type == "cpu" else [place]
-        with torch.random.fork_rng(devices, device_type=place.type):
+        where = torch.device("cpu" if device is None else device)
+        devices = [] if where.type == "cpu" else [where]
+        with torch.random.fork_rng(devices, device_type=where.type):
             torch.manual_seed(self.seed)
             yield
 

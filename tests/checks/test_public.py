@@ -17,9 +17,9 @@ from torch import Tensor
 
 import sttp_manifold as sm
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ProductManifold, geoopt
+from sttp_manifold.checks.slopes import fit_slope
 from sttp_manifold.errors import CheckError, ManifoldError, SttpError
 from sttp_manifold.manifolds.cost import ManifoldCost
-from sttp_manifold.manifolds.slopes import fit_slope
 from sttp_manifold.tt import SPECTRA
 
 # geoopt's SymmetricPositiveDefinite compiles its matrix functions when they are called.

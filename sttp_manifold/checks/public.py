@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sttp_manifold.errors import ManifoldError
-from sttp_manifold.manifolds.ambient import euclidean_gradient
-from sttp_manifold.manifolds.check_curves import (
+from sttp_manifold.checks.ambient import euclidean_gradient
+from sttp_manifold.checks.curves import (
     field_model,
     first_order,
     model,
@@ -30,16 +29,17 @@ from sttp_manifold.manifolds.check_curves import (
     second_order,
     without_acceleration,
 )
-from sttp_manifold.manifolds.check_laws import (
+from sttp_manifold.checks.laws import (
     gradient_laws,
     hessian_laws,
     manifold_laws,
     point_laws,
     transport_laws,
 )
-from sttp_manifold.manifolds.check_result import CheckResult
+from sttp_manifold.checks.place import Place, norm
+from sttp_manifold.checks.result import CheckResult
+from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.cost import ManifoldCost, plain
-from sttp_manifold.manifolds.site import Site, norm
 
 __all__ = [
     "check_gradient",
@@ -97,12 +97,12 @@ def check_manifold(
         >>> [part.name for part in check_manifold(geoopt.Stiefel(), size=(4, 2)).failures]
         ['proju is idempotent', '|R(tu) - x - tu|']
     """
-    site = Site(M, x, size, dtype, device, seed)
-    u = site.tangent()
-    point_laws(site)
-    manifold_laws(site, u)
-    transport_laws(site, u, site.tangent())
-    result = site.result("check_manifold", first_order(site, u, M.retr))
+    place = Place(M, x, size, dtype, device, seed)
+    u = place.tangent()
+    point_laws(place)
+    manifold_laws(place, u)
+    transport_laws(place, u, place.tangent())
+    result = place.result("check_manifold", first_order(place, u, M.retr))
     return result.raise_if_failed() if raises else result
 
 
@@ -155,14 +155,14 @@ def check_retraction(
     """
     if order not in (1, 2):
         raise ManifoldError(f"a retraction is checked for order=1 or order=2, not {order!r}")
-    site, u = _start(M, x, u, size, dtype, device, seed)
-    site.law("retr(x, 0) is x", lambda: returns(site, M.retr))
-    y = plain(M.retr(site.x, 0.1 * u))
-    site.law("retr lands on the manifold", lambda: site.off_manifold(y))
-    slopes = [first_order(site, u, M.retr)]
+    place, u = _start(M, x, u, size, dtype, device, seed)
+    place.law("retr(x, 0) is x", lambda: returns(place, M.retr))
+    y = plain(M.retr(place.x, 0.1 * u))
+    place.law("retr lands on the manifold", lambda: place.off_manifold(y))
+    slopes = [first_order(place, u, M.retr)]
     if order == 2:
-        slopes.append(second_order(site, u, M.retr))
-    result = site.result("check_retraction", *slopes)
+        slopes.append(second_order(place, u, M.retr))
+    result = place.result("check_retraction", *slopes)
     return result.raise_if_failed() if raises else result
 
 
@@ -219,37 +219,37 @@ def check_vector_transport(
     """
     if order not in (1, 2):
         raise ManifoldError(f"a transport is checked for order=1 or order=2, not {order!r}")
-    site, u = _start(M, x, u, size, dtype, device, seed)
+    place, u = _start(M, x, u, size, dtype, device, seed)
     if v is not None and x is None:
         raise ManifoldError("v is tangent at a point: give x as well")
-    v = site.direction(v, "v")
-    transport_laws(site, u, v)
+    v = place.direction(v, "v")
+    transport_laws(place, u, v)
     if isometric:
-        y, moved = M.retr_transp(site.x, u, v)
-        site.law("transport keeps lengths", lambda: abs(site.inner(moved, moved, y) - 1))
-    start = site.velocity(v)
+        y, moved = M.retr_transp(place.x, u, v)
+        place.law("transport keeps lengths", lambda: abs(place.inner(moved, moved, y) - 1))
+    start = place.velocity(v)
 
     def change(t: float) -> Tensor:
-        y = plain(M.retr(site.x, t * u))
-        moved = plain(M.transp_follow_retr(site.x, t * u, v))
-        return site.ambient.velocity(y, moved) - start
+        y = plain(M.retr(place.x, t * u))
+        moved = plain(M.transp_follow_retr(place.x, t * u, v))
+        return place.ambient.velocity(y, moved) - start
 
     length = norm(start)
-    slopes = [site.slope("|T(tu) v - v|", lambda t: (norm(change(t)), length), 1)]
+    slopes = [place.slope("|T(tu) v - v|", lambda t: (norm(change(t)), length), 1)]
     if order == 2:
-        if not site.is_euclidean(u):
+        if not place.is_euclidean(u):
             raise ManifoldError(
                 f"order=2 compares in the ambient space, whose metric is not that of {M!r}; "
                 "check_vector_transport(M, order=1) holds for any metric"
             )
         slopes.append(
-            site.slope(
+            place.slope(
                 "|P(T(tu) v - v)|",
-                lambda t: (norm(site.ambient.tangential(site.x, change(t))), length),
+                lambda t: (norm(place.ambient.tangential(place.x, change(t))), length),
                 2,
             )
         )
-    result = site.result("check_vector_transport", *slopes)
+    result = place.result("check_vector_transport", *slopes)
     return result.raise_if_failed() if raises else result
 
 
@@ -304,14 +304,14 @@ def check_gradient(
         ...                     gradient=wrong))
         False
     """
-    site, u = _start(M, x, u, size, dtype, device, seed)
+    place, u = _start(M, x, u, size, dtype, device, seed)
     f = ManifoldCost(M, cost)
     field = (lambda y: f.gradient(y)[1]) if gradient is None else gradient
-    grad = plain(field(site.x))
-    derivative = euclidean_gradient(f, site.x)
-    gradient_laws(site, grad, derivative)
-    slope = model(site, f, u, M.retr, "|f(R(tu)) - f(x) - t<grad, u>|", grad, derivative)
-    result = site.result("check_gradient", slope)
+    grad = plain(field(place.x))
+    derivative = euclidean_gradient(f, place.x)
+    gradient_laws(place, grad, derivative)
+    slope = model(place, f, u, M.retr, "|f(R(tu)) - f(x) - t<grad, u>|", grad, derivative)
+    result = place.result("check_gradient", slope)
     return result.raise_if_failed() if raises else result
 
 
@@ -373,31 +373,31 @@ def check_hessian(
         >>> result.passed, [round(slope.found) for slope in result.slopes]
         (True, [2, 3])
     """
-    site, u = _start(M, x, u, size, dtype, device, seed)
+    place, u = _start(M, x, u, size, dtype, device, seed)
     f = ManifoldCost(M, cost)
-    grad = plain(f.gradient(site.x)[1])
-    apply = f.hessian(site.x) if hessian is None else lambda w: plain(hessian(site.x, w))
+    grad = plain(f.gradient(place.x)[1])
+    apply = f.hessian(place.x) if hessian is None else lambda w: plain(hessian(place.x, w))
     H_u = plain(apply(u))
-    derivative = euclidean_gradient(f, site.x)
+    derivative = euclidean_gradient(f, place.x)
     # Rounding of an operator that is zero, or nearly, is seen against what it is computed from.
-    floor = site.floor * norm(derivative)
-    hessian_laws(site, apply, u, H_u, floor)
+    floor = place.floor * norm(derivative)
+    hessian_laws(place, apply, u, H_u, floor)
     slopes = []
-    euclidean = site.is_euclidean(u)
+    euclidean = place.is_euclidean(u)
     if euclidean:
-        slopes.append(field_model(site, f, u, grad, derivative, H_u))
+        slopes.append(field_model(place, f, u, grad, derivative, H_u))
     else:
-        site.notes.append("the metric is not that of the ambient space: gradients not compared")
-    curve = without_acceleration(site, u, euclidean, norm(grad) <= site.tol * norm(derivative))
+        place.notes.append("the metric is not that of the ambient space: gradients not compared")
+    curve = without_acceleration(place, u, euclidean, norm(grad) <= place.tol * norm(derivative))
     if curve is not None:
         name = "|f(c(t)) - f(x) - t<grad, u> - t^2/2 <Hess[u], u>|"
-        slopes.append(model(site, f, u, curve, name, grad, derivative, H_u))
+        slopes.append(model(place, f, u, curve, name, grad, derivative, H_u))
     if not slopes:
         raise ManifoldError(
             f"no Hessian can be checked on {M!r} at this point: its metric is not that of the "
             "ambient space and it has no expmap; at a critical point of the cost it can"
         )
-    result = site.result("check_hessian", *slopes)
+    result = place.result("check_hessian", *slopes)
     return result.raise_if_failed() if raises else result
 
 
@@ -409,8 +409,8 @@ def _start(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     seed: int,
-) -> tuple[Site, Tensor]:
+) -> tuple[Place, Tensor]:
     if u is not None and x is None:
         raise ManifoldError("u is tangent at a point: give x as well")
-    site = Site(M, x, size, dtype, device, seed)
-    return site, site.direction(u)
+    place = Place(M, x, size, dtype, device, seed)
+    return place, place.direction(u)

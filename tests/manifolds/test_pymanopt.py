@@ -16,8 +16,8 @@ from strategies import normal, seeds, shapes, spectra
 import sttp_manifold as sm
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, geoopt
 from sttp_manifold.errors import ManifoldError
-from sttp_manifold.manifolds import interop
 from sttp_manifold.manifolds.cost import ManifoldCost
+from sttp_manifold.manifolds.pymanopt import _adapter
 
 
 @settings(max_examples=15)
@@ -215,8 +215,8 @@ def test_errors_say_what_to_call(monkeypatch) -> None:
     x = canonical.random_point()
     with pytest.raises(NotImplementedError, match="pymanopt_problem"):
         canonical.euclidean_to_riemannian_hessian(x, x, x, x)
-    interop._adapter.cache_clear()
+    _adapter.cache_clear()
     monkeypatch.setitem(sys.modules, "pymanopt", None)
     with pytest.raises(ImportError, match=r"pip install 'sttp-manifold\[pymanopt\]'"):
         sm.to_pymanopt(sm.SpectralTTManifold(sm.TTShape.svd(6, 5, rank=2)))
-    interop._adapter.cache_clear()
+    _adapter.cache_clear()

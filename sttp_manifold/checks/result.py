@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from sttp_manifold.checks.slopes import Slope
 from sttp_manifold.display import box_html, table_html
 from sttp_manifold.errors import CheckError
-from sttp_manifold.manifolds.slopes import Slope
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
