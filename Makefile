@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 RUNS   ?= runs/demo
+JOBS   ?= auto
 
 # Small matrices: more threads than cores to share only add waiting.
 export OMP_NUM_THREADS ?= 1
@@ -30,8 +31,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed ## STTP and SVDP, both ways of training, side by side: table, figures, report
 	$(BIN)/sttp compare --out $(RUNS)
 
-test: $(VENV)/.installed-dev ## every test, the slow ones too
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.installed-dev ## every test, the slow ones too; JOBS=1 for one process
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## style, types, and the one-way import contract
 	$(BIN)/ruff check .
