@@ -1,7 +1,8 @@
 """Tensor-train algebra: the plan `TTShape`, the value `SpectralTT`, and decompositions."""
 
 from sttp_manifold.tt.decompose import orthogonalize, truncate, tt_svd
-from sttp_manifold.tt.shape import SPECTRA, TTShape, prime_factors
+from sttp_manifold.tt.factors import prime_factors
+from sttp_manifold.tt.shape import SPECTRA, TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
 __all__ = [

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sttp_manifold.errors import RankError, ShapeError
 from sttp_manifold.tt.contract import left_matrix, mirror, right_matrix
-from sttp_manifold.tt.shape import TTShape, clip_ranks
+from sttp_manifold.tt.ranks import clip_ranks
+from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
 __all__ = ["orthogonalize", "qr_sweep", "truncate", "tt_svd"]

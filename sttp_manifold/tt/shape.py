@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sttp_manifold.display import box_html, table_html
-from sttp_manifold.errors import RankError, ShapeError, SpectrumError
+from sttp_manifold.errors import ShapeError, SpectrumError
 from sttp_manifold.tt.diagram import diagram_svg, diagram_text
+from sttp_manifold.tt.factors import positive_integer, prime_factors
+from sttp_manifold.tt.ranks import check_ranks, clip_ranks, merge_square
 
-__all__ = ["SPECTRA", "TTShape", "check_spectrum", "clip_ranks", "prime_factors"]
+__all__ = ["SPECTRA", "TTShape", "check_spectrum"]
 
 SPECTRA = ("identity", "free", "normalized", "bounded", "full")
 """Names of the spectrum maps; :mod:`sttp_manifold.spectrum` implements them."""
@@ -47,61 +48,19 @@ def check_spectrum(spectrum: str) -> str:
     return spectrum
 
 
-def prime_factors(n: int) -> tuple[int, ...]:
-    """Prime factors of ``n`` in ascending order; ``(1,)`` for ``n = 1``.
-
-    Raises:
-        ShapeError: if ``n`` is not a positive integer.
-
-    Example:
-        >>> prime_factors(72)
-        (2, 2, 2, 3, 3)
-    """
-    rest = _size(n, "a size to be factored")
-    factors = []
-    divisor = 2
-    while divisor * divisor <= rest:
-        while rest % divisor == 0:
-            factors.append(divisor)
-            rest //= divisor
-        divisor += 1
-    if rest > 1 or not factors:
-        factors.append(rest)
-    return tuple(factors)
-
-
-def _size(value: object, what: str) -> int:
+def _integers(values: Iterable[int], what: str, each: str) -> tuple[int, ...]:
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        size = operator.index(value)  # type: ignore[arg-type]
+        entries = tuple(values)
     except TypeError:
-        raise ShapeError(f"{what} must be a positive integer, got {value!r}") from None
-    if size < 1:
-        raise ShapeError(f"{what} must be a positive integer, got {size}")
-    return size
+        raise ShapeError(f"{what} must be a sequence of integers, got {values!r}") from None
+    return tuple(positive_integer(v, f"every {each} in {what}") for v in entries)
 
 
 def _modes(values: Iterable[int], what: str) -> tuple[int, ...]:
-    try:
-        modes = tuple(_size(v, f"every mode in {what}") for v in values)
-    except TypeError as error:
-        if isinstance(error, ShapeError):
-            raise
-        raise ShapeError(f"{what} must be a sequence of integers, got {values!r}") from None
+    modes = _integers(values, what, "mode")
     if not modes:
         raise ShapeError(f"{what} must hold at least one mode, as in {what}=(3, 4, 2); got none")
     return modes
-
-
-def clip_ranks(modes: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
-    """Largest admissible ranks that are at most ``wanted``."""
-    ranks = list(wanted)
-    for k, mode in enumerate(modes):
-        ranks[k + 1] = min(ranks[k + 1], ranks[k] * mode)
-    for k in range(len(modes) - 1, -1, -1):
-        ranks[k] = min(ranks[k], ranks[k + 1] * modes[k])
-    return tuple(ranks)
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -167,43 +126,14 @@ class TTShape:
                 f"ranks=(1, ..., 1); got rank={rank!r} and ranks={ranks!r}"
             )
         if ranks is None:
-            inner = _size(rank, "rank")
+            inner = positive_integer(rank, "rank")
             chosen = clip_ranks(modes, (1, *[inner] * (len(modes) - 1), 1))
         else:
-            chosen = tuple(_size(r, "every rank in ranks") for r in ranks)
-            self._check_ranks(modes, chosen)
+            chosen = _integers(ranks, "ranks", "rank")
+            check_ranks(modes, chosen)
         object.__setattr__(self, "out_modes", out_modes)
         object.__setattr__(self, "in_modes", in_modes)
         object.__setattr__(self, "ranks", chosen)
-
-    @staticmethod
-    def _check_ranks(modes: tuple[int, ...], ranks: tuple[int, ...]) -> None:
-        if len(ranks) != len(modes) + 1:
-            raise ShapeError(
-                f"{len(modes)} modes {modes} have {len(modes) + 1} ranks, the outer two being 1; "
-                f"got {len(ranks)} ranks {ranks}"
-            )
-        for bond in (0, len(modes)):
-            if ranks[bond] != 1:
-                raise RankError(
-                    f"the outer ranks are 1, got {ranks[bond]} at bond {bond} of ranks {ranks}",
-                    bond=bond,
-                    rank=ranks[bond],
-                    bound=1,
-                )
-        for bond in range(1, len(modes)):
-            left = ranks[bond - 1] * modes[bond - 1]
-            right = ranks[bond + 1] * modes[bond]
-            if ranks[bond] > min(left, right):
-                raise RankError(
-                    f"rank {ranks[bond]} at bond {bond} is over {min(left, right)}, the most that "
-                    f"modes {modes[bond - 1]} and {modes[bond]} with neighbouring ranks "
-                    f"{ranks[bond - 1]} and {ranks[bond + 1]} can carry; rank={max(ranks)} instead "
-                    "of ranks=... lowers ranks where needed",
-                    bond=bond,
-                    rank=ranks[bond],
-                    bound=min(left, right),
-                )
 
     # -- constructors ---------------------------------------------------------------------------
 
@@ -228,6 +158,50 @@ class TTShape:
         return cls((d_out,), (d_in,), rank)
 
     @classmethod
+    def for_weight(
+        cls, size: Sequence[int], rank: int, *, kind: str = "sttp", kernel: str = "flat"
+    ) -> TTShape:
+        """Plan of the weight of a stock layer, of any size, read as a matrix with its first rows.
+
+        Args:
+            size: ``(d_out, d_in)`` of a linear layer, ``(c_out, c_in, k_1, ...)`` of a
+                convolution, which is read as ``c_out x (c_in k)``.
+            rank: one rank for all bonds, lowered where needed.
+            kind: ``"sttp"``, the prime factors of ``size`` as modes, or ``"svdp"``, one mode a
+                side.
+            kernel: ``"flat"`` keeps the product of the kernel sizes as the last mode, as in the
+                published tables; ``"factored"`` uses the prime factors of each kernel size, as in
+                the paper's text.
+
+        Raises:
+            ShapeError: a size of fewer than two numbers, or an unknown ``kind`` or ``kernel``.
+
+        Example:
+            >>> TTShape.for_weight((64, 576), rank=16) == TTShape.for_matrix(64, 576, rank=16)
+            True
+            >>> TTShape.for_weight((16, 8, 3, 3), rank=4).num_parameters("free")
+            116
+        """
+        sizes = _integers(size, "size", "number")
+        if len(sizes) < 2:
+            raise ShapeError(
+                "the size of a weight is (d_out, d_in) or (c_out, c_in, k_1, ...), as in "
+                f"TTShape.for_weight((16, 8, 3, 3), rank=4); got {sizes}"
+            )
+        if kind not in ("sttp", "svdp"):
+            raise ShapeError(f"kind must be 'sttp' or 'svdp', got {kind!r}")
+        if kernel not in ("flat", "factored"):
+            raise ShapeError(f"kernel must be 'flat' or 'factored', got {kernel!r}")
+        d_out, d_in, *window = sizes
+        if kind == "svdp":
+            return cls.svd(d_out, d_in * math.prod(window), rank)
+        modes = [math.prod(window)]
+        if kernel == "factored":
+            modes = [p for k in window for p in prime_factors(k)]
+        in_modes = (*prime_factors(d_in), *(m for m in modes if m > 1))
+        return cls(prime_factors(d_out), in_modes, rank)
+
+    @classmethod
     def for_conv(
         cls,
         kernel_shape: Sequence[int],
@@ -235,42 +209,16 @@ class TTShape:
         kernel: str = "flat",
         kind: str = "sttp",
     ) -> TTShape:
-        """Plan of a convolution kernel ``(c_out, c_in, k_1, ...)`` read as ``c_out x (c_in k)``.
-
-        Args:
-            kernel_shape: shape of the kernel tensor, at least ``(c_out, c_in)``.
-            rank: one rank for all bonds, lowered where needed.
-            kernel: ``"flat"`` keeps the product of the kernel sizes as the last mode, as in the
-                published tables; ``"factored"`` uses the prime factors of each kernel size, as in
-                the paper's text.
-            kind: ``"sttp"``, or ``"svdp"`` (also ``"svd"``) for one mode a side.
+        """Plan of a convolution kernel: :meth:`for_weight` of ``(c_out, c_in, k_1, ...)``.
 
         Raises:
-            ShapeError: a kernel shape of fewer than two sizes, or an unknown ``kernel`` or
-                ``kind``.
+            ShapeError: as :meth:`for_weight`.
 
         Example:
-            >>> TTShape.for_conv((16, 8, 3, 3), rank=4).num_parameters("free")
-            116
+            >>> TTShape.for_conv((16, 8, 3, 3), rank=4).in_modes
+            (2, 2, 2, 9)
         """
-        sizes = tuple(_size(v, "every size in kernel_shape") for v in kernel_shape)
-        if len(sizes) < 2:
-            raise ShapeError(
-                "kernel_shape must be (c_out, c_in, k_1, ...), as in "
-                f"TTShape.for_conv((16, 8, 3, 3), rank=4); got {sizes}"
-            )
-        if kind not in ("sttp", "svdp", "svd"):
-            raise ShapeError(f"kind must be 'sttp' or 'svdp', got {kind!r}")
-        if kernel not in ("flat", "factored"):
-            raise ShapeError(f"kernel must be 'flat' or 'factored', got {kernel!r}")
-        c_out, c_in, *window = sizes
-        if kind != "sttp":
-            return cls.svd(c_out, c_in * math.prod(window), rank)
-        modes = [math.prod(window)]
-        if kernel == "factored":
-            modes = [p for size in window for p in prime_factors(size)]
-        in_modes = (*prime_factors(c_in), *(m for m in modes if m > 1))
-        return cls(prime_factors(c_out), in_modes, rank)
+        return cls.for_weight(kernel_shape, rank, kind=kind, kernel=kernel)
 
     # -- sizes ----------------------------------------------------------------------------------
 
@@ -326,8 +274,10 @@ class TTShape:
 
         The core next to the centre stays, for its neighbour is the spectrum.
         """
-        out_modes, out_ranks = _merge(self.out_modes, self.ranks[: len(self.out_modes) + 1])
-        in_modes, in_ranks = _merge(self.in_modes[::-1], self.ranks[len(self.out_modes) :][::-1])
+        out_modes, out_ranks = merge_square(self.out_modes, self.ranks[: len(self.out_modes) + 1])
+        in_modes, in_ranks = merge_square(
+            self.in_modes[::-1], self.ranks[len(self.out_modes) :][::-1]
+        )
         return TTShape(out_modes, in_modes[::-1], ranks=out_ranks + in_ranks[:-1][::-1])
 
     # -- counts ---------------------------------------------------------------------------------
@@ -410,17 +360,3 @@ class TTShape:
             diagram_svg(self.out_modes, self.in_modes, self.ranks),
             table_html(titles, rows, right=(1, 2, 3)),
         )
-
-
-def _merge(modes: Sequence[int], ranks: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Merge square cores of a half chain, outermost first; ``ranks`` has one more entry."""
-    merged_modes, merged_ranks, mode = [], [ranks[0]], 1
-    for k, size in enumerate(modes):
-        mode *= size
-        is_square = merged_ranks[-1] * mode == ranks[k + 1]
-        if is_square and k < len(modes) - 1:
-            continue
-        merged_modes.append(mode)
-        merged_ranks.append(ranks[k + 1])
-        mode = 1
-    return tuple(merged_modes), tuple(merged_ranks)

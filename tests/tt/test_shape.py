@@ -6,19 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from strategies import shapes, spectra
 
 from sttp_manifold import TTShape
 from sttp_manifold.errors import RankError, ShapeError, SpectrumError
-from sttp_manifold.tt import prime_factors
-
-
-@pytest.mark.parametrize(
-    ("n", "factors"), [(1, (1,)), (2, (2,)), (64, (2,) * 6), (72, (2, 2, 2, 3, 3)), (97, (97,))]
-)
-def test_prime_factors(n: int, factors: tuple[int, ...]) -> None:
-    assert prime_factors(n) == factors
 
 
 @given(shape=shapes(), spectrum=spectra)
@@ -82,7 +76,21 @@ def test_convolution_kernels() -> None:
     assert factored.in_modes == (2, 2, 2, 3, 2, 2)
     assert TTShape.for_conv((16, 8, 1, 1), rank=4).in_modes == (2, 2, 2)
     assert TTShape.for_conv((16, 8, 5), rank=4, kind="svdp") == TTShape.svd(16, 40, 4)
-    assert TTShape.for_conv((16, 8, 5), rank=4, kind="svd") == TTShape.svd(16, 40, 4)
+
+
+@given(
+    d_out=st.integers(1, 200), d_in=st.integers(1, 200), rank=st.integers(1, 20),
+    window=st.lists(st.integers(1, 6), max_size=3),
+)  # fmt: skip
+def test_one_constructor_for_the_weight_of_any_layer(d_out, d_in, rank, window) -> None:
+    size = (d_out, d_in, *window)
+    columns = d_in * math.prod(window)
+    assert TTShape.for_weight((d_out, d_in), rank) == TTShape.for_matrix(d_out, d_in, rank)
+    assert TTShape.for_weight(size, rank, kind="svdp") == TTShape.svd(d_out, columns, rank)
+    for kernel in ("flat", "factored"):
+        plan = TTShape.for_weight(torch.Size(size), rank, kernel=kernel)
+        assert (plan.d_out, plan.d_in) == (d_out, columns)
+        assert plan == TTShape.for_conv(size, rank, kernel)
 
 
 def test_integers_of_numpy_are_integers() -> None:
@@ -128,6 +136,10 @@ def test_a_rank_error_carries_its_culprit() -> None:
     ("call", "words"),
     [
         (lambda: TTShape.for_conv((16,), rank=2), "c_out, c_in"),
+        (lambda: TTShape.for_conv((16, 8), rank=2, kind="svd"), "'sttp' or 'svdp'"),
+        (lambda: TTShape.for_weight(12, rank=2), "size must be a sequence of integers, got 12"),
+        (lambda: TTShape((2,), (2,), ranks=1), "ranks must be a sequence of integers, got 1"),
+        (lambda: TTShape.for_matrix(4, 4, torch.ones(2)), "rank must be a positive integer"),
         (lambda: TTShape.for_conv((16, 8, 3, 3), rank=2, kernel="round"), "'flat' or 'factored'"),
         (lambda: TTShape.for_conv((16, 8, 3, 3), rank=2, kind="tt"), "'sttp' or 'svdp'"),
         (lambda: TTShape.for_matrix(0, 3, rank=2), "positive integer"),
