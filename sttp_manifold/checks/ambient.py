@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sttp_manifold.manifolds.contract import HasAmbient, HasProjection
 from sttp_manifold.manifolds.cost import plain
 
 __all__ = ["Ambient", "euclidean_gradient"]
@@ -42,7 +43,7 @@ class Ambient:
 
     def __init__(self, manifold: Any) -> None:
         self.manifold = manifold
-        self.dense = hasattr(manifold, "ambient_vector")
+        self.dense = isinstance(manifold, HasAmbient)
 
     def point(self, x: Tensor) -> Tensor:
         """Where a point lies; differentiable."""
@@ -60,8 +61,9 @@ class Ambient:
         """
         if not self.dense:
             return self.manifold.proju(x, Z)
-        project = getattr(self.manifold, "project_matrix", None)
-        return plain(self.gradient_of_linear(x, Z) if project is None else project(x, Z))
+        if isinstance(self.manifold, HasProjection):
+            return plain(self.manifold.project_matrix(x, Z))
+        return self.gradient_of_linear(x, Z)
 
     def gradient_of_linear(self, x: Tensor, Z: Tensor) -> Tensor:
         """Riemannian gradient of the cost ``<Z, .>`` of the ambient space."""

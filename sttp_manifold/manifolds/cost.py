@@ -15,11 +15,9 @@ from torch import Tensor
 
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ProductManifold, geoopt
 from sttp_manifold.errors import ManifoldError
+from sttp_manifold.manifolds.contract import HasHessian, LinearMap, OfWeights
 
-__all__ = ["Evaluation", "LinearMap", "ManifoldCost", "plain"]
-
-LinearMap = Callable[[Tensor], Tensor]
-"""A linear map of tangent vectors at one point."""
+__all__ = ["Evaluation", "ManifoldCost", "plain"]
 
 
 def plain(x: Tensor) -> Tensor:
@@ -72,8 +70,7 @@ class ManifoldCost:
         Raises:
             ManifoldError: if the function does not return a scalar tensor.
         """
-        unpack = getattr(self.manifold, "unpack", None)
-        return self.of(x if unpack is None else unpack(x))
+        return self.of(self.manifold.unpack(x) if isinstance(self.manifold, OfWeights) else x)
 
     def of(self, argument: Any) -> Tensor:
         """The cost of what the function takes: a weight, or a point of a manifold without any.
@@ -135,9 +132,8 @@ class ManifoldCost:
             ManifoldError: a manifold whose Hessian is not known here.
         """
         x = plain(x)
-        operator = getattr(self.manifold, "hessian_operator", None)
-        if operator is not None:
-            return self._counted(operator(self.of, x))
+        if isinstance(self.manifold, HasHessian):
+            return self._counted(self.manifold.hessian_operator(self.of, x))
         self.check_curvature()
         leaf = x.clone().requires_grad_()
         with torch.enable_grad():
@@ -150,7 +146,7 @@ class ManifoldCost:
         Raises:
             ManifoldError: such a manifold.
         """
-        if not hasattr(self.manifold, "hessian_operator") and not is_embedded(self.manifold):
+        if not isinstance(self.manifold, HasHessian) and not is_embedded(self.manifold):
             raise ManifoldError(
                 f"the Hessian on {type(self.manifold).__name__} is not known here: it is no "
                 "Riemannian submanifold of a Euclidean space, and has no hessian_operator(cost, "
@@ -194,7 +190,7 @@ class Evaluation:
         self.x = x
         self._cost = cost
         # An operator of the manifold makes a graph of its own.
-        self._curvature = curvature and not hasattr(cost.manifold, "hessian_operator")
+        self._curvature = curvature and not isinstance(cost.manifold, HasHessian)
         self._leaf: Tensor = x.clone().requires_grad_()
         with torch.enable_grad():
             self._output: Tensor | None = cost(self._leaf)

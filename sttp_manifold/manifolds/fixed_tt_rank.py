@@ -38,7 +38,8 @@ from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.manifolds import fixed_tt_geometry as geometry
-from sttp_manifold.manifolds.cost import LinearMap, ManifoldCost, plain
+from sttp_manifold.manifolds.contract import LinearMap
+from sttp_manifold.manifolds.cost import ManifoldCost, plain
 from sttp_manifold.manifolds.fixed_tt_geometry import Point, Vector
 from sttp_manifold.manifolds.fixed_tt_points import FixedTTPoints
 from sttp_manifold.tt.contract import left_matrix, mirror, regroup_cores, right_matrix

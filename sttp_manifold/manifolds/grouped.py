@@ -9,33 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ProductManifold
 from sttp_manifold.frames.retractions import cholesky_qr, polar, project_tangent
+from sttp_manifold.manifolds.contract import FrameGroup
 
-__all__ = ["FrameGroup", "GroupedProduct"]
+__all__ = ["GroupedProduct"]
 
 BatchMap = Callable[..., Tensor]
-
-
-class FrameGroup(NamedTuple):
-    """Frames of equal shape, adjacent in the flat vector.
-
-    Attributes:
-        span: where they lie: ``x[..., span].unflatten(-1, (copies, d, r))`` is their batch.
-        copies: how many frames.
-        d: rows of each.
-        r: columns of each.
-    """
-
-    span: slice
-    copies: int
-    d: int
-    r: int
 
 
 class GroupedProduct(ProductManifold):

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.errors import ManifoldError
-from sttp_manifold.manifolds.cost import Evaluation, LinearMap, ManifoldCost, is_embedded, plain
+from sttp_manifold.manifolds.contract import HasHessian, HasLength, LinearMap
+from sttp_manifold.manifolds.cost import Evaluation, ManifoldCost, is_embedded, plain
 
 __all__ = ["pymanopt_problem", "to_pymanopt"]
 
@@ -58,13 +59,12 @@ def to_pymanopt(
         (18, (24,))
     """
     if size is None:
-        elements = getattr(manifold, "n_elements", None)
-        if elements is None:
+        if not isinstance(manifold, HasLength):
             raise ManifoldError(
                 f"{type(manifold).__name__} does not know the shape of its points; call "
                 "to_pymanopt(manifold, size=(5, 3))"
             )
-        size = (int(elements),)
+        size = (int(manifold.n_elements),)
     return _adapter()(manifold, tuple(size), dtype, torch.device(device))
 
 
@@ -294,7 +294,7 @@ def _adapter() -> Any:
 
 def is_embedded_flat(manifold: Any) -> bool:
     """Whether the projected derivative of the gradient field is the Hessian."""
-    return is_embedded(manifold) and not hasattr(manifold, "hessian_operator")
+    return is_embedded(manifold) and not isinstance(manifold, HasHessian)
 
 
 def _dimension(manifold: Any, size: tuple[int, ...]) -> int:

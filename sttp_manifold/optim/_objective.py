@@ -12,7 +12,8 @@ import torch
 from scipy.optimize import OptimizeResult
 from torch import Tensor
 
-from sttp_manifold.manifolds.cost import Evaluation, LinearMap, ManifoldCost
+from sttp_manifold.manifolds.contract import LinearMap
+from sttp_manifold.manifolds.cost import Evaluation, ManifoldCost
 from sttp_manifold.optim._progress import Progress
 
 __all__ = ["Iterate", "Limits", "Objective", "Status", "Stopped"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sttp_manifold.manifolds.cost import LinearMap
+from sttp_manifold.manifolds.contract import HasScale, LinearMap
 from sttp_manifold.optim._objective import Iterate, Objective
 from sttp_manifold.optim._options import TrustRegionOptions
 
@@ -28,14 +28,14 @@ class _Step(NamedTuple):
 
 def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions) -> None:
     """Run until the objective stops it."""
-    scale = getattr(objective.manifold, "typical_dist", None)
-    if scale is None:
-        largest = options.max_radius or math.sqrt(at.x.numel())
-        radius = options.initial_radius or largest / 8
-    else:
-        size = float(scale(at.x))
+    if isinstance(objective.manifold, HasScale):
+        # A batch is one point of a product, whose lengths add up by their squares.
+        size = float(torch.linalg.vector_norm(objective.manifold.typical_dist(at.x)))
         largest = options.max_radius or 10 * size
         radius = options.initial_radius or size / 8
+    else:
+        largest = options.max_radius or math.sqrt(at.x.numel())
+        radius = options.initial_radius or largest / 8
     radius = min(radius, largest)
     first_norm = at.grad_norm
     hessian = objective.hessian(at)
