@@ -37,6 +37,7 @@ from sttp_manifold.optim._blocks import (
     is_riemannian,
     scalars_shape,
 )
+from sttp_manifold.optim._settings import SettingError, check_settings
 from sttp_manifold.optim._stacks import Stacks
 
 __all__ = ["RETRACTIONS", "FrameOptimizer"]
@@ -59,6 +60,23 @@ class FrameOptimizer:
     _stacks: dict[Any, Stacks] | None = None
     _stepping: bool = False
     param_groups: list[dict[str, Any]]
+    defaults: dict[str, Any]
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a ``GradScaler`` may leave unscaling and skipping to the step.
+
+        torch's fused kernels do both. Where any other parameter moves as well, the scaler has to,
+        whatever flags the optimizer was made with.
+        """
+        return all(
+            group["fused"] and not any(map(is_riemannian, group["params"]))
+            for group in self.param_groups
+        )
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        """Set by torch from the flag of the optimizer, when the groups are not known yet."""
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
@@ -79,22 +97,26 @@ class FrameOptimizer:
         self._stacks = None
         super().__setstate__(state)  # type: ignore[misc]
         for group in self.param_groups:
-            # A state of geoopt's, which knows no other retraction; or of torch's, neither of both.
-            group.setdefault("retraction", "qr")
-            group.setdefault("stabilize", self._stabilize)
+            self._complete(group)
         self._retraction = self.param_groups[0]["retraction"]
+
+    def _complete(self, group: dict[str, Any]) -> dict[str, Any]:
+        """What a state of geoopt's, which has one retraction, or of torch's does not say."""
+        group.setdefault("retraction", "qr")
+        group.setdefault("stabilize", self._stabilize)
+        return group
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch.
 
         Raises:
-            OptimizerError: if the group has a flag that its manifold parameters cannot honour, or
-                an unknown retraction.
+            OptimizerError: if the group has a setting that no step can use, a flag that its
+                manifold parameters cannot honour, or an unknown retraction.
         """
         param_group.setdefault("retraction", self._retraction)
         super().add_param_group(param_group)  # type: ignore[misc]
         try:
-            self._refuse_flags(self.param_groups[-1])
+            self._refuse(self.param_groups[-1])
         except OptimizerError:
             self.param_groups.pop()
             raise
@@ -104,14 +126,24 @@ class FrameOptimizer:
 
         Args:
             state_dict: what :meth:`state_dict` returned.
+
+        Raises:
+            OptimizerError: if it brings a setting that no step can use, or that the parameters
+                here cannot honour; nothing is loaded then.
         """
+        saved = state_dict["param_groups"]
+        for group, new in zip(self.param_groups, saved, strict=False):
+            merged = {**self.defaults, **new, "params": group["params"]}
+            self._refuse(self._complete(merged))
         # torch keeps the arrays it is given: two optimizers would write to one momentum.
         super().load_state_dict(copy.deepcopy(state_dict))  # type: ignore[misc]
 
-    def _refuse_flags(self, group: dict[str, Any]) -> None:
+    def _refuse(self, group: dict[str, Any], *, look: bool = True) -> None:
+        """Refuse what a group asks for and a step cannot do."""
         name = type(self).__name__
+        check_settings(name, group, look=look)
         if group["retraction"] not in RETRACTIONS:
-            raise OptimizerError(
+            raise SettingError(
                 f"{name} got retraction={group['retraction']!r}; it takes one of "
                 f"{', '.join(map(repr, RETRACTIONS))}, as in {name}(params, lr=..., "
                 f"retraction='newton_schulz')"
@@ -155,7 +187,7 @@ class FrameOptimizer:
                 loss = closure()
         # Everything that can be refused is refused before anything has moved.
         for group in self.param_groups:
-            self._refuse_flags(group)
+            self._refuse(group, look=False)
             check_dense(group["params"], type(self).__name__)
         for group in self.param_groups:
             self._stepping = True

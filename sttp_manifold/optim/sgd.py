@@ -12,6 +12,7 @@ from torch.optim import sgd as torch_sgd
 from sttp_manifold._geoopt import geoopt
 from sttp_manifold.optim._base import FrameOptimizer, detached, retract_
 from sttp_manifold.optim._blocks import effective_gradient, number, project_
+from sttp_manifold.optim._settings import check_settings
 from sttp_manifold.optim._stacks import Stacks
 
 __all__ = ["RiemannianSGD"]
@@ -42,8 +43,8 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
         fused: plain parameters only.
 
     Raises:
-        OptimizerError: for ``differentiable`` or ``fused`` with manifold parameters, and for
-            sparse gradients.
+        OptimizerError: for settings out of range (also a ``ValueError``), for ``differentiable``
+            or ``fused`` with manifold parameters, and for sparse gradients.
     """
 
     _momentum_key: ClassVar[str] = "momentum_buffer"
@@ -56,8 +57,8 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
         dampening: float = 0,
         weight_decay: float = 0,
         nesterov: bool = False,
-        stabilize: int | None = None,
         *,
+        stabilize: int | None = None,
         retraction: str = "newton_schulz",
         maximize: bool = False,
         foreach: bool | None = None,
@@ -65,10 +66,7 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
         fused: bool | None = None,
     ) -> None:
         self._retraction = retraction
-        # Past geoopt's own __init__, which would drop the flags that it does not know.
-        init: Any = super(geoopt.optim.RiemannianSGD, self).__init__
-        init(
-            params,
+        settings: dict[str, Any] = dict(
             lr=lr,
             momentum=momentum,
             dampening=dampening,
@@ -80,6 +78,20 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
             differentiable=differentiable,
             fused=fused,
         )
+        check_settings(type(self).__name__, settings)
+        # Past geoopt's own __init__, which would drop the flags that it does not know.
+        init: Any = super(geoopt.optim.RiemannianSGD, self).__init__
+        init(params, **settings)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # torch's kernel leaves the buffers of a first step that it skips as it found the memory.
+        momentum = any(group["momentum"] for group in self.param_groups)
+        return not momentum and super()._step_supports_amp_scaling
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        """As there."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
