@@ -21,6 +21,7 @@ from sttp_manifold.optim._blocks import (
     project_,
     scalars_shape,
 )
+from sttp_manifold.optim._settings import check_settings
 from sttp_manifold.optim._stacks import Stacks
 
 __all__ = ["RiemannianAdam"]
@@ -64,9 +65,9 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         decoupled_weight_decay: decay outside of the moments, as AdamW does.
 
     Raises:
-        OptimizerError: for ``differentiable`` or ``fused`` with manifold parameters, for
-            ``capturable`` with those of other manifolds or with ``stabilize``, for an unknown
-            retraction, and for sparse gradients.
+        OptimizerError: for settings out of range (also a ``ValueError``), for ``differentiable``
+            or ``fused`` with manifold parameters, for ``capturable`` with those of other manifolds
+            or with ``stabilize``, for an unknown retraction, and for sparse gradients.
 
     Example:
         >>> import torch
@@ -99,8 +100,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         self._retraction = retraction
         # torch 2.6 does not know this flag, and needs not when it is off.
         decoupled = {"decoupled_weight_decay": True} if decoupled_weight_decay else {}
-        super().__init__(
-            params,
+        settings: dict[str, Any] = dict(
             lr=lr,
             betas=betas,
             eps=eps,
@@ -112,8 +112,11 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             capturable=capturable,
             differentiable=differentiable,
             fused=fused,
-            **decoupled,
         )
+        check_settings(
+            type(self).__name__, {**settings, "decoupled_weight_decay": decoupled_weight_decay}
+        )
+        super().__init__(params, **settings, **decoupled)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

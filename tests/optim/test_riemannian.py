@@ -397,7 +397,8 @@ def test_drop_in_for_geoopts():
     assert isinstance(sgd, torch.optim.SGD)
     assert isinstance(adam, geoopt.optim.mixin.OptimMixin)
     RiemannianAdam([x], 1e-3, (0.9, 0.99), 1e-8, 0.1, True, stabilize=10)
-    assert RiemannianSGD([x], 0.1, 0.9, 0.0, 0.1, True, 7).param_groups[0]["stabilize"] == 7
+    sgd = RiemannianSGD([x], 0.1, 0.9, 0.0, 0.1, True, stabilize=7)
+    assert sgd.param_groups[0]["stabilize"] == 7
 
 
 @pytest.mark.parametrize("cls", [RiemannianAdam, RiemannianSGD])
