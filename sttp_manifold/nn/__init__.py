@@ -3,10 +3,11 @@
 from sttp_manifold.nn.conv import SpectralConv2d
 from sttp_manifold.nn.convert import SkippedLayerWarning, compress, decompress, switch
 from sttp_manifold.nn.householder import HouseholderWeight
-from sttp_manifold.nn.layer import SpectralLayer
+from sttp_manifold.nn.layer import SpectralLayer, weights_of
 from sttp_manifold.nn.linear import SpectralLinear
 from sttp_manifold.nn.methods import make_weight
 from sttp_manifold.nn.penalty import spectral_penalty
+from sttp_manifold.nn.recipe import Recipe
 from sttp_manifold.nn.riemannian import RiemannianWeight
 from sttp_manifold.nn.scope import together
 from sttp_manifold.nn.summary import Summary, SummaryRow, summary
@@ -14,6 +15,7 @@ from sttp_manifold.nn.weight import SpectralWeight
 
 __all__ = [
     "HouseholderWeight",
+    "Recipe",
     "RiemannianWeight",
     "SkippedLayerWarning",
     "SpectralConv2d",
@@ -29,4 +31,5 @@ __all__ = [
     "summary",
     "switch",
     "together",
+    "weights_of",
 ]

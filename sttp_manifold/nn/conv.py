@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from sttp_manifold.nn.layer import SpectralLayer, check_stock, rank_of, weight_of
-from sttp_manifold.nn.methods import make_weight
+from sttp_manifold.nn.layer import SpectralLayer
+from sttp_manifold.nn.recipe import KernelOptions, takes
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.plans import conv_plan
-from sttp_manifold.tt.shape import TTShape
-from sttp_manifold.tt.spectral import SpectralTT
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 __all__ = ["SpectralConv2d"]
 
@@ -36,19 +38,11 @@ class SpectralConv2d(SpectralLayer):
         groups: number of blocks.
         bias: whether to add a bias.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        kind: ``"sttp"`` or ``"svdp"``.
-        kernel: ``"flat"`` (the product of the kernel sizes as one mode, as in the published
-            tables) or ``"factored"`` (their prime factors).
-        method: ``"householder"`` or ``"riemannian"``; the latter takes a Riemannian optimizer.
-        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``.
-        init: ``"eye"``, ``"noisy_eye"``, ``"random"``, or a SpectralTT.
-        bound: bound of ``"bounded"``.
-        init_std: deviation for ``"noisy_eye"``.
-        project: with a value as ``init``, take the nearest one that the spectrum can hold.
-        weight: a weight to use, perhaps shared, instead of making one; the arguments that make
-            one are not looked at then.
+        weight: a weight to use, perhaps shared, instead of making one.
         dtype: floating dtype.
         device: device.
+        **options: those of a weight (:class:`Recipe`): ``kind``, ``kernel``, ``method``,
+            ``spectrum``, ``init``, ``bound``, ``init_std``, ``project``.
 
     Shape:
         - input: ``(n, c_in, h, w)`` or ``(c_in, h, w)``
@@ -57,8 +51,8 @@ class SpectralConv2d(SpectralLayer):
     Raises:
         ValueError: settings that ``torch.nn.Conv2d`` refuses.
         ShapeError: a bad rank, an unknown ``kind``, ``kernel`` or ``init``, or a ``weight`` of
-            another size.
-        ConversionError: an unknown ``method``.
+            another size or rank.
+        ConversionError: an unknown ``method``, or a ``weight`` beside options that make one.
         SpectrumError: an unknown ``spectrum``.
 
     References:
@@ -70,6 +64,10 @@ class SpectralConv2d(SpectralLayer):
         torch.Size([2, 16, 5, 5])
     """
 
+    stock = nn.Conv2d
+    _options = KernelOptions
+
+    @takes(KernelOptions)
     def __init__(
         self,
         in_channels: int,
@@ -83,17 +81,10 @@ class SpectralConv2d(SpectralLayer):
         bias: bool = True,
         padding_mode: str = "zeros",
         *,
-        kind: str = "sttp",
-        kernel: str = "flat",
-        method: str = "householder",
-        spectrum: str = "free",
-        init: str | SpectralTT = "noisy_eye",
-        bound: float = 1.0,
-        init_std: float = 1e-4,
-        project: bool = False,
         weight: SpectralWeight | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__()
         # torch checks and completes the settings; on "meta" that costs no memory.
@@ -121,75 +112,11 @@ class SpectralConv2d(SpectralLayer):
         self.dilation = cast("tuple[int, int]", tuple(stock.dilation))
         self.groups = groups
         self.padding_mode = padding_mode
-        shape = TTShape.for_conv(
-            tuple(stock.weight.shape), rank_of(self, rank, weight), kernel=kernel, kind=kind
-        )
-        if weight is None:
-            weight = make_weight(
-                method,
-                shape,
-                spectrum,
-                init,
-                bound,
-                init_std,
-                project=project,
-                dtype=dtype,
-                device=device,
-            )
-        self._adopt(weight, shape, bias)
+        self._hold(self.weight_shape, rank, weight, bias, options, dtype=dtype, device=device)
 
     @classmethod
-    def from_layer(
-        cls,
-        layer: nn.Conv2d,
-        rank: int,
-        *,
-        kind: str = "sttp",
-        kernel: str = "flat",
-        method: str = "householder",
-        spectrum: str = "free",
-        init: str = "pretrained",
-        bound: float = 1.0,
-        init_std: float = 1e-4,
-        project: bool = False,
-        weight: SpectralWeight | None = None,
-    ) -> SpectralConv2d:
-        """The spectral layer of a stock one; as :meth:`SpectralLinear.from_layer`.
-
-        Args:
-            layer: the stock layer; it is not changed.
-            rank: rank of all bonds.
-            kind: ``"sttp"`` or ``"svdp"``.
-            kernel: ``"flat"`` or ``"factored"``.
-            method: ``"householder"`` or ``"riemannian"``.
-            spectrum: name of the spectrum map.
-            init: ``"pretrained"``, ``"eye"``, ``"noisy_eye"`` or ``"random"``.
-            bound: bound of ``"bounded"``.
-            init_std: deviation for ``"noisy_eye"``.
-            project: take the nearest weight that the spectrum can hold.
-            weight: a weight to use as it is.
-
-        Raises:
-            SpectrumError: a pretrained weight that the spectrum cannot hold, unless ``project``.
-            ConversionError: a layer that is not a plain ``nn.Conv2d``, or an unknown ``method``.
-            ShapeError: an unknown ``init``, ``kind`` or ``kernel``, a bad rank, or a weight that
-                is not finite.
-        """
-        check_stock(layer, nn.Conv2d)
-        if weight is None:
-            weight = weight_of(
-                layer,
-                rank,
-                kind=kind,
-                kernel=kernel,
-                method=method,
-                spectrum=spectrum,
-                init=init,
-                bound=bound,
-                init_std=init_std,
-                project=project,
-            )
-        new = cls(
+    def _around(cls, layer: nn.Conv2d, weights: Mapping[str, SpectralWeight]) -> Self:
+        return cls(
             layer.in_channels,
             layer.out_channels,
             cast("tuple[int, int]", layer.kernel_size),
@@ -200,10 +127,8 @@ class SpectralConv2d(SpectralLayer):
             layer.groups,
             bias=False,
             padding_mode=layer.padding_mode,
-            weight=weight,
+            weight=weights["weight"],
         )
-        new.bias = cast("nn.Parameter | None", layer.bias)
-        return new.train(layer.training)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

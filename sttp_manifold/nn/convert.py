@@ -5,67 +5,44 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.conv import SpectralConv2d
+from sttp_manifold.nn.carry import carry_over, check_tensors, mark_like
 from sttp_manifold.nn.counts import count_elements, largest_rank
-from sttp_manifold.nn.layer import SpectralLayer, check_stock
-from sttp_manifold.nn.linear import SpectralLinear
+from sttp_manifold.nn.layer import SpectralLayer, weights_of
 from sttp_manifold.nn.methods import make_weight, weight_class
-from sttp_manifold.nn.modules import Owners, carry_over, naming, replace, show
+from sttp_manifold.nn.modules import naming, replace, show
+from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, takes
 from sttp_manifold.nn.scope import together as compute_together
+from sttp_manifold.nn.stock import TABLE, Group, groups_of, stock_layers
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.tt.shape import TTShape, check_spectrum
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SkippedLayerWarning", "compress", "decompress", "switch"]
-
-Stock = nn.Linear | nn.Conv2d
 
 
 class SkippedLayerWarning(UserWarning):
     """Layers that `compress` left as they were, with the reason for each."""
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Layers that share one weight; mostly one layer."""
-
-    names: tuple[str, ...]
-    layers: tuple[Stock, ...]
-
-    @property
-    def numel(self) -> int:
-        return self.layers[0].weight.numel()
-
-    def shape(self, rank: int, kind: str, kernel: str) -> TTShape:
-        return TTShape.for_conv(tuple(self.layers[0].weight.shape), rank, kernel, kind)
-
-    def __str__(self) -> str:
-        return " and ".join(map(show, self.names))
-
-
+@takes(KernelOptions, init=PRETRAINED)
 def compress(
     model: nn.Module,
     rank: int | None = None,
     *,
     budget: float | None = None,
-    kind: str = "sttp",
-    method: str = "householder",
-    spectrum: str = "free",
-    init: str = "pretrained",
     skip: Iterable[str] = (),
-    kernel: str = "flat",
-    bound: float = 1.0,
-    project: bool = False,
     grow: str = "skip",
     together: bool = True,
+    **options: Unpack[KernelOptions],
 ) -> nn.Module:
     """Hold the weights of all linear and convolution layers of a network in spectral form.
 
@@ -81,19 +58,14 @@ def compress(
             elements, as the published ratio ``Z / 100`` counts them: the dimension of the
             weights, and in full what is not compressed (biases, norms with their running
             statistics, skipped layers).
-        kind: ``"sttp"`` or ``"svdp"``.
-        method: ``"householder"`` (any optimizer) or ``"riemannian"`` (a Riemannian one).
-        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``.
-        init: ``"pretrained"`` takes the weights by TT-SVD; ``"eye"``, ``"noisy_eye"`` and
-            ``"random"`` start anew.
         skip: qualified names of layers to leave, or of modules whose layers to leave.
-        kernel: ``"flat"`` or ``"factored"``, for the modes of convolution kernels.
-        bound: bound of the spectrum ``"bounded"``.
-        project: take the nearest weights that the spectrum can hold, instead of raising.
         grow: ``"skip"`` leaves layers that would store more than their dense weight, with a
             warning; ``"allow"`` converts them.
         together: whether a forward of this model computes all spectral weights in it together,
             which is faster and gives the same; see :func:`together` to change it later.
+        **options: those of a weight (:class:`Recipe`): ``kind``, ``kernel``, ``method``,
+            ``spectrum``, ``init``, ``bound``, ``init_std``, ``project``. By default
+            ``init="pretrained"`` takes the weights by TT-SVD.
 
     Returns:
         The model; the new layer if the model itself is a layer.
@@ -127,44 +99,23 @@ def compress(
         )
     if grow not in ("skip", "allow"):
         raise ConversionError(f"grow must be 'skip' or 'allow', got {grow!r}")
-    weight, spectrum = weight_class(method), check_spectrum(spectrum)
-    layers = _layers(model, (skip,) if isinstance(skip, str) else tuple(skip))
-    groups, left = _groups(model, layers)
+    recipe = Recipe.of("compress", KernelOptions, options, init=PRETRAINED)
+    groups, left = groups_of(model, stock_layers(model, skip))
     if not groups:
         raise _nothing(left)
-
-    def stored(group: _Group, at: int) -> int:
-        return weight.count(group.shape(at, kind, kernel), spectrum)
-
-    @cache
-    def kept(group: _Group, at: int) -> int:
-        if grow == "skip" and stored(group, at) > group.numel:
-            return group.numel
-        return group.shape(at, kind, kernel).num_parameters(spectrum)
-
     if rank is None:
         assert budget is not None
-        dense = count_elements(model)
-        outside = dense - sum(group.numel for group in groups)
-        limits = {group: max(group.shape(group.numel, kind, kernel).ranks) for group in groups}
-        rank = largest_rank(
-            lambda at: outside + sum(kept(g, min(at, limits[g])) for g in groups),
-            max(limits.values()),
-            dense,
-            budget,
-            # More rank is more dimensions, but not under orthogonality nor beyond skipped layers.
-            monotone=spectrum != "identity" and method == "householder",
-        )
-    growing = {g: stored(g, rank) for g in groups if grow == "skip" and stored(g, rank) > g.numel}
+        rank = _rank_within(budget, model, groups, recipe, grow)
+    recipe = recipe.at(rank)
+    growing = {} if grow == "allow" else _growing(groups, recipe)
     left += [
         f"{group} would grow from {group.numel} to {size} stored numbers at rank {rank}"
         for group, size in growing.items()
     ]
-    how = {"kind": kind, "method": method, "spectrum": spectrum, "init": init, "bound": bound}
     new: dict[nn.Module, nn.Module] = {}
     for group in groups:
         if group not in growing:
-            new |= _converted(group, rank, kernel, project, how)
+            new |= group.convert(recipe)
     if not new:
         raise _nothing(left)
     if left:
@@ -181,76 +132,40 @@ def compress(
 
 
 def _nothing(left: list[str]) -> ConversionError:
-    reasons = "; ".join(left) or "no nn.Linear or nn.Conv2d is left"
-    return ConversionError(f"nothing to compress: {reasons}")
+    kinds = " or ".join(f"nn.{row.stock.__name__}" for row in TABLE)
+    return ConversionError(f"nothing to compress: {'; '.join(left) or f'no {kinds} is left'}")
 
 
-def _converted(
-    group: _Group, rank: int, kernel: str, project: bool, how: dict[str, Any]
-) -> dict[nn.Module, nn.Module]:
-    """A spectral layer for each layer of a group, all with one weight."""
-    new: dict[nn.Module, nn.Module] = {}
-    weight = None
-    for name, layer in zip(group.names, group.layers, strict=True):
-        with naming(name):
-            made: SpectralLayer
-            if isinstance(layer, nn.Conv2d):
-                made = SpectralConv2d.from_layer(
-                    layer, rank, kernel=kernel, project=project, weight=weight, **how
-                )
-            else:
-                made = SpectralLinear.from_layer(layer, rank, project=project, weight=weight, **how)
-        weight = made.spectral_weight
-        new[layer] = carry_over(layer, made)
-    return new
+def _growing(groups: Iterable[Group], recipe: Recipe) -> dict[Group, int]:
+    """Layers that would store more than their dense weights, with what they would store."""
+    count = weight_class(recipe.method).count
+    sizes = {g: sum(count(plan, recipe.spectrum) for plan in g.plans(recipe)) for g in groups}
+    return {group: size for group, size in sizes.items() if size > group.numel}
 
 
-def _layers(model: nn.Module, skip: tuple[str, ...]) -> dict[Stock, str]:
-    """Stock layers that are not skipped, with their first names."""
-    names = dict(model.named_modules(remove_duplicate=False))
-    kinds = (nn.Linear, nn.Conv2d)
-    unknown = [name for name in skip if name not in names]
-    if unknown:
-        there = [name for name, m in names.items() if isinstance(m, (*kinds, SpectralLayer))]
-        raise ConversionError(
-            f"skip names {', '.join(map(repr, unknown))}, which this network does not have; its "
-            f"layers are {', '.join(map(repr, there)) or 'none'}",
-            layer=str(unknown[0]),
-        )
-    skipped = {module for name in skip for module in names[name].modules()}
-    layers: dict[Stock, str] = {}
-    for name, module in model.named_modules():
-        if module in skipped:
-            continue
-        kind = parametrize.type_before_parametrizations(module)
-        if kind in (*kinds, nn.LazyLinear, nn.LazyConv2d):
-            with naming(name):
-                check_stock(module, nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d)
-            assert isinstance(module, kinds)
-            layers[module] = name
-    return layers
+def _rank_within(
+    budget: float, model: nn.Module, groups: list[Group], recipe: Recipe, grow: str
+) -> int:
+    """The largest rank at which a network keeps to a budget."""
+    dense = count_elements(model)
+    outside = dense - sum(group.numel for group in groups)
+    limits = {g: max(max(p.ranks) for p in g.plans(recipe.at(g.numel))) for g in groups}
 
+    @cache
+    def kept(group: Group, rank: int) -> int:
+        at = recipe.at(rank)
+        if grow == "skip" and _growing([group], at):
+            return group.numel
+        return sum(plan.num_parameters(recipe.spectrum) for plan in group.plans(at))
 
-def _groups(model: nn.Module, layers: dict[Stock, str]) -> tuple[list[_Group], list[str]]:
-    """Layers by the weight that they share, and why others cannot be compressed."""
-    owners, groups, left = Owners(model), [], []
-    seen: set[nn.Module] = set()
-    for layer in layers:
-        if layer in seen:
-            continue
-        holders = owners.of(layer.weight)
-        tied = [m for m, name in holders if m in layers and name == "weight"]
-        others = [o for o in holders if o[0] not in tied or o[1] != "weight"]
-        others += owners.aliases(layer.weight)
-        members = tuple(m for m in layers if m in tied)
-        seen.update(members)
-        group = _Group(tuple(layers[m] for m in members), members)
-        if others:
-            names = ", ".join(repr(owners.name(owner)) for owner in others)
-            left.append(f"{group} shares its weight with {names}, which is not compressed")
-        else:
-            groups.append(group)
-    return groups, left
+    return largest_rank(
+        lambda rank: outside + sum(kept(g, min(rank, limits[g])) for g in groups),
+        max(limits.values()),
+        dense,
+        budget,
+        # More rank is more dimensions, but not under orthogonality nor beyond skipped layers.
+        monotone=recipe.spectrum != "identity" and recipe.method == "householder",
+    )
 
 
 def decompress(model: nn.Module) -> nn.Module:
@@ -273,24 +188,38 @@ def decompress(model: nn.Module) -> nn.Module:
           (0): Linear(in_features=64, out_features=32, bias=True)
         )
     """
+    made = {
+        layer: name for name, layer in model.named_modules() if isinstance(layer, SpectralLayer)
+    }
+    _check_sharing(model, made)
     new: dict[nn.Module, nn.Module] = {}
-    shared: dict[SpectralWeight, tuple[str, tuple[int, ...], Tensor]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, SpectralLayer):
-            layer, shape = module.to_layer(), module.weight_shape
-            first, other, weight = shared.setdefault(
-                module.spectral_weight, (name, shape, layer.weight)
-            )
+    shared: dict[SpectralWeight, Tensor] = {}
+    for layer, name in made.items():
+        with naming(name):
+            stock = layer.dense_layer()
+            for key, weight in weights_of(layer).items():
+                stock._parameters[key] = shared.setdefault(weight, stock._parameters[key])
+            new[layer] = layer.hand_over(stock)
+    for module in model.modules():
+        compute_together(module, False)
+    return replace(model, new)
+
+
+def _check_sharing(model: nn.Module, layers: dict[SpectralLayer, str]) -> None:
+    """Raise for weights whose sharing stock layers cannot express."""
+    shared: dict[SpectralWeight, tuple[str, tuple[int, ...]]] = {}
+    for layer, name in layers.items():
+        for key, weight in weights_of(layer).items():
+            shape = layer.shape_of(key)
+            first, other = shared.setdefault(weight, (name, shape))
             if other != shape:
                 raise ConversionError(
                     f"{show(name)} and {show(first)} share a weight that stock layers would hold "
                     f"in two shapes, {shape} and {other}; give one of them a weight of its own",
                     layer=name,
                 )
-            layer.weight = weight
-            new[module] = carry_over(module, layer)
     for name, module in model.named_modules():
-        if module in new:
+        if module in layers:
             continue
         for child in module._modules.values():
             if isinstance(child, SpectralWeight) and child in shared:
@@ -299,9 +228,6 @@ def decompress(model: nn.Module) -> nn.Module:
                     "of this package; give it a weight of its own",
                     layer=name,
                 )
-    for module in model.modules():
-        compute_together(module, False)
-    return replace(model, new)
 
 
 def switch(model: nn.Module, method: str) -> nn.Module:
@@ -337,12 +263,19 @@ def switch(model: nn.Module, method: str) -> nn.Module:
     for weight, name in weights.items():
         if weight.method != method:
             with naming(name):
-                new[weight] = carry_over(weight, _switched(weight, method))
+                new[weight] = _switched(weight, method)
     return replace(model, new)
 
 
 @torch.no_grad()
 def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
+    if parametrize.is_parametrized(weight):
+        names = ", ".join(weight.parametrizations)  # type: ignore[arg-type]
+        raise ConversionError(
+            f"{names} of this weight is computed from other parameters; remove that first, as by "
+            "torch.nn.utils.parametrize.remove_parametrizations(weight, name)"
+        )
+    check_tensors(weight, weight.parameters())
     # In float64: near its bound, float32 would round a spectrum onto it.
     value = copy.deepcopy(weight).double().tt()
     new = make_weight(
@@ -354,4 +287,6 @@ def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
         dtype=weight.dtype,
         device=weight.device,
     )
+    mark_like(weight.parameters(), new.parameters())
+    carry_over(weight, new, make_weight(weight.method, weight.shape, weight.spectrum, "eye"))
     return new.requires_grad_(weight.trainable)

@@ -4,45 +4,146 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.initial import INITS, computing_dtype
+from sttp_manifold.nn.carry import carry_over, check_stock, check_tensors, mark_like
 from sttp_manifold.nn.kept import kept
-from sttp_manifold.nn.methods import make_weight
+from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, WeightOptions, takes
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.tt.decompose import tt_svd
 from sttp_manifold.tt.shape import TTShape
-from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["SpectralLayer", "check_stock", "rank_of", "weight_of"]
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+__all__ = ["SpectralLayer", "check_given", "weights_of"]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class SpectralLayer(nn.Module, ABC):
-    """What the layers have in common: a spectral weight and perhaps a bias.
+    """What the layers have in common: spectral weights and perhaps a bias.
+
+    A layer says which stock one it stands for (``stock``), which parameters of that one it holds as
+    spectral weights (``holds``: name there to attribute here), how it is made around such weights
+    (``_around``), and how the stock one is made (``_stock``).
 
     Attributes:
+        stock: type of the stock layer.
+        holds: names of its parameters that are spectral weights here, each with the attribute.
         spectral_weight: the module that holds the weight.
         bias: ``(d_out,)`` or None.
     """
 
-    spectral_weight: SpectralWeight
-    bias: nn.Parameter | None
+    stock: ClassVar[type[nn.Module]]
+    holds: ClassVar[Mapping[str, str]] = {"weight": "spectral_weight"}
+    _options: ClassVar[type] = WeightOptions
 
-    def _adopt(self, weight: SpectralWeight, shape: TTShape, bias: bool) -> None:
-        """Set weight and bias; a bias starts as torch's does."""
-        if (weight.shape.d_out, weight.shape.d_in) != (shape.d_out, shape.d_in):
-            raise ShapeError(
-                f"{type(self).__name__} needs a {shape.d_out} x {shape.d_in} weight, got one of "
-                f"{weight.shape.d_out} x {weight.shape.d_in}"
-            )
+    spectral_weight: SpectralWeight
+    bias: Tensor | None
+
+    @classmethod
+    @abstractmethod
+    def _around(cls, layer: Any, weights: Mapping[str, SpectralWeight]) -> Self:
+        """The layer with the settings of a stock one and with given weights, without bias."""
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter of the stock layer that is a spectral weight here."""
+        return tuple(self._stock()._parameters[name].shape)
+
+    @classmethod
+    @takes(KernelOptions, init=PRETRAINED)
+    def from_layer(
+        cls,
+        layer: nn.Module,
+        rank: int | None = None,
+        *,
+        weight: SpectralWeight | None = None,
+        **options: Unpack[KernelOptions],
+    ) -> Self:
+        """The spectral layer of a stock one.
+
+        Dtype, device, training mode, frozen weights, hooks and whatever else hangs on the layer are
+        kept, and the bias is the same object.
+
+        Args:
+            layer: the stock layer; it is not changed.
+            rank: rank of all bonds.
+            weight: a weight to use as it is, instead of making one.
+            **options: those of a weight (:class:`Recipe`), with ``init="pretrained"`` by default,
+                which takes the layer's weight by TT-SVD.
+
+        Raises:
+            SpectrumError: a pretrained weight that the spectrum cannot hold, unless ``project``.
+            ConversionError: a layer of another type, one whose weight is computed from other
+                parameters or holds no numbers, one with something on it that cannot be carried over
+                (such as a ``forward`` of its own), or an unknown ``method``.
+            ShapeError: an unknown ``init``, ``kind`` or ``kernel``, a bad rank, or a weight that is
+                not finite.
+        """
+        check_stock(layer, cls.stock, cls.holds)
+        caller = f"{cls.__name__}.from_layer"
+        recipe = Recipe.of(caller, cls._options, options, init=PRETRAINED, rank=rank)
+        if weight is not None:
+            check_given(caller, weight, options)
+        elif rank is None:
+            raise ShapeError(f"{caller} needs a rank, as in {caller}(layer, rank=16)")
+        weights = {
+            name: recipe.make_for(tensor) if weight is None else weight
+            for name, tensor in layer._parameters.items()
+            if name in cls.holds and tensor is not None
+        }
+        return cls.in_place_of(layer, weights, copied=True)
+
+    @classmethod
+    def in_place_of(
+        cls, layer: nn.Module, weights: Mapping[str, SpectralWeight], copied: bool = False
+    ) -> Self:
+        """The layer around given weights, with what hangs on the stock one whose place it takes.
+
+        Args:
+            layer: the stock layer; it is not changed.
+            weights: the spectral weights, by the names of the stock layer's parameters.
+            copied: whether hooks are copied, since both layers go on living.
+
+        Raises:
+            ConversionError: something that cannot be carried over.
+        """
+        made = cls._around(layer, weights)
+        for name, weight in weights.items():
+            mark_like([layer._parameters[name]], weight.parameters())
+        carry_over(layer, made, made._stock(), copied=copied)
+        return made
+
+    def _hold(
+        self,
+        sizes: tuple[int, ...],
+        rank: int | None,
+        weight: SpectralWeight | None,
+        bias: bool,
+        options: Mapping[str, Any],
+        **where: Any,
+    ) -> None:
+        """Set weight and bias, by the arguments of a constructor; a bias starts as torch's does."""
+        caller = type(self).__name__
+        recipe = Recipe.of(caller, self._options, options, rank=rank)
+        if weight is None:
+            if rank is None:
+                raise ShapeError(
+                    f"{caller} needs a rank, as in {caller}(..., rank=16), or a weight=... to use"
+                )
+            weight = recipe.make(recipe.plan(sizes), **where)
+        else:
+            check_given(caller, weight, options)
+            _check_fits(caller, weight.shape, sizes, recipe)
         self.spectral_weight = weight
         if bias:
-            edge = 1 / math.sqrt(shape.d_in)
-            value = torch.empty(shape.d_out, dtype=weight.dtype, device=weight.device)
+            edge = 1 / math.sqrt(weight.shape.d_in)
+            value = torch.empty(weight.shape.d_out, dtype=weight.dtype, device=weight.device)
             self.bias = nn.Parameter(value.uniform_(-edge, edge))
         else:
             self.register_parameter("bias", None)
@@ -70,100 +171,99 @@ class SpectralLayer(nn.Module, ABC):
         """Shape of the stock layer's weight."""
 
     @abstractmethod
-    def _stock(self) -> nn.Linear | nn.Conv2d:
-        """The stock layer of the same sizes, without memory for its parameters."""
+    def _stock(self) -> Any:
+        """The stock layer of the same sizes, without bias and without memory for parameters."""
 
-    @torch.no_grad()
-    def to_layer(self) -> nn.Linear | nn.Conv2d:
+    def to_layer(self) -> Any:
         """The stock layer with the same outputs to rounding.
 
-        Its bias is the same object; its weight is frozen if no parameter of this one's is
-        trainable.
+        Whatever hangs on this layer is kept, and the bias is the same object; a weight is frozen if
+        no parameter of this one's is trainable.
+
+        Raises:
+            ConversionError: something on this layer that cannot be carried over, or a subclass with
+                a ``forward`` of its own.
+        """
+        return self.hand_over(self.dense_layer(), copied=True)
+
+    @torch.no_grad()
+    def dense_layer(self) -> Any:
+        """The stock layer with the dense weights, without bias and without what hangs on this one.
+
+        Raises:
+            ConversionError: a hook on the gradient of a parameter of a weight.
         """
         layer = self._stock()
-        layer.weight = nn.Parameter(
-            self.weight.detach().clone(), requires_grad=self.spectral_weight.trainable
-        )
-        layer.bias = self.bias
-        return layer.train(self.training)
+        for name, weight in weights_of(self).items():
+            check_tensors(self, weight.parameters())
+            dense = nn.Parameter(
+                getattr(self, name).detach().clone(), requires_grad=weight.trainable
+            )
+            mark_like(weight.parameters(), [dense])
+            layer._parameters[name] = dense
+        return layer
+
+    def hand_over(self, layer: M, copied: bool = False) -> M:
+        """Give what hangs on this layer, and its bias, to the stock one that takes its place.
+
+        Args:
+            layer: the stock layer, returned.
+            copied: whether hooks are copied, since both layers go on living.
+
+        Raises:
+            ConversionError: something that cannot be carried over.
+        """
+        carry_over(self, layer, self._around(self._stock(), weights_of(self)), copied=copied)
+        return layer
 
     def _weight_repr(self) -> str:
         weight = self.spectral_weight
         return f"rank={weight.shape.rank}, method={weight.method!r}, spectrum={weight.spectrum!r}"
 
 
-def rank_of(layer: nn.Module, rank: int | None, weight: SpectralWeight | None) -> int:
-    """The rank asked for, or that of a given weight.
+def weights_of(module: nn.Module) -> dict[str, SpectralWeight]:
+    """Spectral weights of a layer, by the names of the stock layer's parameters.
 
-    Raises:
-        ShapeError: neither is given.
+    Args:
+        module: a layer of this package; any other module has none.
+
+    Example:
+        >>> from sttp_manifold.nn import SpectralLinear
+        >>> list(weights_of(SpectralLinear(20, 12, rank=4)))
+        ['weight']
     """
-    if rank is not None:
-        return rank
-    if weight is None:
+    if not isinstance(module, SpectralLayer):
+        return {}
+    return {name: getattr(module, attribute) for name, attribute in module.holds.items()}
+
+
+def _check_fits(caller: str, shape: TTShape, sizes: tuple[int, ...], recipe: Recipe) -> None:
+    d_out, d_in = sizes[0], math.prod(sizes[1:])
+    if (shape.d_out, shape.d_in) != (d_out, d_in):
         raise ShapeError(
-            f"{type(layer).__name__} needs a rank, as in {type(layer).__name__}(..., rank=16), or "
-            "a weight=... to use"
+            f"{caller} needs a {d_out} x {d_in} weight, got one of {shape.d_out} x {shape.d_in}"
         )
-    return weight.shape.rank
+    if recipe.rank is not None and recipe.plan(sizes).rank != shape.rank:
+        raise ShapeError(
+            f"{caller} got rank={recipe.rank} and a weight=... of rank {shape.rank}; leave the "
+            "rank out to use the weight as it is"
+        )
 
 
-def check_stock(layer: nn.Module, kind: type[nn.Module]) -> None:
-    """Raise unless a layer is a plain stock one with an ordinary weight.
+def check_given(caller: str, weight: SpectralWeight, options: Mapping[str, Any]) -> None:
+    """Raise for options of a weight where the weight is given.
 
     Raises:
-        ConversionError: another type, an uninitialized layer, or a weight that is computed from
-            other parameters.
+        ShapeError: ``weight`` is no spectral weight.
+        ConversionError: such options.
     """
-    given = type(layer).__name__
-    if isinstance(layer, (nn.LazyLinear, nn.LazyConv2d)):
-        raise ConversionError(
-            f"{given} has no weight before its first input; call it once, then convert it"
+    if not isinstance(weight, SpectralWeight):
+        raise ShapeError(
+            f"{caller} takes a SpectralWeight as weight=..., got a {type(weight).__name__}; "
+            "make_weight('householder', shape) makes one"
         )
-    if parametrize.is_parametrized(layer) or (
-        isinstance(layer, kind) and not isinstance(layer._parameters.get("weight"), Tensor)
-    ):
+    if options:
         raise ConversionError(
-            f"the weight of this {given} is computed from other parameters (a parametrization, "
-            "weight_norm, spectral_norm or pruning); remove it first, as in "
-            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+            f"{caller} got a weight=... and also {', '.join(options)}, which would make another; "
+            "leave one of them out"
         )
-    if not isinstance(layer, kind):
-        raise ConversionError(f"expected a torch.nn.{kind.__name__}, got a {given}")
-
-
-def weight_of(
-    layer: nn.Linear | nn.Conv2d,
-    rank: int,
-    *,
-    kind: str,
-    kernel: str,
-    method: str,
-    spectrum: str,
-    init: str,
-    bound: float,
-    init_std: float,
-    project: bool,
-) -> SpectralWeight:
-    """The spectral weight for a stock layer, with its dtype, device and frozen state."""
-    stock = layer.weight
-    shape = TTShape.for_conv(tuple(stock.shape), rank, kernel=kernel, kind=kind)
-    value: str | SpectralTT = init
-    if init == "pretrained":
-        matrix = stock.detach().flatten(1)
-        value = tt_svd(matrix.to(computing_dtype(matrix.dtype)), shape)
-    elif init not in INITS:
-        names = ", ".join(map(repr, ("pretrained", *INITS)))
-        raise ShapeError(f"unknown init {init!r}; expected one of {names}")
-    weight = make_weight(
-        method,
-        shape,
-        spectrum,
-        value,
-        bound,
-        init_std,
-        project=project,
-        dtype=stock.dtype,
-        device=stock.device,
-    )
-    return weight.requires_grad_(stock.requires_grad)

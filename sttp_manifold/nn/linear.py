@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from sttp_manifold.nn.layer import SpectralLayer, check_stock, rank_of, weight_of
-from sttp_manifold.nn.methods import make_weight
+from sttp_manifold.nn.layer import SpectralLayer
+from sttp_manifold.nn.recipe import WeightOptions, takes
 from sttp_manifold.nn.scope import partners
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.plans import linear_plan
-from sttp_manifold.tt.shape import TTShape
-from sttp_manifold.tt.spectral import SpectralTT
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 __all__ = ["SpectralLinear"]
 
@@ -32,17 +34,11 @@ class SpectralLinear(SpectralLayer):
         out_features: size of the output.
         rank: rank of all bonds, lowered where a bond cannot carry it.
         bias: whether to add a bias.
-        kind: ``"sttp"`` (prime factors of the sizes as modes) or ``"svdp"`` (one mode a side).
-        method: ``"householder"`` or ``"riemannian"``; the latter takes a Riemannian optimizer.
-        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``.
-        init: ``"eye"``, ``"noisy_eye"``, ``"random"``, or a SpectralTT.
-        bound: bound of ``"bounded"``.
-        init_std: deviation for ``"noisy_eye"``.
-        project: with a value as ``init``, take the nearest one that the spectrum can hold.
-        weight: a weight to use, perhaps shared, instead of making one; the arguments that make
-            one are not looked at then.
+        weight: a weight to use, perhaps shared, instead of making one.
         dtype: floating dtype.
         device: device.
+        **options: those of a weight (:class:`Recipe`): ``kind``, ``method``, ``spectrum``,
+            ``init``, ``bound``, ``init_std``, ``project``.
 
     Shape:
         - input: ``(*, in_features)``
@@ -50,8 +46,8 @@ class SpectralLinear(SpectralLayer):
 
     Raises:
         ShapeError: sizes or ranks that are not positive integers, an unknown ``kind`` or
-            ``init``, or a ``weight`` of another size.
-        ConversionError: an unknown ``method``.
+            ``init``, or a ``weight`` of another size or rank.
+        ConversionError: an unknown ``method``, or a ``weight`` beside options that make one.
         SpectrumError: an unknown ``spectrum``.
 
     References:
@@ -63,6 +59,9 @@ class SpectralLinear(SpectralLayer):
         torch.Size([7, 12])
     """
 
+    stock = nn.Linear
+
+    @takes(WeightOptions)
     def __init__(
         self,
         in_features: int,
@@ -70,91 +69,19 @@ class SpectralLinear(SpectralLayer):
         rank: int | None = None,
         bias: bool = True,
         *,
-        kind: str = "sttp",
-        method: str = "householder",
-        spectrum: str = "free",
-        init: str | SpectralTT = "noisy_eye",
-        bound: float = 1.0,
-        init_std: float = 1e-4,
-        project: bool = False,
         weight: SpectralWeight | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        **options: Unpack[WeightOptions],
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        shape = TTShape.for_conv(
-            (out_features, in_features), rank_of(self, rank, weight), kind=kind
-        )
-        if weight is None:
-            weight = make_weight(
-                method,
-                shape,
-                spectrum,
-                init,
-                bound,
-                init_std,
-                project=project,
-                dtype=dtype,
-                device=device,
-            )
-        self._adopt(weight, shape, bias)
+        self._hold(self.weight_shape, rank, weight, bias, options, dtype=dtype, device=device)
 
     @classmethod
-    def from_layer(
-        cls,
-        layer: nn.Linear,
-        rank: int,
-        *,
-        kind: str = "sttp",
-        method: str = "householder",
-        spectrum: str = "free",
-        init: str = "pretrained",
-        bound: float = 1.0,
-        init_std: float = 1e-4,
-        project: bool = False,
-        weight: SpectralWeight | None = None,
-    ) -> SpectralLinear:
-        """The spectral layer of a stock one.
-
-        Dtype, device, training mode and frozen weights are kept, and the bias is the same object.
-
-        Args:
-            layer: the stock layer; it is not changed.
-            rank: rank of all bonds.
-            kind: ``"sttp"`` or ``"svdp"``.
-            method: ``"householder"`` or ``"riemannian"``.
-            spectrum: name of the spectrum map.
-            init: ``"pretrained"`` takes the layer's weight by TT-SVD; ``"eye"``, ``"noisy_eye"``
-                and ``"random"`` start anew.
-            bound: bound of ``"bounded"``.
-            init_std: deviation for ``"noisy_eye"``.
-            project: take the nearest weight that the spectrum can hold.
-            weight: a weight to use as it is.
-
-        Raises:
-            SpectrumError: a pretrained weight that the spectrum cannot hold, unless ``project``.
-            ConversionError: a layer that is not a plain ``nn.Linear``, or an unknown ``method``.
-            ShapeError: an unknown ``init`` or ``kind``, a bad rank, or a weight that is not finite.
-        """
-        check_stock(layer, nn.Linear)
-        if weight is None:
-            weight = weight_of(
-                layer,
-                rank,
-                kind=kind,
-                kernel="flat",
-                method=method,
-                spectrum=spectrum,
-                init=init,
-                bound=bound,
-                init_std=init_std,
-                project=project,
-            )
-        new = cls(layer.in_features, layer.out_features, bias=False, weight=weight)
-        new.bias = cast("nn.Parameter | None", layer.bias)
-        return new.train(layer.training)
+    def _around(cls, layer: nn.Linear, weights: Mapping[str, SpectralWeight]) -> Self:
+        return cls(layer.in_features, layer.out_features, bias=False, weight=weights["weight"])
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MethodType
 
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError, SttpError
 
-__all__ = ["Owners", "carry_over", "naming", "replace", "show"]
-
-# Where torch keeps the hooks that users register on a module.
-_HOOKS = (
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_forward_hooks",
-    "_forward_hooks_always_called",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_is_full_backward_hook",
-)
+__all__ = ["Owners", "naming", "replace", "show"]
 
 
 def show(name: str) -> str:
@@ -41,21 +30,46 @@ def naming(layer: str) -> Iterator[None]:
         raise
 
 
-def carry_over(old: nn.Module, new: nn.Module) -> nn.Module:
-    """Give a module the training mode and the hooks of the one it replaces."""
-    for name in _HOOKS:
-        if name in old.__dict__:
-            new.__dict__[name] = old.__dict__[name]
-    return new.train(old.training)
-
-
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Replace modules in place at every name they have; the root is returned instead."""
-    for parent in list(model.modules()):
+    """Replace modules in place at every name they have; the root is returned instead.
+
+    Attributes that torch does not register are followed as well: the module itself, its bound
+    methods, and lists, tuples and dicts of them.
+    """
+    for parent in (*model.modules(), *new.values()):
         for name, child in parent._modules.items():
             if child is not None and child in new:
                 parent._modules[name] = new[child]
+        for name, value in _loose(parent):
+            found = _replaced(value, new)
+            if found is not value:
+                parent.__dict__[name] = found
     return new.get(model, model)
+
+
+# What every module has.
+_OWN = frozenset(nn.Module().__dict__)
+
+
+def _loose(module: nn.Module) -> list[tuple[str, object]]:
+    """Attributes of a module that torch does not register."""
+    return [(name, value) for name, value in module.__dict__.items() if name not in _OWN]
+
+
+def _replaced(value: object, new: Mapping[nn.Module, nn.Module]) -> object:
+    if isinstance(value, nn.Module):
+        return new.get(value, value)
+    if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+        owner = value.__self__
+        return getattr(new[owner], value.__name__, value) if owner in new else value
+    if type(value) is list and any(item is not _replaced(item, new) for item in value):
+        value[:] = [_replaced(item, new) for item in value]
+    elif type(value) is dict:
+        value.update({key: _replaced(item, new) for key, item in value.items()})
+    elif type(value) is tuple:
+        items = tuple(_replaced(item, new) for item in value)
+        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
+    return value
 
 
 class Owners:

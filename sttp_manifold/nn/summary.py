@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from sttp_manifold.display import box_html, table_html
+from sttp_manifold.nn.carry import holds_numbers
 from sttp_manifold.nn.counts import count_elements, ratio
-from sttp_manifold.nn.layer import SpectralLayer
+from sttp_manifold.nn.layer import SpectralLayer, weights_of
+from sttp_manifold.nn.stock import stock_weights
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
 
@@ -163,16 +165,22 @@ def summary(model: nn.Module) -> Summary:
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, SpectralWeight | Tensor, tuple[int, ...]]]:
     """Weights of layers, and spectral weights that are in no layer."""
-    held = {m.spectral_weight for m in model.modules() if isinstance(m, SpectralLayer)}
+    held = {weight for m in model.modules() for weight in weights_of(m).values()}
     for name, module in model.named_modules():
         if isinstance(module, SpectralLayer):
-            yield name, module.spectral_weight, module.weight_shape
+            for key, weight in weights_of(module).items():
+                yield _row_name(name, key, module.holds), weight, module.shape_of(key)
         elif isinstance(module, SpectralWeight) and module not in held:
             yield name, module, (module.shape.d_out, module.shape.d_in)
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            weight = module._parameters.get("weight")
-            if weight is not None and not nn.parameter.is_lazy(weight):
-                yield name, weight, tuple(weight.shape)
+        else:
+            tensors = stock_weights(module)
+            for key, tensor in tensors.items():
+                yield _row_name(name, key, tensors), tensor, tuple(tensor.shape)
+
+
+def _row_name(layer: str, weight: str, weights: Sized) -> str:
+    """The layer's name, with that of the weight where there are several."""
+    return layer if len(weights) == 1 else f"{layer}.{weight}".removeprefix(".")
 
 
 def _spectral_row(name: str, weight: SpectralWeight, shape: tuple[int, ...]) -> SummaryRow:
@@ -202,7 +210,7 @@ def _dense_row(name: str, weight: Tensor) -> SummaryRow:
 
 def _top(matrix: Tensor) -> float:
     """Largest singular value of a matrix, or of the diagonal one of a vector."""
-    if matrix.is_meta or not bool(torch.isfinite(matrix).all()):
+    if not holds_numbers(matrix) or not bool(torch.isfinite(matrix).all()):
         return float("nan")
     if matrix.ndim == 1:
         return float(matrix.abs().amax())

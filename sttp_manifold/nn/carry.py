@@ -1,0 +1,243 @@
+"""What hangs on a module that another one replaces: carried over, or named and refused.
+
+Users and libraries hang things on layers: hooks, attributes that hooks read, buffers, adapters as
+submodules, a ``forward`` of the instance's own, a bias that a hook computes. Whatever a module has
+beyond a *plain* one of its type and sizes is moved to the module that takes its place; what would
+mean something else there is a `ConversionError`, before anything has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from inspect import getattr_static
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from sttp_manifold.errors import ConversionError
+
+__all__ = ["carry_over", "check_stock", "check_tensors", "holds_numbers", "mark_like"]
+
+# Where torch keeps the hooks on what a module computes.
+_HOOKS = (
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_is_full_backward_hook",
+)
+# And those on what it stores, under names that are others in the module that replaces it.
+_STATE_HOOKS = {
+    "_state_dict_hooks": "a state-dict hook",
+    "_state_dict_pre_hooks": "a state-dict pre-hook",
+    "_load_state_dict_pre_hooks": "a hook before load_state_dict",
+    "_load_state_dict_post_hooks": "a hook after load_state_dict",
+}
+_STORES = ("_parameters", "_buffers", "_modules")
+
+
+def carry_over(old: nn.Module, new: nn.Module, plain: nn.Module, *, copied: bool = False) -> None:
+    """Give a module what hangs on the one that it replaces.
+
+    Args:
+        old: the module to be replaced; it is not changed.
+        new: the module that takes its place.
+        plain: one of the type and sizes of ``old`` with nothing on it.
+        copied: whether hooks are copied, since both modules go on living. Otherwise the handles of
+            the hooks keep working.
+
+    Raises:
+        ConversionError: something that cannot be carried over, by name.
+    """
+    for place, what in _STATE_HOOKS.items():
+        if len(old.__dict__.get(place, ())) > len(plain.__dict__.get(place, ())):
+            raise _refused(
+                old,
+                f"{what}, which speaks of parameters that will have other names",
+                "remove it by its handle, or leave the layer out",
+            )
+    new.train(old.training)
+    for name in _HOOKS:
+        if name in old.__dict__:
+            hooks = old.__dict__[name]
+            new.__dict__[name] = hooks.copy() if copied and hasattr(hooks, "copy") else hooks
+    has_bias = "bias" in plain._parameters
+    if has_bias:
+        _move_bias(old, new)
+    for place in _STORES:
+        for name, value in old.__dict__[place].items():
+            if name in plain.__dict__[place] or (has_bias and name == "bias"):
+                continue
+            _check_free(old, new, name)
+            new.__dict__[place][name] = value
+            if name in old._non_persistent_buffers_set:
+                new._non_persistent_buffers_set.add(name)
+    for name, value in old.__dict__.items():
+        if name not in plain.__dict__ and not (has_bias and name == "bias"):
+            if isinstance(getattr_static(type(old), name, None), cached_property):
+                continue
+            _check_free(old, new, name)
+            if isinstance(value, MethodType) and value.__self__ is old:
+                value = MethodType(value.__func__, new)
+            new.__dict__[name] = new if value is old else value
+
+
+def _move_bias(old: nn.Module, new: nn.Module) -> None:
+    """Hold the bias as the old module does: a parameter, a buffer, or a tensor that a hook sets."""
+    new._parameters.pop("bias", None)
+    for place in (old._parameters, old._buffers, old.__dict__):
+        if "bias" in place:
+            bias = place["bias"]
+            break
+    else:
+        raise _refused(old, "no bias at all", "set layer.bias = None where there is none")
+    if not (bias is None or isinstance(bias, Tensor)):
+        raise _refused(
+            old,
+            f"a bias that is a {type(bias).__name__}",
+            "make it a parameter: layer.bias = torch.nn.Parameter(...)",
+        )
+    if place is old._parameters:
+        new._parameters["bias"] = bias  # type: ignore[assignment]
+    elif place is old._buffers:
+        new._buffers["bias"] = bias
+        if "bias" in old._non_persistent_buffers_set:
+            new._non_persistent_buffers_set.add("bias")
+    else:
+        new.__dict__["bias"] = bias
+
+
+def _check_free(old: nn.Module, new: nn.Module, name: str) -> None:
+    """Raise if an attribute means something to the class that it hangs on, or to its successor."""
+    if hasattr(type(old), name):
+        raise _refused(
+            old,
+            f"{name!r} of its own, in place of that of {type(old).__name__}",
+            f"undo the patch (del layer.{name}), convert, and patch the new layer",
+        )
+    if (
+        hasattr(type(new), name)
+        or name in new.__dict__
+        or any(name in new.__dict__[place] for place in _STORES)
+    ):
+        raise _refused(
+            old,
+            f"an attribute {name!r}, which means something else to a {type(new).__name__}",
+            "give it another name",
+        )
+
+
+def _refused(layer: nn.Module, found: str, way: str) -> ConversionError:
+    return ConversionError(
+        f"this {type(layer).__name__} has {found}: it would be lost; {way}, or convert the network "
+        "without this layer (skip=[its name])"
+    )
+
+
+def mark_like(old: Iterable[Tensor | None], new: Iterable[Tensor]) -> None:
+    """Give parameters the attributes that others carry, such as marks for optimizers.
+
+    Shape:
+        - old: any
+        - new: any
+    """
+    marks: dict[str, Any] = {}
+    for tensor in old:
+        marks |= {} if tensor is None else vars(tensor)
+    marks.pop("manifold", None)
+    for tensor in new:
+        vars(tensor).update(marks)
+
+
+def holds_numbers(*tensors: Tensor) -> bool:
+    """Whether the entries of tensors can be read: none is on ``meta``, none is fake.
+
+    Shape:
+        - tensors: any
+    """
+    return not any(
+        t.is_meta or isinstance(t, torch._subclasses.fake_tensor.FakeTensor) for t in tensors
+    )
+
+
+def check_stock(layer: nn.Module, kind: type[nn.Module], names: Iterable[str]) -> None:
+    """Raise unless a layer is a plain stock one with ordinary parameters under some names.
+
+    Raises:
+        ConversionError: another type, an uninitialized layer, or parameters that are computed from
+            others, are of a type of their own, or have hooks on their gradients.
+    """
+    given = type(layer).__name__
+    names = tuple(names)
+    if parametrize.is_parametrized(layer):
+        found = layer.parametrizations
+        assert isinstance(found, nn.ModuleDict)
+        name = next(n for n in (*names, *found) if n in found)
+        call = f"torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
+        raise _computed(layer, name, call)
+    if not isinstance(layer, kind):
+        raise ConversionError(f"expected a torch.nn.{kind.__name__}, got a {given}")
+    for name in names:
+        parameter = layer._parameters.get(name)
+        if parameter is not None and nn.parameter.is_lazy(parameter):
+            raise ConversionError(
+                f"this {given} has no {name} before its first input; call it once, then convert it"
+            )
+        if not isinstance(parameter, Tensor):
+            raise _computed(layer, name, _remover(layer, name))
+        if type(parameter) is not nn.Parameter and holds_numbers(parameter):
+            raise _refused(
+                layer,
+                f"a {name} of type {type(parameter).__name__} (quantized, sharded, on a manifold)",
+                "make it a plain torch.nn.Parameter",
+            )
+    check_tensors(layer, [layer._parameters[name] for name in names])
+
+
+def check_tensors(module: nn.Module, tensors: Iterable[Tensor | None]) -> None:
+    """Raise if parameters that go have hooks on their gradients.
+
+    Shape:
+        - tensors: any
+
+    Raises:
+        ConversionError: such a hook.
+    """
+    for tensor in tensors:
+        if tensor is not None and (
+            tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
+        ):
+            raise _refused(
+                module,
+                "a hook on the gradient of a parameter that goes",
+                "remove it by its handle",
+            )
+
+
+def _computed(layer: nn.Module, name: str, call: str) -> ConversionError:
+    return ConversionError(
+        f"the {name} of this {type(layer).__name__} is computed from other parameters; remove that "
+        f"first, as by {call}, or convert the network without this layer (skip=[its name])"
+    )
+
+
+def _remover(layer: nn.Module, name: str) -> str:
+    """The call that makes a computed parameter an ordinary one again."""
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
+            return f"torch.nn.utils.prune.remove(layer, {name!r})"
+        if isinstance(hook, WeightNorm) and hook.name == name:
+            return f"torch.nn.utils.remove_weight_norm(layer, {name!r})"
+        if isinstance(hook, SpectralNorm) and hook.name == name:
+            return f"torch.nn.utils.remove_spectral_norm(layer, {name!r})"
+    return f"layer.{name} = torch.nn.Parameter(...) in its place"
