@@ -100,7 +100,7 @@ _err = Console(stderr=True)
 
 def _say_version(value: bool) -> None:
     if value:
-        from sttp_manifold.experiments.runs import versions
+        from sttp_manifold.experiments.runs.device import versions
 
         typer.echo(f"sttp {versions()['sttp_manifold']}")
         raise typer.Exit
@@ -283,7 +283,7 @@ def _compare(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
     from sttp_manifold.experiments import compare as comparing
     from sttp_manifold.experiments.methods import left_out
     from sttp_manifold.experiments.progress import RunProgress
-    from sttp_manifold.experiments.report import write_outputs
+    from sttp_manifold.experiments.reading.report import write_outputs
     from sttp_manifold.experiments.tasks import TASKS
 
     task = TASKS[settings.task]
@@ -329,7 +329,7 @@ def _show_rates(path: Path, found: dict[str, dict[str, object]]) -> None:
 
 
 def _show_outcome(out: Path, written: Sequence[Path]) -> None:
-    from sttp_manifold.experiments.comparison import load_comparison
+    from sttp_manifold.experiments.reading.comparison import load_comparison
 
     comparison = load_comparison(out)
     *effort, results = comparison.tables
@@ -365,7 +365,7 @@ def report(
 
     Works on a comparison that was stopped half-way, and says how much of it is missing.
     """
-    from sttp_manifold.experiments.report import write_outputs
+    from sttp_manifold.experiments.reading.report import write_outputs
 
     with _usage_errors():
         written = write_outputs(folder)

@@ -135,12 +135,12 @@ def _short(task):
 
 
 def test_an_interrupt_ends_with_130(tmp_path, monkeypatch):
-    from sttp_manifold.experiments import compare
+    from sttp_manifold.experiments import executor
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "execute", interrupt)
+    monkeypatch.setattr(executor, "execute", interrupt)
     result = sttp("compare", *QUICK, "--methods", "dense-adam", "--out", str(tmp_path / "out"))
     assert result.exit_code == 130
     assert "the same command goes on from here" in result.stderr

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, then renamed."""
+"""The files of a comparison, each whole or not there: written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "write_bytes", "write_text"]
+__all__ = ["COMPARISON", "RECORDS", "TUNING", "replacing", "write_bytes", "write_text"]
+
+RECORDS = "records.jsonl"
+TUNING = "tuning.jsonl"
+COMPARISON = "comparison.json"
 
 
 @contextmanager

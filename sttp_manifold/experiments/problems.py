@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sttp_manifold.experiments.common_start import common_start, layer_shape
 from sttp_manifold.experiments.data import Examples, Splits
 from sttp_manifold.experiments.models import weights
 from sttp_manifold.experiments.specs import derived_seed
-from sttp_manifold.experiments.starts import common_start, layer_shape
+from sttp_manifold.experiments.task import Problem, Task
 from sttp_manifold.manifolds import SpectralTTManifold
 from sttp_manifold.tt import SpectralTT, TTShape, tt_svd
 
-if TYPE_CHECKING:
-    from sttp_manifold.experiments.tasks import Task
-
 __all__ = [
-    "Budget",
-    "Problem",
     "digest_of",
     "distinct_places",
     "drawn_problem",
@@ -37,36 +31,6 @@ __all__ = [
     "random_weight",
     "tensor_problem",
 ]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a solver is to reach, and when it has to give up.
-
-    Attributes:
-        target: relative residual on the observed entries.
-        evaluations: calls of the cost function, the one unit that all solvers share, and as many
-            Hessian products at most. Iterations are no such unit, and seconds would make the
-            numbers depend on the machine.
-    """
-
-    target: float = 1e-10
-    evaluations: int = 2000
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Find a weight from some of its entries.
-
-    Attributes:
-        start: where every solver starts, on the plan of the weights to search.
-        splits: places ``(n, 2)`` and values: observed, for validation, for the test.
-        digest: stands for the start.
-    """
-
-    start: SpectralTT
-    splits: Splits
-    digest: str
 
 
 def entries_of(tt: SpectralTT, places: Tensor) -> Tensor:

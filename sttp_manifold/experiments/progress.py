@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress import TimeElapsedColumn as Elapsed
 
 from sttp_manifold.experiments.records import Record
-from sttp_manifold.experiments.tasks import Metric
+from sttp_manifold.experiments.task import Metric
 
 __all__ = ["RunProgress"]
 

@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,59 +17,14 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.chart import HouseholderChart
-from sttp_manifold.experiments.problems import Problem
-from sttp_manifold.experiments.solving import Watch
-from sttp_manifold.experiments.tasks import Task
+from sttp_manifold.experiments.runs.solve import Solve, Solver
+from sttp_manifold.experiments.runs.watch import Watch
+from sttp_manifold.experiments.task import Problem
 from sttp_manifold.manifolds import FixedTTRankManifold, SpectralTTManifold
 from sttp_manifold.optim import minimize
 from sttp_manifold.tt import SpectralTT, TTShape
 
 __all__ = ["SOLVERS", "Solve", "Solver", "on_manifold"]
-
-Solve = Callable[[Problem, Watch], str]
-"""Works on a problem under a watch, which stops it; if it ends by itself, it says why."""
-
-
-@dataclass(frozen=True)
-class Solver:
-    """A geometry (or none) and an algorithm on it.
-
-    Attributes:
-        name: what a user types.
-        summary: one line for people.
-        parameterization: ``fixed-rank``, ``product``, ``householder`` or ``factors``.
-        optimizer: ``cg``, ``tr``, ``lbfgs`` or ``adam``.
-        spectrum: how singular values are held; None where they are not.
-        solve: runs under a watch, and says why it stopped where the watch did not stop it.
-        untuned_lr: the learning rate where a task has none tuned; None where there is none.
-        svdp_only: whether it knows one mode a side only.
-        requires: a package that is not always there.
-        cpu_only: whether it computes outside of torch.
-    """
-
-    name: str
-    summary: str
-    parameterization: str
-    optimizer: str
-    spectrum: str | None
-    solve: Solve
-    untuned_lr: float | None = None
-    svdp_only: bool = False
-    requires: str | None = None
-    cpu_only: bool = False
-
-    momentum = None
-    trains = False
-
-    def applies_to(self, task: Task) -> bool:
-        """Whether a task has a problem of the kind that this solves."""
-        return task.problem is not None and (not self.svdp_only or task.kind == "svdp")
-
-    @property
-    def is_available(self) -> bool:
-        """Whether the package that it requires is installed."""
-        return self.requires is None or importlib.util.find_spec(self.requires) is not None
-
 
 # --- On our manifolds ---
 

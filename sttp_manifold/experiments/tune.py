@@ -16,9 +16,9 @@ from typing import Any
 
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.files import write_text
+from sttp_manifold.experiments.reading.result_table import average
 from sttp_manifold.experiments.records import Record
-from sttp_manifold.experiments.summary import average
-from sttp_manifold.experiments.tasks import Task
+from sttp_manifold.experiments.task import Task
 
 __all__ = ["TUNING_SEEDS", "best_rate", "load_tuned", "save_tuned", "tuned_path"]
 

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from sttp_manifold.experiments.looks import STYLE
+from sttp_manifold.experiments.reading.style import STYLE
 
 Row = Mapping[str, Any]
 # Okabe & Ito (2008), as in the figures of a comparison; a marker each, so that none needs colour.

@@ -11,8 +11,9 @@ from torch import nn
 
 from sttp_manifold.experiments.data import Examples, Splits
 from sttp_manifold.experiments.methods import METHODS, Method
-from sttp_manifold.experiments.problems import Problem, drawn_problem
-from sttp_manifold.experiments.tasks import TASKS, Task
+from sttp_manifold.experiments.problems import drawn_problem
+from sttp_manifold.experiments.task import Problem, Task
+from sttp_manifold.experiments.tasks import TASKS
 from sttp_manifold.tt import TTShape
 
 TRAINING = [method for method in METHODS if isinstance(method, Method)]

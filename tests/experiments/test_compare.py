@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments import compare, tune
+from sttp_manifold.experiments import compare, executor, tune
 from sttp_manifold.experiments.compare import Settings, plan, run_plan
 from sttp_manifold.experiments.methods import METHODS
 from sttp_manifold.experiments.records import read_records
 from sttp_manifold.experiments.tasks import TASKS
 
 from .conftest import TRAINING
+from .runs.test_train import without_times
 from .test_records import a_record
-from .test_runs import without_times
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_failed_run_is_tried_again(settings, monkeypatch):
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "execute", broken)
+        patch.setattr(executor, "execute", broken)
         (failed,) = run_plan(runs, settings)
     (record,) = run_plan(runs, settings)
     assert (failed["status"], record["status"]) == ("failed", "ok")

@@ -8,24 +8,27 @@ import torch
 from torch import nn
 
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments import runs
+from sttp_manifold.experiments.common_start import common_start, layer_shape
 from sttp_manifold.experiments.compare import Planned, Settings, plan
 from sttp_manifold.experiments.data import Splits
 from sttp_manifold.experiments.methods import METHODS, Method
 from sttp_manifold.experiments.models import digits_mlp, fashion_convnet, weights
 from sttp_manifold.experiments.records import Record, validate
-from sttp_manifold.experiments.starts import common_start, layer_shape
-from sttp_manifold.experiments.tasks import TASKS, Task
+from sttp_manifold.experiments.runs import device as devices
+from sttp_manifold.experiments.runs import train
+from sttp_manifold.experiments.runs.execute import execute
+from sttp_manifold.experiments.task import Task
+from sttp_manifold.experiments.tasks import TASKS
 from sttp_manifold.tt import TTShape, tt_svd
 
-from .conftest import TRAINING, tiny_splits
+from ..conftest import TRAINING, tiny_splits
 
 
 def run(task: Task, method: str, **changes: object) -> Record:
     settings = Settings(out=None, task="tiny", methods=[method], seeds=[0], device="cpu")
     (planned,) = plan(settings)
     spec = replace(planned.spec, **changes)
-    record = runs.execute(spec, task, METHODS[method], planned.lr_source)
+    record = execute(spec, task, METHODS[method], planned.lr_source)
     validate(record)
     return record
 
@@ -41,7 +44,7 @@ def test_all_methods_start_from_one_weight(tiny, dtype):
     records = [run(tiny, method.name, dtype=dtype, epochs=1) for method in TRAINING]
     assert [record["status"] for record in records] == ["ok"] * len(records)
     assert len({record["w0_digest"] for record in records}) == 1
-    eps = torch.finfo(runs.DTYPES[dtype]).eps
+    eps = torch.finfo(devices.DTYPES[dtype]).eps
     assert max(record["w0_gap"] for record in records) < 50 * eps
     # The same weights and biases give the same losses before the first step.
     for name in ("train_loss", "val_loss"):
@@ -142,7 +145,7 @@ def test_a_run_that_fails_is_recorded_with_its_error(tiny):
 
 def test_a_plain_optimizer_on_a_manifold_is_caught(tiny, monkeypatch):
     monkeypatch.setitem(
-        __import__("sttp_manifold.experiments.methods", fromlist=["_"])._OPTIMIZERS,
+        __import__("sttp_manifold.experiments.method", fromlist=["_"])._OPTIMIZERS,
         (True, "adam"),
         lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
     )
@@ -184,29 +187,29 @@ def test_the_test_split_is_looked_at_once_and_never_by_tuning(tiny, purpose, loo
 
 
 def test_the_schedule_goes_down_to_zero():
-    factors = [runs._factor("cosine", step, 10) for step in range(11)]
+    factors = [train._factor("cosine", step, 10) for step in range(11)]
     assert factors[0] == 1
     assert factors[10] == pytest.approx(0)
     assert factors == sorted(factors, reverse=True)
-    assert runs._factor("constant", 7, 10) == 1
+    assert train._factor("constant", 7, 10) == 1
 
 
 def test_devices_are_named_or_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert runs.resolve_device("auto") == runs.resolve_device("cpu") == "cpu"
+    assert devices.resolve_device("auto") == devices.resolve_device("cpu") == "cpu"
     with pytest.raises(ConfigError, match=r"'tpu'.*auto, cpu, cuda"):
-        runs.resolve_device("tpu")
+        devices.resolve_device("tpu")
     with pytest.raises(ConfigError, match="no CUDA GPU"):
-        runs.resolve_device("cuda")
+        devices.resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert runs.resolve_device("auto") == runs.resolve_device("cuda") == "cuda"
+    assert devices.resolve_device("auto") == devices.resolve_device("cuda") == "cuda"
 
 
 def test_completion_recovers_the_matrix():
     # Where geometry shows: from a quarter of the entries, to a thousandth within seconds.
     settings = Settings(out=None, task="completion", methods=["sttp-riemannian-adam"], device="cpu")
     planned: Planned = plan(replace(settings, ranks=[4], seeds=[0], lrs={"all": 1.0}, epochs=15))[0]
-    record = runs.execute(
+    record = execute(
         planned.spec, TASKS["completion"], METHODS[planned.spec.method], planned.lr_source
     )
     assert record["curves"]["val_metric"][0] > 0.5

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments import compare, conclusions, plots, report, summary
+from sttp_manifold.experiments import compare
 from sttp_manifold.experiments.compare import Settings
 from sttp_manifold.experiments.methods import METHODS
+from sttp_manifold.experiments.reading import conclusions, plots, report, result_table
 
-from .conftest import TRAINING
-from .test_records import a_record
+from ..conftest import TRAINING
+from ..test_records import a_record
 
 
 def made(settings: Settings) -> list[dict]:
@@ -168,8 +169,8 @@ def test_errors_are_compared_by_their_logarithms():
 
 
 def test_a_table_without_a_finished_run_has_dashes():
-    (row,) = summary.rows([a_record(0, status="diverged", reason="x", test_metric=None)])
-    cells = summary.cells(row, summary.metric_of([a_record()]))
+    (row,) = result_table.rows([a_record(0, status="diverged", reason="x", test_metric=None)])
+    cells = result_table.cells(row, result_table.metric_of([a_record()]))
     assert cells[2:4] == ["-", "-"]
     assert "1 diverged" in cells[-1]
 

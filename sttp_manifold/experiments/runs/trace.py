@@ -7,7 +7,10 @@ from typing import Any
 
 from sttp_manifold.experiments.records import CURVES, EFFORT
 
-__all__ = ["DivergedError", "Effort", "Trace"]
+__all__ = ["MAX_SINGULAR_VALUES", "DivergedError", "Effort", "Trace"]
+
+# Of a layer, in a record.
+MAX_SINGULAR_VALUES = 64
 
 
 class DivergedError(Exception):

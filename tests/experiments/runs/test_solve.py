@@ -11,24 +11,28 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments import methods, runs, solvers, solving
+from sttp_manifold.experiments import methods, solvers
 from sttp_manifold.experiments.compare import Settings, plan, run_plan, tune
 from sttp_manifold.experiments.methods import METHODS
-from sttp_manifold.experiments.problems import Budget, drawn_problem, entries_of
+from sttp_manifold.experiments.problems import drawn_problem, entries_of
 from sttp_manifold.experiments.records import Record, read_records, validate
+from sttp_manifold.experiments.runs import watch as watching
+from sttp_manifold.experiments.runs.execute import execute
+from sttp_manifold.experiments.runs.train import TrainingRun
 from sttp_manifold.experiments.solvers import SOLVERS, Solver
-from sttp_manifold.experiments.tasks import TASKS, Task
+from sttp_manifold.experiments.task import Budget, Task
+from sttp_manifold.experiments.tasks import TASKS
 from sttp_manifold.manifolds.cost import ManifoldCost
 from sttp_manifold.tt import SpectralTT, TTShape
 
-from .test_runs import without_times
+from .test_train import without_times
 
 
 def solve(task: Task, method: str, **changes: object) -> Record:
     settings = Settings(out=None, task=task.name, methods=[method], seeds=[0], device="cpu")
     (planned,) = plan(replace(settings, lrs={"factor-adam": 0.03} if "adam" in method else {}))
     spec = replace(planned.spec, **changes)
-    record = runs.execute(spec, task, METHODS[method], planned.lr_source)
+    record = execute(spec, task, METHODS[method], planned.lr_source)
     validate(record)
     return record
 
@@ -203,15 +207,15 @@ def test_long_curves_are_thinned_as_documented(puzzle, monkeypatch):
 
 
 def test_looking_is_not_timed(puzzle, monkeypatch):
-    look = solving.Watch._record
+    look = watching.Watch._record
 
-    def slow(watch: solving.Watch) -> None:
-        end = solving.time.perf_counter() + 0.05
-        while solving.time.perf_counter() < end:
+    def slow(watch: watching.Watch) -> None:
+        end = watching.time.perf_counter() + 0.05
+        while watching.time.perf_counter() < end:
             pass
         look(watch)
 
-    monkeypatch.setattr(solving.Watch, "_record", slow)
+    monkeypatch.setattr(watching.Watch, "_record", slow)
     record = solve(puzzle, "fixed-rank-cg", max_iterations=10)
     assert record["seconds"] > 0.5
     assert record["curves"]["seconds"][-1] < record["seconds"] - 0.5
@@ -296,7 +300,7 @@ def test_a_solver_that_misses_the_start_is_refused(puzzle):
 
     shifted = replace(METHODS["fixed-rank-cg"], solve=elsewhere)
     (planned,) = plan(Settings(out=None, task="puzzle", methods=["fixed-rank-cg"], seeds=[0]))
-    record = runs.execute(planned.spec, puzzle, shifted, None)
+    record = execute(planned.spec, puzzle, shifted, None)
     assert record["status"] == "failed"
     assert "does not hold the common initial weight" in record["reason"]
 
@@ -416,15 +420,15 @@ def test_methods_that_train_say_when_they_reached_the_target(monkeypatch):
     settings = Settings(out=None, task="completion", methods=["sttp-riemannian-adam"], epochs=12)
     (planned, *_) = plan(replace(settings, device="cpu", lrs={"all": 1.0}))
     losses = []
-    step = runs._TrainingRun._count
+    step = TrainingRun._count
 
     def watched(run, loss, begin):
         losses.append(loss)
         step(run, loss, begin)
 
-    monkeypatch.setattr(runs._TrainingRun, "_count", watched)
+    monkeypatch.setattr(TrainingRun, "_count", watched)
     spec = replace(planned.spec, repeats=3)
-    record = runs.execute(spec, task, METHODS[spec.method], planned.lr_source)
+    record = execute(spec, task, METHODS[spec.method], planned.lr_source)
     validate(record)
     effort = record["effort"]
     assert effort["iterations"] == effort["evaluations"] == effort["gradients"] == len(losses) == 36
@@ -443,7 +447,7 @@ def test_training_and_solving_share_a_start():
     for planned in plan(replace(settings, methods=["sttp-chart-adam", "fixed-rank-cg"])):
         spec = replace(planned.spec, repeats=1) if planned.spec.epochs else planned.spec
         records.append(
-            runs.execute(
+            execute(
                 replace(spec, max_iterations=1) if spec.epochs is None else spec,
                 TASKS["completion"],
                 METHODS[spec.method],

@@ -9,12 +9,12 @@ from typing import Any
 
 import jinja2
 
-from sttp_manifold.experiments.comparison import Comparison, load_comparison
-from sttp_manifold.experiments.efforts import NOTE as EFFORT_NOTE
-from sttp_manifold.experiments.efforts import effort_cells, effort_header, target_of
 from sttp_manifold.experiments.files import write_bytes, write_text
+from sttp_manifold.experiments.reading.comparison import Comparison, load_comparison
+from sttp_manifold.experiments.reading.effort_table import NOTE as EFFORT_NOTE
+from sttp_manifold.experiments.reading.effort_table import effort_cells, effort_header, target_of
+from sttp_manifold.experiments.reading.result_table import cells, header, spread_words, to_csv
 from sttp_manifold.experiments.records import Record
-from sttp_manifold.experiments.summary import cells, header, spread_words, to_csv
 
 __all__ = ["write_outputs"]
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sttp_manifold.experiments.efforts import EffortRow
+from sttp_manifold.experiments.reading.effort_table import EffortRow
 from sttp_manifold.experiments.records import Record
-from sttp_manifold.experiments.tasks import Metric
+from sttp_manifold.experiments.task import Metric
 
 __all__ = [
     "Row",

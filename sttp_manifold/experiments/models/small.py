@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 
-__all__ = ["EntryModel", "digits_mlp", "fashion_convnet", "weights"]
+__all__ = ["EntryModel", "digits_mlp", "fashion_convnet"]
 
 
 def digits_mlp() -> nn.Module:
@@ -63,19 +61,3 @@ class EntryModel(nn.Module):
         """
         weight: Tensor = self.matrix.weight
         return weight[places[:, 0], places[:, 1]]
-
-
-def weights(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a stock model whose weights a method may hold another way, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    }
-
-
-def matrix_shape(layer: nn.Module) -> tuple[int, int]:
-    """Rows and columns of a stock layer's weight, seen as a matrix."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[0], math.prod(weight.shape[1:])

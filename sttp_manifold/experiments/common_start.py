@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from sttp_manifold.experiments.models import weights
 from sttp_manifold.experiments.specs import derived_seed
+from sttp_manifold.experiments.task import Task
 from sttp_manifold.tt import TTShape, tt_svd
-
-if TYPE_CHECKING:
-    from sttp_manifold.experiments.tasks import Task
 
 __all__ = ["common_start", "layer_shape"]
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from sttp_manifold.experiments.looks import STYLE, Look, legend, solver_looks
-from sttp_manifold.experiments.pictures import Picture, png
+from sttp_manifold.experiments.reading.pictures import Picture, png
+from sttp_manifold.experiments.reading.style import STYLE, Look, legend, solver_looks
 from sttp_manifold.experiments.records import Record
 
 __all__ = ["draw_convergence"]

@@ -9,7 +9,7 @@ import pytest
 
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.compare import Settings, plan, run_plan, save_comparison
-from sttp_manifold.experiments.comparison import Comparison, load_comparison
+from sttp_manifold.experiments.reading.comparison import Comparison, load_comparison
 
 
 def made(settings: Settings) -> Comparison:

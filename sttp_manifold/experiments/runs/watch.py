@@ -1,32 +1,25 @@
-"""One run of a solver: from a specification to a trace, its counts, clock and stopping rules."""
+"""What a solver runs under: its counts, clock, records and stopping rules."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments.data import Examples, Splits
-from sttp_manifold.experiments.problems import Problem, entries_of
+from sttp_manifold.experiments.problems import entries_of
+from sttp_manifold.experiments.runs.trace import MAX_SINGULAR_VALUES, DivergedError, Effort, Trace
 from sttp_manifold.experiments.specs import RunSpec
-from sttp_manifold.experiments.tasks import Task, relative_error, relative_square
-from sttp_manifold.experiments.traces import DivergedError, Effort, Trace
+from sttp_manifold.experiments.task import Problem, relative_error, relative_square
 from sttp_manifold.tt import SpectralTT, orthogonalize
 
-if TYPE_CHECKING:
-    from sttp_manifold.experiments.solvers import Solver
-
-__all__ = ["SolverRun", "Spent", "Watch"]
+__all__ = ["Spent", "Watch"]
 
 # Every iterate up to here is recorded, then those that are this factor apart, and the last one.
 _ALL_UP_TO = 100
 _APART = 1.03
-
-MAX_SINGULAR_VALUES = 64
 
 
 class Spent(StopIteration):
@@ -195,62 +188,3 @@ class Watch:
         if self.problem.start.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
-
-
-class SolverRun:
-    """State of one run of a solver while it goes on, as that of a training run."""
-
-    def __init__(self, spec: RunSpec, task: Task, solver: Solver) -> None:
-        self.spec, self.task, self.solver = spec, task, solver
-        self.trace = Trace()
-        self.examples = {"train": 0, "val": 0, "test": 0}
-
-    def run(self, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-        """Solve and evaluate; the numbers of the end.
-
-        Raises:
-            DivergedError: the residual stopped being finite.
-        """
-        spec = self.spec
-        assert self.task.problem is not None
-        drawn = self.task.problem(self.task, spec.rank, spec.seed)
-        shape = drawn.start.shape
-        self.examples = {
-            name: len(getattr(drawn.splits, name)) for name in ("train", "val", "test")
-        }
-        self.trace.facts = {
-            "dimension": shape.dim("free"),
-            "dense_elements": shape.numel,
-            "other_parameters": 0,
-            "w0_digest": drawn.digest,
-        }
-        problem = _moved(drawn, device, dtype)
-        watch = Watch(spec, problem, self.trace)
-        try:
-            message = self.solver.solve(problem, watch)
-        except Spent as spent:
-            message = str(spent)
-        end = watch.finish(message)
-        val_metric = self.trace.curves["val_metric"][-1]
-        if spec.purpose == "tune":
-            return {"val_metric": val_metric}
-        test = problem.splits.test
-        with torch.no_grad():
-            outputs = entries_of(end, test.inputs)
-        return {
-            "val_metric": val_metric,
-            "test_loss": relative_square(outputs, test.targets).item(),
-            "test_metric": self.task.score(outputs, test.targets),
-        }
-
-
-def _moved(problem: Problem, device: torch.device, dtype: torch.dtype) -> Problem:
-    def moved(examples: Examples) -> Examples:
-        return examples.to(device, dtype)
-
-    splits = problem.splits
-    return Problem(
-        problem.start.to(device=device, dtype=dtype),
-        Splits(moved(splits.train), moved(splits.val), moved(splits.test)),
-        problem.digest,
-    )

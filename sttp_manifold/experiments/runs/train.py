@@ -1,87 +1,28 @@
-"""One run: from a specification to a record."""
+"""Training: a model goes through its data by epochs."""
 
 from __future__ import annotations
 
 import math
-import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sttp_manifold.errors import ConfigError, FrameOverflowError
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.common_start import common_start
 from sttp_manifold.experiments.data import Examples, Splits
-from sttp_manifold.experiments.methods import AnyMethod, Method
+from sttp_manifold.experiments.method import Method
 from sttp_manifold.experiments.models import weights
 from sttp_manifold.experiments.problems import digest_of
-from sttp_manifold.experiments.records import SCHEMA_VERSION, Record, rounded
-from sttp_manifold.experiments.solvers import Solver
-from sttp_manifold.experiments.solving import MAX_SINGULAR_VALUES, SolverRun
+from sttp_manifold.experiments.runs.trace import MAX_SINGULAR_VALUES, DivergedError, Effort, Trace
 from sttp_manifold.experiments.specs import RunSpec, derived_seed
-from sttp_manifold.experiments.starts import common_start
-from sttp_manifold.experiments.tasks import Task
-from sttp_manifold.experiments.traces import DivergedError, Effort, Trace
+from sttp_manifold.experiments.task import Task
 from sttp_manifold.nn import SpectralWeight
 from sttp_manifold.optim import check_optimizer
 
-__all__ = ["DTYPES", "device_in_words", "execute", "resolve_device", "versions"]
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+__all__ = ["TrainingRun"]
 
 _EVALUATION_BATCH = 4096
-
-
-def versions() -> dict[str, str]:
-    """Versions of whatever decides the numbers."""
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for key, package in (
-        ("geoopt", "geoopt"),
-        ("numpy", "numpy"),
-        ("sttp_manifold", "sttp-manifold"),
-    ):
-        try:
-            found[key] = version(package)
-        except PackageNotFoundError:
-            found[key] = "not installed"
-    return found
-
-
-def resolve_device(name: str) -> str:
-    """The device that a name stands for here: ``auto`` is a CUDA GPU if there is one, else the CPU.
-
-    Raises:
-        ConfigError: no such device, or not on this machine.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"unknown device {name!r}. The devices are: auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' asked for, but torch finds no CUDA GPU; use --device auto")
-    return name
-
-
-def device_in_words(device: str) -> str:
-    """What a device is, for the record."""
-    if device == "cuda":
-        return f"cuda: {torch.cuda.get_device_name()}"
-    return f"cpu: {platform.machine()}, 1 thread"
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread, so that sums are added in one order whatever runs beside this."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _held(model: nn.Module) -> dict[str, SpectralWeight]:
@@ -125,7 +66,7 @@ def _drift(model: nn.Module) -> float | None:
     return max(errors) if errors else None
 
 
-class _TrainingRun:
+class TrainingRun:
     """State of one run of a method that trains while it goes on."""
 
     def __init__(self, spec: RunSpec, task: Task, method: Method, splits: Splits) -> None:
@@ -141,7 +82,12 @@ class _TrainingRun:
     def run(self, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         """Train and evaluate; the numbers of the end.
 
+        Args:
+            device: where to compute.
+            dtype: what in.
+
         Raises:
+            ConfigError: the method does not hold the common initial weight.
             DivergedError: a loss or a metric is not finite.
         """
         self.device, self.dtype = device, dtype
@@ -302,76 +248,3 @@ def _factor(schedule: str, step: int, steps: int) -> float:
     if schedule == "constant":
         return 1.0
     return 0.5 * (1.0 + math.cos(math.pi * step / steps))
-
-
-def execute(
-    spec: RunSpec,
-    task: Task,
-    method: AnyMethod,
-    lr_source: str | None,
-    data_dir: Path | None = None,
-) -> Record:
-    """Do one run. It always gives a record, whose status says how the run went.
-
-    Raises:
-        ConfigError: the task's data is not there.
-    """
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    begin = time.perf_counter()
-    status, reason, end = "ok", None, {}
-    run: SolverRun | _TrainingRun
-    if isinstance(method, Solver):
-        run = SolverRun(spec, task, method)
-    else:
-        assert task.load is not None
-        run = _TrainingRun(spec, task, method, task.load(data_dir))
-    with _one_thread():
-        try:
-            end = run.run(torch.device(spec.device), DTYPES[spec.dtype])
-        except (DivergedError, FrameOverflowError) as error:
-            status, reason = "diverged", str(error)
-        except torch.linalg.LinAlgError as error:
-            # A factorization of numbers that are no longer numbers, or nearly so.
-            status, reason = "diverged", f"linear algebra: {error}"
-        except Exception as error:
-            status, reason = "failed", f"{type(error).__name__}: {error}"
-    facts = dict.fromkeys(
-        (
-            "stored_parameters",
-            "dimension",
-            "dense_elements",
-            "other_parameters",
-            "w0_digest",
-            "w0_gap",
-        )
-    )
-    ends = dict.fromkeys(("val_metric", "test_loss", "test_metric"))
-    metric = task.metric
-    record: Record = {
-        "schema": SCHEMA_VERSION,
-        "hash": spec.hash,
-        "status": status,
-        "reason": reason,
-        "spec": spec.to_dict(),
-        "lr_source": lr_source,
-        "versions": versions(),
-        "device": device_in_words(spec.device),
-        "started": started,
-        "seconds": rounded(time.perf_counter() - begin),
-        "metric": {
-            "name": metric.name,
-            "unit": metric.unit,
-            "higher": metric.higher,
-            "log": metric.log,
-            "spec": metric.spec,
-        },
-        "examples": run.examples,
-        **facts,
-        **rounded(run.trace.facts),
-        "curves": rounded(run.trace.curves),
-        "spectra": rounded(run.trace.spectra, digits=5),
-        "effort": None if run.trace.effort is None else rounded(run.trace.effort.to_dict()),
-        **ends,
-        **rounded(end),
-    }
-    return record

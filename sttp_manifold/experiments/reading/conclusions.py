@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sttp_manifold.experiments.efforts import say_efforts
+from sttp_manifold.experiments.reading.effort_table import say_efforts
+from sttp_manifold.experiments.reading.result_table import Row, metric_of, rows, show_spread
 from sttp_manifold.experiments.records import Record
-from sttp_manifold.experiments.summary import Row, metric_of, rows, show_spread
-from sttp_manifold.experiments.tasks import SEED_DRAWS, Metric
+from sttp_manifold.experiments.task import SEED_DRAWS, Metric
 
 __all__ = ["conclude"]
 

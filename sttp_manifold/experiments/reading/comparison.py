@@ -13,21 +13,29 @@ from typing import Any, NamedTuple
 
 from sttp_manifold.display import box_html, table_html
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments.compare import COMPARISON, RECORDS
-from sttp_manifold.experiments.conclusions import conclude
-from sttp_manifold.experiments.efforts import NOTE as EFFORT_NOTE
-from sttp_manifold.experiments.efforts import (
+from sttp_manifold.experiments.files import COMPARISON, RECORDS
+from sttp_manifold.experiments.reading.conclusions import conclude
+from sttp_manifold.experiments.reading.effort_table import NOTE as EFFORT_NOTE
+from sttp_manifold.experiments.reading.effort_table import (
     EffortRow,
     effort_cells,
     effort_header,
     effort_rows,
     target_of,
 )
-from sttp_manifold.experiments.pictures import Picture
-from sttp_manifold.experiments.plots import draw
+from sttp_manifold.experiments.reading.pictures import Picture
+from sttp_manifold.experiments.reading.plots import draw
+from sttp_manifold.experiments.reading.result_table import (
+    Row,
+    cells,
+    grid,
+    header,
+    metric_note,
+    metric_of,
+    rows,
+)
 from sttp_manifold.experiments.records import Record, latest, read_records
-from sttp_manifold.experiments.summary import Row, cells, grid, header, metric_note, metric_of, rows
-from sttp_manifold.experiments.tasks import Metric
+from sttp_manifold.experiments.task import Metric
 
 __all__ = ["Comparison", "ResultTable", "load_comparison"]
 

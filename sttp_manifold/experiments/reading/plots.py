@@ -1,6 +1,6 @@
 """Figures of a comparison. They read records from files, never tensors in flight.
 
-How each method looks is in :mod:`~sttp_manifold.experiments.looks`.
+How each method looks is in :mod:`~sttp_manifold.experiments.reading.style`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from sttp_manifold.experiments.convergence import draw_convergence
-from sttp_manifold.experiments.looks import STYLE, legend, looks_of
-from sttp_manifold.experiments.pictures import Picture, png
+from sttp_manifold.experiments.reading.convergence import draw_convergence
+from sttp_manifold.experiments.reading.pictures import Picture, png
+from sttp_manifold.experiments.reading.result_table import Row, average, metric_of, rows
+from sttp_manifold.experiments.reading.style import STYLE, legend, looks_of
 from sttp_manifold.experiments.records import Record
-from sttp_manifold.experiments.summary import Row, average, metric_of, rows
-from sttp_manifold.experiments.tasks import Metric
+from sttp_manifold.experiments.task import Metric
 
 __all__ = ["Picture", "draw"]
 

@@ -1,0 +1,247 @@
+"""What is to run: settings, and the runs that they stand for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.methods import METHODS, methods_for
+from sttp_manifold.experiments.runs.device import DTYPES, resolve_device
+from sttp_manifold.experiments.runs.solve import Solver
+from sttp_manifold.experiments.specs import RunSpec
+from sttp_manifold.experiments.task import Budget, Task
+from sttp_manifold.experiments.tasks import TASKS
+from sttp_manifold.experiments.tune import TUNING_SEEDS, load_tuned
+
+__all__ = ["Planned", "Settings", "plan", "tuning_plan"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to compare, and where. None stands for the task's default.
+
+    Attributes:
+        task: name of the task.
+        methods: names, wildcards, or ``all``: those that apply to the task.
+        ranks: ranks of the common initial weight and of the compressed ones.
+        seeds: of initial weights and order of data.
+        epochs: epochs to train, for methods that train.
+        max_iterations: of solvers.
+        max_evaluations: calls of the cost function, of solvers.
+        max_seconds: of solvers.
+        lrs: learning rates that were given, by method or wildcard.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``float64``.
+        jobs: runs at a time; None is one for each core, or one on a GPU.
+        out: folder to write to.
+        data_dir: folder of the task's files.
+        tuned_file: file of learning rates in place of the task's own.
+    """
+
+    out: Path
+    task: str = "digits"
+    methods: Sequence[str] = ("all",)
+    ranks: Sequence[int] | None = None
+    seeds: Sequence[int] = (0, 1, 2)
+    epochs: int | None = None
+    max_iterations: int | None = None
+    max_evaluations: int | None = None
+    max_seconds: float | None = None
+    lrs: Mapping[str, float] = field(default_factory=dict)
+    device: str = "auto"
+    dtype: str | None = None
+    jobs: int | None = None
+    data_dir: Path | None = None
+    tuned_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run to do, and where its learning rate came from; None where there is none."""
+
+    spec: RunSpec
+    lr_source: str | None
+
+
+def _checked(settings: Settings) -> Task:
+    """The task, after a look at everything else.
+
+    Raises:
+        ConfigError: says what came and what was expected.
+    """
+    task = TASKS[settings.task]
+    names = methods_for(task, settings.methods)
+    numbers: tuple[tuple[str, Sequence[float], float], ...] = (
+        ("rank", task.ranks if settings.ranks is None else settings.ranks, 1),
+        ("seed", settings.seeds, 0),
+        ("epoch count", _given(settings.epochs), 1),
+        ("job count", _given(settings.jobs), 1),
+        ("iteration limit", _given(settings.max_iterations), 1),
+        ("evaluation limit", _given(settings.max_evaluations), 1),
+        ("time limit", _given(settings.max_seconds), 0),
+    )
+    for noun, values, least in numbers:
+        if not values and noun in ("rank", "seed"):
+            raise ConfigError(f"no {noun} given")
+        for value in values:
+            if not value >= least:
+                raise ConfigError(f"{noun} {value}: expected {least} or more")
+    dtype = settings.dtype or task.dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}. The dtypes are: {', '.join(DTYPES)}")
+    _check_options(settings, task, names)
+    return task
+
+
+def _given(value: float | None) -> Sequence[float]:
+    return () if value is None else (value,)
+
+
+def _check_options(settings: Settings, task: Task, names: Sequence[str]) -> None:
+    """Refuse options that none of the methods would heed.
+
+    Raises:
+        ConfigError: such an option, or a learning rate that is none.
+    """
+    methods = [METHODS[name] for name in names]
+    if settings.epochs is not None and not any(method.trains for method in methods):
+        raise ConfigError(
+            f"--epochs {settings.epochs}: none of the methods chosen trains by epochs; solvers "
+            "take --max-iterations, --max-evaluations, --max-seconds"
+        )
+    limits = {
+        "--max-iterations": settings.max_iterations,
+        "--max-evaluations": settings.max_evaluations,
+        "--max-seconds": settings.max_seconds,
+    }
+    for option, value in limits.items():
+        if value is not None and all(method.trains for method in methods):
+            raise ConfigError(
+                f"{option} {value}: none of the methods chosen is a solver; those that train take "
+                "--epochs"
+            )
+    for name, lr in settings.lrs.items():
+        if all(METHODS[hit].untuned_lr is None for hit in METHODS.select([name])):
+            raise ConfigError(f"--lr {name}={lr:g}: {name} has no learning rate")
+        if not (math.isfinite(lr) and lr > 0):
+            raise ConfigError(f"learning rate {lr}: expected a positive number")
+    device = resolve_device(settings.device)
+    cpu_only = [method.name for method in methods if method.cpu_only]
+    if device != "cpu" and cpu_only:
+        raise ConfigError(
+            f"{', '.join(cpu_only)} on {device}: computes on the CPU only; take --device cpu, or "
+            "leave it out of --methods"
+        )
+
+
+def _spec(
+    settings: Settings,
+    task: Task,
+    method_name: str,
+    rank: int,
+    seed: int,
+    lr: float | None,
+    purpose: str,
+) -> RunSpec:
+    method = METHODS[method_name]
+    common: dict[str, Any] = {
+        "task": task.name,
+        "data": task.data,
+        "method": method.name,
+        "parameterization": method.parameterization,
+        "optimizer": method.optimizer,
+        "momentum": method.momentum,
+        "rank": rank,
+        "seed": seed,
+        "lr": None if lr is None else float(lr),
+        "dtype": settings.dtype or task.dtype,
+        "device": resolve_device(settings.device),
+        "purpose": purpose,
+    }
+    if isinstance(method, Solver):
+        budget = task.budget or Budget()
+        seconds = settings.max_seconds
+        return RunSpec(
+            **common,
+            kind=task.kind,
+            spectrum=method.spectrum,
+            epochs=None,
+            batch_size=None,
+            repeats=None,
+            schedule=None if lr is None else "cosine",
+            target=budget.target,
+            max_iterations=settings.max_iterations,
+            max_evaluations=settings.max_evaluations or budget.evaluations,
+            max_seconds=None if seconds is None else float(seconds),
+        )
+    return RunSpec(
+        **common,
+        kind=method.kind,
+        spectrum=None if method.is_dense else method.spectrum,
+        epochs=settings.epochs or task.epochs,
+        batch_size=task.batch_size,
+        repeats=task.repeats,
+        schedule="cosine",
+    )
+
+
+def plan(settings: Settings) -> list[Planned]:
+    """The runs of a comparison. All methods of one seed come before the next seed.
+
+    Raises:
+        ConfigError: an unknown name or an impossible number.
+    """
+    task = _checked(settings)
+    names = methods_for(task, settings.methods)
+    tuned = load_tuned(task, settings.tuned_file)
+    rates: dict[str, tuple[float | None, str | None]] = {}
+    for name in names:
+        given = [lr for pattern, lr in settings.lrs.items() if name in METHODS.select([pattern])]
+        if METHODS[name].untuned_lr is None:
+            rates[name] = (None, None)
+        elif given:
+            # The last one that fits wins, so that `all` can be followed by exceptions.
+            rates[name] = (given[-1], "given")
+        elif name in tuned:
+            rates[name] = (tuned[name]["lr"], "tuned")
+        else:
+            rates[name] = (METHODS[name].untuned_lr, "untuned")
+    return [
+        Planned(_spec(settings, task, name, rank, seed, rates[name][0], "compare"), rates[name][1])
+        for seed in dict.fromkeys(settings.seeds)
+        for rank in dict.fromkeys(settings.ranks or task.ranks)
+        for name in names
+    ]
+
+
+def tuning_plan(settings: Settings) -> list[Planned]:
+    """The runs that choose learning rates: the task's grid on the tuning seeds.
+
+    Methods without a learning rate are left alone.
+
+    Raises:
+        ConfigError: as :func:`plan`, or a tuning seed is among the seeds to report.
+    """
+    task = _checked(settings)
+    both = sorted(set(settings.seeds) & set(TUNING_SEEDS))
+    if both:
+        raise ConfigError(
+            f"seeds {both} are kept for tuning; learning rates chosen on the seeds that are "
+            "reported would flatter them. Choose others with --seeds"
+        )
+    names = [
+        name for name in methods_for(task, settings.methods) if METHODS[name].untuned_lr is not None
+    ]
+    if not names:
+        raise ConfigError("--tune: none of the methods chosen has a learning rate")
+    return [
+        Planned(_spec(settings, task, name, rank, seed, lr, "tune"), "given")
+        for seed in TUNING_SEEDS
+        for rank in dict.fromkeys(settings.ranks or task.ranks)
+        for lr in task.lrs
+        for name in names
+    ]

@@ -1,0 +1,1 @@
+"""What records say: tables, sentences, figures, one report. Nothing here makes a record."""

@@ -1,0 +1,1 @@
+"""One run of each kind, what it leaves behind, and where it runs."""

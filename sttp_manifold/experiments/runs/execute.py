@@ -1,0 +1,94 @@
+"""One run: from a specification to a record."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from sttp_manifold.errors import FrameOverflowError
+from sttp_manifold.experiments.method import Method
+from sttp_manifold.experiments.records import SCHEMA_VERSION, Record, rounded
+from sttp_manifold.experiments.runs.device import DTYPES, device_in_words, one_thread, versions
+from sttp_manifold.experiments.runs.solve import Solver, SolverRun
+from sttp_manifold.experiments.runs.trace import DivergedError
+from sttp_manifold.experiments.runs.train import TrainingRun
+from sttp_manifold.experiments.specs import RunSpec
+from sttp_manifold.experiments.task import Task
+
+__all__ = ["execute"]
+
+
+def execute(
+    spec: RunSpec,
+    task: Task,
+    method: Method | Solver,
+    lr_source: str | None,
+    data_dir: Path | None = None,
+) -> Record:
+    """Do one run. It always gives a record, whose status says how the run went.
+
+    Raises:
+        ConfigError: the task's data is not there.
+    """
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    begin = time.perf_counter()
+    status, reason, end = "ok", None, {}
+    run: SolverRun | TrainingRun
+    if isinstance(method, Solver):
+        run = SolverRun(spec, task, method)
+    else:
+        assert task.load is not None
+        run = TrainingRun(spec, task, method, task.load(data_dir))
+    with one_thread():
+        try:
+            end = run.run(torch.device(spec.device), DTYPES[spec.dtype])
+        except (DivergedError, FrameOverflowError) as error:
+            status, reason = "diverged", str(error)
+        except torch.linalg.LinAlgError as error:
+            # A factorization of numbers that are no longer numbers, or nearly so.
+            status, reason = "diverged", f"linear algebra: {error}"
+        except Exception as error:
+            status, reason = "failed", f"{type(error).__name__}: {error}"
+    facts = dict.fromkeys(
+        (
+            "stored_parameters",
+            "dimension",
+            "dense_elements",
+            "other_parameters",
+            "w0_digest",
+            "w0_gap",
+        )
+    )
+    ends = dict.fromkeys(("val_metric", "test_loss", "test_metric"))
+    metric = task.metric
+    record: Record = {
+        "schema": SCHEMA_VERSION,
+        "hash": spec.hash,
+        "status": status,
+        "reason": reason,
+        "spec": spec.to_dict(),
+        "lr_source": lr_source,
+        "versions": versions(),
+        "device": device_in_words(spec.device),
+        "started": started,
+        "seconds": rounded(time.perf_counter() - begin),
+        "metric": {
+            "name": metric.name,
+            "unit": metric.unit,
+            "higher": metric.higher,
+            "log": metric.log,
+            "spec": metric.spec,
+        },
+        "examples": run.examples,
+        **facts,
+        **rounded(run.trace.facts),
+        "curves": rounded(run.trace.curves),
+        "spectra": rounded(run.trace.spectra, digits=5),
+        "effort": None if run.trace.effort is None else rounded(run.trace.effort.to_dict()),
+        **ends,
+        **rounded(end),
+    }
+    return record
