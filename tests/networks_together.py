@@ -7,15 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sttp_manifold.nn import SpectralConv2d, SpectralLinear, SpectralWeight, together
-from sttp_manifold.nn.kept import Snapshot, _records
+from sttp_manifold.nn import SpectralConv2d, SpectralLinear, together
 from sttp_manifold.tt import SPECTRA
 
 METHODS = ("householder", "riemannian")
@@ -94,23 +91,6 @@ def agree(ours: tuple[Tensor, list], wanted: tuple[Tensor, list]) -> None:
     for mine, other in zip(ours[1], wanted[1], strict=True):
         if mine is not None:
             torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
-
-
-def snapshots(model: nn.Module) -> list[Snapshot | None]:
-    """What the layers of a network keep of each weight."""
-    weights = [m for m in model.modules() if isinstance(m, SpectralWeight)]
-    return [_records[w].snapshot if w in _records else None for w in weights]
-
-
-def keeping_nothing() -> AbstractContextManager[object]:
-    """Layers form their weights in each forward."""
-    return mock.patch("sttp_manifold.nn.layer.kept", return_value=None)
-
-
-def fresh(model: nn.Module, x: Tensor) -> Tensor:
-    """The output without gradient of layers that keep nothing."""
-    with torch.no_grad(), keeping_nothing():
-        return model(x)
 
 
 def warm(model: nn.Module, x: Tensor, taken: list[bool]) -> None:

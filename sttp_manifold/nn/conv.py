@@ -24,8 +24,7 @@ class SpectralConv2d(SpectralLayer):
 
     With ``groups=1`` it is applied as ``r`` kernels from :math:`V^\top` followed by a pointwise
     convolution with :math:`U \operatorname{diag}(s)`, where that is cheaper than to form the
-    kernel. Without gradient the weight is kept between forwards as by :class:`SpectralLinear`. The
-    top singular value of the kernel matrix is not the Lipschitz constant of the layer.
+    kernel. The top singular value of the kernel matrix is not the Lipschitz constant of the layer.
 
     Args:
         in_channels: channels of the input.
@@ -182,20 +181,16 @@ class SpectralConv2d(SpectralLayer):
             - output: ``(n, c_out, h', w')`` or ``(c_out, h', w')``
         """
         weight = self.spectral_weight
-        found = self._at_hand(weight, x)
-        if found is None:
-            dense = self._form(weight, x, False) == "dense"
-            found = (weight(),) if dense else weight.factors()
-        if len(found) == 1:
-            return self._convolve(x, found[0].reshape(self.weight_shape), self.bias)
-        us, vt = found
+        if self._form(x) == "dense":
+            return self._convolve(x, weight().reshape(self.weight_shape), self.bias)
+        us, vt = weight.factors()
         z = self._convolve(x, vt.reshape(-1, *self.weight_shape[1:]), None)
         return nn.functional.conv2d(z, us[..., None, None], self.bias)
 
-    def _form(self, weight: SpectralWeight, x: Tensor, at_hand: bool) -> str:
+    def _form(self, x: Tensor) -> str:
         if self.groups > 1:
             return "dense"
-        plan = conv_plan(weight.shape, self._positions(x), at_hand)
+        plan = conv_plan(self.spectral_weight.shape, self._positions(x))
         return "dense" if plan == "dense" else "factors"
 
     def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.carry import carry_over, check_stock, check_tensors, mark_like
-from sttp_manifold.nn.kept import kept
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, WeightOptions, takes
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
@@ -154,16 +153,8 @@ class SpectralLayer(nn.Module, ABC):
         return self.spectral_weight().reshape(self.weight_shape)
 
     @abstractmethod
-    def _form(self, weight: SpectralWeight, x: Tensor, at_hand: bool) -> str:
-        """The form in which to have the weight for an input, if it is to be formed or at hand."""
-
-    def _at_hand(self, weight: SpectralWeight, x: Tensor) -> tuple[Tensor, ...] | None:
-        """What is kept of the weight, ``(W,)`` or its two factors; None if it is to be formed."""
-        found = kept(weight, lambda at_hand: self._form(weight, x, at_hand))
-        if found is None or x.dtype == found[0].dtype:
-            return found
-        # Whatever is wrong with the input is found where nothing is kept.
-        return found if torch.is_autocast_enabled(x.device.type) else None
+    def _form(self, x: Tensor) -> str:
+        """The form in which to have the weight for an input: dense, factors or cores."""
 
     @property
     @abstractmethod

@@ -23,11 +23,9 @@ __all__ = ["SpectralLinear"]
 class SpectralLinear(SpectralLayer):
     r"""A linear layer, :math:`y = U \operatorname{diag}(s) V^\top x + b`.
 
-    ``W`` is formed only where that is the cheapest way to apply it. Without gradient, on a CPU, the
-    layer keeps its weight from the second forward on, ``W`` or its two factors, and compares every
-    byte of the parameters with a copy before each use: a weight that they no longer give is never
-    used. On an accelerator comparing would wait for the device, and nothing is kept: take
-    ``spectral_weight.factors()`` once, or :meth:`to_layer`.
+    ``W`` is formed only where that is the cheapest way to apply it, and anew in each forward:
+    nothing is kept between forwards. For inference, where the parameters stand still,
+    :func:`decompress` makes stock layers, or take ``spectral_weight.factors()`` once.
 
     Args:
         in_features: size of the input.
@@ -98,23 +96,21 @@ class SpectralLinear(SpectralLayer):
             - x: ``(*, in_features)``
             - output: ``(*, out_features)``
         """
-        weight, size = self.spectral_weight, x.shape[-1] if x.ndim else 0
-        found = self._at_hand(weight, x) if size == self.in_features else None
-        if found is None:
-            form = self._form(weight, x, False)
-            if form == "cores":
-                y = weight.tt().matvec(x)
-                return y if self.bias is None else y + self.bias.to(y.dtype)
-            found = (weight(),) if form == "dense" else weight.factors()
-        if len(found) == 2:
-            x = nn.functional.linear(x, found[1])
-        return nn.functional.linear(x, found[0], self.bias)
+        weight, form = self.spectral_weight, self._form(x)
+        if form == "cores":
+            y = weight.tt().matvec(x)
+            return y if self.bias is None else y + self.bias.to(y.dtype)
+        if form == "dense":
+            return nn.functional.linear(x, weight(), self.bias)
+        us, vt = weight.factors()
+        return nn.functional.linear(nn.functional.linear(x, vt), us, self.bias)
 
-    def _form(self, weight: SpectralWeight, x: Tensor, at_hand: bool) -> str:
+    def _form(self, x: Tensor) -> str:
         count = x.numel() // max(x.shape[-1], 1) if x.ndim else 0
         if not count:
             return "dense"
-        plan = linear_plan(weight.shape, count, at_hand, partners(weight))
+        weight = self.spectral_weight
+        plan = linear_plan(weight.shape, count, together=partners(weight))
         return "factors" if plan == "lowrank" else plan
 
     def extra_repr(self) -> str:

@@ -3,8 +3,7 @@
 Hooks on the root open a *scope* for the time of its forward. The first forward only writes down
 which weights are asked for, and in which form; from the second on, those are computed at its
 start, equal frames and equal chains as one batch each (:mod:`sttp_manifold.nn.batch`), and handed
-out where they are asked for. Nothing outlives the forward; without gradient layers may keep weights
-themselves (:mod:`sttp_manifold.nn.kept`), and then those are left out.
+out where they are asked for. Nothing outlives the forward.
 
 A weight of the batch is handed out once, and only if nothing has changed since: every tensor that
 it was computed from is the same object, as trainable as before, and of the same value on a CPU
@@ -32,7 +31,7 @@ from sttp_manifold.nn.torch_state import Circumstances, circumstances
 if TYPE_CHECKING:
     from sttp_manifold.nn.weight import SpectralWeight
 
-__all__ = ["in_scope", "is_together", "noted", "partners", "taken", "together"]
+__all__ = ["is_together", "noted", "partners", "taken", "together"]
 
 # After so many forwards in a row that asked for other weights than the one before, or from which a
 # batch had nothing to gain, rest for a while; each time for longer, up to so many forwards.
@@ -229,11 +228,6 @@ def partners(weight: SpectralWeight) -> int:
     return count if count >= _FEW else 1
 
 
-def in_scope() -> bool:
-    """Whether there may be a scope that is to be told what is asked for."""
-    return bool(_scopes.stack)
-
-
 def noted(weight: SpectralWeight, form: str) -> Entry | None:
     """Tell the scope that a weight is asked for; what the scope has of it is out of the scope."""
     scope = _top()
@@ -272,10 +266,6 @@ def enter(module: nn.Module, args: object) -> None:
         return
     scope = _Scope(sys._getframe(1), state, memory.partners)
     asked = [(weight, form) for ref, form in memory.asked if (weight := ref()) is not None]
-    if not state[0]:
-        from sttp_manifold.nn.kept import is_kept
-
-        asked = [(weight, form) for weight, form in asked if not is_kept(weight)]
     if asked:
         from sttp_manifold.nn.batch import compute
 

@@ -9,11 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
 from torch.autograd import forward_ad
-from torch.nn.modules import module as modules
 
-__all__ = ["circumstances", "graph_is_kept", "is_hooked", "outside_autocast"]
+__all__ = ["circumstances", "graph_is_kept", "outside_autocast"]
 
 Circumstances = tuple[bool, bool, int, object]
 
@@ -56,18 +54,3 @@ def graph_is_kept() -> bool:
         return bool(torch._C._autograd._get_current_graph_task_keep_graph())
     except AttributeError:
         return True
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of a module does more than the forward of its class."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or modules._global_forward_hooks
-        or modules._global_forward_pre_hooks
-        or modules._global_backward_hooks
-        or modules._global_backward_pre_hooks
-    )

@@ -28,7 +28,7 @@ class SpectralWeight(nn.Module, ABC):
     r"""A trainable matrix :math:`W = U \operatorname{diag}(s) V^\top` in spectral TT form.
 
     Base of the two ways to hold one; made by :func:`make_weight`. Each call computes it anew, for
-    its caller to keep: what layers keep without gradient is another copy.
+    its caller to keep.
 
     Attributes:
         shape: the plan.

@@ -192,8 +192,8 @@ def text(run: Row) -> str:
             "expression of `opt_einsum`, with the chain as its modes are written (prime factors, "
             "the published method) and merged as this package stores it; the target is held "
             "against both. *Linear inference* has `weight.factors()` taken beforehand: "
-            "`SpectralLinear` itself compares its parameters before it uses what it has kept, and "
-            "stands below without a target.",
+            "`SpectralLinear` itself forms them in each forward, and stands below without a "
+            "target.",
             "## Every comparison",
             every_record(records),
         ]

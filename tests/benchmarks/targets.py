@@ -157,7 +157,7 @@ def inference(setting: Setting) -> list[Record]:
     found = []
     for width, rank, count in [(64, 4, 8)] if setting.small else plans.INFERENCE:
         measured = plans.inference_case(width, rank, count, setting.within(0.5))
-        for name in (plans.CACHED, plans.LAYER, plans.EACH):
+        for name in (plans.CACHED, plans.LAYER):
             target = 6.0 if count == 1 else 25.0 if width == 4096 else None
             found.append(
                 timed(
