@@ -22,7 +22,7 @@ def parameter(model: Net) -> nn.Parameter:
 
 def owner(model: Net) -> tuple[nn.Module, str]:
     weight = first_weight(model)
-    return (weight.frames, "0") if hasattr(weight, "frames") else (weight, "point")
+    return weight, "point" if hasattr(weight, "point") else "coordinates"
 
 
 def by_optimizer(model: Net) -> None:
@@ -75,7 +75,7 @@ def by_assigned_state_dict(model: Net) -> None:
     if "point" in state:
         state["point"] = weight.manifold.random(state["point"].shape, **DOUBLE).clone()
     else:
-        state["frames.0"].mul_(1.5)
+        state["coordinates"].mul_(1.5)
     weight.load_state_dict(state, assign=True)
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.nn.layout import Layout, Member, partners
-from sttp_manifold.nn.methods import EXACT_TENSORS, EXACT_WEIGHTS
+from sttp_manifold.nn.methods import EXACT_TENSORS
 from sttp_manifold.nn.passes import Pass
+from sttp_manifold.nn.riemannian import RiemannianWeight
 from sttp_manifold.nn.scope import Asked, Copy, Entries, Entry, Ledger, Stamp
 from sttp_manifold.nn.torch_state import graph_is_kept, outside_autocast
 from sttp_manifold.nn.weight import factors_of
@@ -71,9 +72,10 @@ def compute(asked: Sequence[Asked], layouts: dict[object, Any]) -> tuple[Entries
 
 def _member(weight: SpectralWeight, form: str) -> Member | None:
     """A weight with its tensors, unless they are not what this package stored there."""
-    if type(weight) not in EXACT_WEIGHTS:
+    if type(weight) is not RiemannianWeight:
         return None
-    tensors, sizes = weight._tensors(), weight.tensor_sizes
+    tensors = weight._tensors()
+    sizes: list[tuple[int, ...]] = [tuple(t.shape) for t in tensors]
     if len(tensors) != len(sizes):
         return None
     first = tensors[0]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sttp_manifold.chart import ChartPoint, HouseholderChart
+from sttp_manifold.chart import HouseholderChart
 from sttp_manifold.nn.initial import computing_dtype, initial_point, kind_of
+from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
@@ -20,9 +22,10 @@ __all__ = ["HouseholderWeight"]
 class HouseholderWeight(SpectralWeight):
     r"""A weight held by coordinates of the non-redundant Householder chart.
 
-    One parameter for each core that has any, ``frames[k]``, and one for the spectrum,
-    ``coordinates``; together ``shape.num_parameters(spectrum)`` numbers, the dimension of the set
-    of weights. Any value of them is a weight of the set, so any optimizer may move them.
+    One parameter, ``coordinates``: frames in the order of the merged chain, then the spectrum
+    (:meth:`sttp_manifold.HouseholderChart.unpack`), ``shape.num_parameters(spectrum)`` numbers.
+    Any value of them is a weight of the set, so any optimizer may move them. A weight with an
+    identity spectrum has constant ``signs`` besides, a buffer.
 
     Args:
         shape: the plan.
@@ -40,6 +43,10 @@ class HouseholderWeight(SpectralWeight):
         ShapeError: an unknown ``init``, or a value on another plan.
         SpectrumError: an unknown spectrum, or a value that it cannot hold.
 
+    Shape:
+        - coordinates: ``(num_parameters,)``
+        - signs: ``(r,)``
+
     References:
         [STTP] Sec. 3.2-3.4.
 
@@ -47,14 +54,14 @@ class HouseholderWeight(SpectralWeight):
         >>> weight = HouseholderWeight(TTShape.for_matrix(12, 10, rank=3))
         >>> weight().shape
         torch.Size([12, 10])
-        >>> sum(p.numel() for p in weight.parameters()) == weight.shape.num_parameters("free")
+        >>> weight.coordinates.shape == (weight.shape.num_parameters("free"),)
         True
     """
 
     method = "householder"
 
-    coordinates: nn.Parameter | None
-    signs: Tensor
+    coordinates: nn.Parameter
+    signs: Tensor | None
 
     def __init__(
         self,
@@ -74,18 +81,10 @@ class HouseholderWeight(SpectralWeight):
         _ = self.chart.map, self.chart.is_full, self.chart.frame_sizes
         dtype, device = kind_of(init, dtype, device)
         point = initial_point(self.chart, init, init_std, dtype, device)
-        # A constant core (an orthonormal square, its rotation absorbed elsewhere) has no entry.
-        self.frames = nn.ParameterList(
-            nn.Parameter(vector.to(dtype)) for vector in point.frames if vector.numel()
-        )
-        if spectrum == "identity":
-            self.register_parameter("coordinates", None)
-            self.register_buffer("signs", point.signs.to(dtype))
-        else:
-            self.coordinates = nn.Parameter(point.spectrum.to(dtype))
-        self._names = tuple(map(str, range(len(self.frames))))
-        self.tensor_sizes = tuple(tuple(tensor.shape) for tensor in self._tensors())
-        if isinstance(init, SpectralTT):
+        self.coordinates = nn.Parameter(self.chart.flatten(point).to(dtype))
+        signs = point.signs.to(dtype) if spectrum == "identity" else None
+        self.register_buffer("signs", signs)
+        if isinstance(init, SpectralTT) and has_values(init.spectrum, self.coordinates):
             self.encode_(init, project=project)
 
     @staticmethod
@@ -94,52 +93,58 @@ class HouseholderWeight(SpectralWeight):
         return shape.num_parameters(spectrum)
 
     @property
-    def _centre(self) -> Tensor:
-        return self.signs if self.coordinates is None else self.coordinates
-
-    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the parameters."""
-        return self._centre.dtype
+        return self.coordinates.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
-        return self._centre.device
+        return self.coordinates.device
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        # Attributes of modules are slow to get, and this is done for each weight of each forward.
-        stored = cast("dict[str, Tensor]", self.frames._parameters)
-        try:
-            centre = self._parameters["coordinates"]
-            frames = [stored[name] for name in self._names]
-            return (*frames, self.signs if centre is None else centre)
-        except KeyError:  # computed from other parameters
-            return (*self.frames, self._centre)
+        return (self.coordinates,) if self.signs is None else (self.coordinates, self.signs)
 
     def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
-        *frames, centre = tensors
-        dtype, wide = centre.dtype, computing_dtype(centre.dtype)
-        constant = centre.new_empty(0, dtype=wide)
-        stored = iter(frames)
-        vectors = tuple(
-            next(stored).to(wide) if size else constant for size in self.chart.frame_sizes
-        )
-        centre = centre.to(wide)
-        if self.coordinates is None:
-            point = ChartPoint(vectors, constant, centre)
-        else:
-            point = ChartPoint(vectors, centre, constant)
-        tt = self.chart.decode(point)
+        dtype = tensors[0].dtype
+        wide = computing_dtype(dtype)
+        z, *signs = (tensor.to(wide) for tensor in tensors)
+        tt = self.chart.unpack(z, *signs)
         return tt if wide == dtype else tt.to(dtype)
 
     def bond(self) -> Tensor:
         """The spectrum, or the full bond, without computing a frame; see the base class."""
-        return self._centre if self.coordinates is None else self.map(self._centre)
+        if self.signs is not None:
+            return self.signs
+        theta = self.coordinates[sum(self.chart.frame_sizes) :].view(self.map.coordinate_shape)
+        return self.map(theta.to(computing_dtype(theta.dtype))).to(theta.dtype)
 
     def _set(self, tt: SpectralTT, project: bool) -> None:
         point = self.chart.encode(tt, project=project)
-        stored = [vector for vector in point.frames if vector.numel()]
-        for parameter, vector in zip(self.frames, stored, strict=True):
-            parameter.copy_(vector)
-        self._centre.copy_(point.signs if self.coordinates is None else point.spectrum)
+        self.coordinates.copy_(self.chart.flatten(point))
+        if self.signs is not None:
+            self.signs.copy_(point.signs)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self._join_former_keys(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _join_former_keys(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Join what versions before 0.3 stored: ``frames.0``, ..., and the spectrum alone."""
+        start, key = f"{prefix}frames.", f"{prefix}coordinates"
+        numbers = (k.removeprefix(start) for k in state_dict if k.startswith(start))
+        keys = [start + number for number in sorted(numbers, key=int)]
+        spectrum = state_dict.get(key)
+        if not keys and spectrum is None and f"{prefix}signs" in state_dict:
+            state_dict[key] = self.coordinates.detach()[:0]  # none were stored if there are none
+        if not keys and (spectrum is None or spectrum.ndim == 1):
+            return
+        former = [*keys, key] if key in state_dict else keys
+        warnings.warn(
+            f"joined {', '.join(map(repr, former))} of an older state to the one vector {key!r}; "
+            "save the state anew to be rid of this warning",
+            stacklevel=2,
+        )
+        state_dict[key] = torch.cat([state_dict.pop(k).flatten() for k in former])

@@ -7,6 +7,7 @@ import torch
 from sttp_manifold.chart import ChartPoint, HouseholderChart
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.gauge import haar_frame
+from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.tt.spectral import SpectralTT
 
 __all__ = ["INITS", "computing_dtype", "initial_point", "kind_of"]
@@ -40,7 +41,7 @@ def initial_point(
     dtype = computing_dtype(dtype)
     plan, r = chart.shape.merged, chart.shape.rank
     spectrum = chart.map.initial(dtype=dtype, device=device)
-    if init == "random":
+    if init == "random" and has_values(spectrum):
         left, right = [], []
         for k, ((a, mode, b), (d, rank)) in enumerate(
             zip(plan.core_shapes, plan.frame_shapes, strict=True)

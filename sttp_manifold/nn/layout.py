@@ -109,7 +109,7 @@ class Layout:
     def __init__(self, members: Sequence[Member]) -> None:
         self.leaves: list[list[tuple[int, int]]] = []
         self.chains: list[Chain] = []
-        self.shapes = [member.weight.tensor_sizes for member in members]
+        self.shapes = [[tuple(t.shape) for t in member.tensors] for member in members]
         self.widths = [_width(member) for member in members]
         self.groups: dict[FrameKey, list[int]] = {}
         stacks: dict[FrameKey, list[tuple[int, int]]] = {}

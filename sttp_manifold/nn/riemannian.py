@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.chart import HouseholderChart
 from sttp_manifold.manifolds import SpectralTTManifold
 from sttp_manifold.nn.initial import initial_point, kind_of
+from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
@@ -67,10 +69,13 @@ class RiemannianWeight(SpectralWeight):
         manifold = SpectralTTManifold(shape, spectrum, bound)
         dtype, device = kind_of(init, dtype, device)
         chart = HouseholderChart(shape, spectrum, bound)
-        tt = chart.decode(initial_point(chart, init, init_std, dtype, device))
-        self.point = ManifoldParameter(manifold.pack(tt).to(dtype), manifold=manifold)
-        self.tensor_sizes = (tuple(self.point.shape),)
-        if isinstance(init, SpectralTT):
+        start = initial_point(chart, init, init_std, dtype, device)
+        if has_values(start.spectrum):
+            point = manifold.pack(chart.decode(start)).to(dtype)
+        else:
+            point = torch.empty(manifold.n_elements, dtype=dtype, device=device)
+        self.point = _on(manifold, point)
+        if isinstance(init, SpectralTT) and has_values(init.spectrum, self.point):
             self.encode_(init, project=project)
 
     @staticmethod
@@ -123,9 +128,7 @@ class RiemannianWeight(SpectralWeight):
         point = self._parameters["point"]
         assert point is not None
         if not isinstance(point, ManifoldParameter):
-            self.point = ManifoldParameter(
-                point.detach(), manifold=manifold, requires_grad=point.requires_grad
-            )
+            self.point = _on(manifold, point.detach(), point.requires_grad)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -147,3 +150,12 @@ class RiemannianWeight(SpectralWeight):
                 return
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._keep_on(manifold)
+
+
+def _on(
+    manifold: SpectralTTManifold, point: Tensor, requires_grad: bool = True
+) -> ManifoldParameter:
+    """A parameter on a manifold; of a fake tensor, which geoopt cannot wrap, a plain one."""
+    if isinstance(point, FakeTensor):
+        return cast("ManifoldParameter", nn.Parameter(point, requires_grad))
+    return ManifoldParameter(point, manifold=manifold, requires_grad=requires_grad)

@@ -9,9 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-__all__ = ["circumstances", "graph_is_kept", "outside_autocast"]
+__all__ = ["circumstances", "graph_is_kept", "has_values", "outside_autocast"]
 
 Circumstances = tuple[bool, bool, int, object]
 
@@ -22,6 +24,11 @@ def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
+
+
+def has_values(*tensors: Tensor) -> bool:
+    """Whether tensors hold numbers: those on ``meta`` and fake ones have but a shape."""
+    return not any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in tensors)
 
 
 def circumstances() -> Circumstances | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.scope import taken
-from sttp_manifold.nn.torch_state import outside_autocast
+from sttp_manifold.nn.torch_state import has_values, outside_autocast
 from sttp_manifold.spectrum import SpectrumMap
 from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
 from sttp_manifold.tt.shape import TTShape
@@ -35,7 +35,6 @@ class SpectralWeight(nn.Module, ABC):
         spectrum: name of the spectrum map.
         bound: bound of the spectrum map ``"bounded"``.
         method: name of the way, ``"householder"`` or ``"riemannian"``.
-        tensor_sizes: shape of each tensor that the weight is computed from.
 
     Raises:
         ShapeError: ``shape`` is no TTShape.
@@ -47,7 +46,6 @@ class SpectralWeight(nn.Module, ABC):
     method: ClassVar[str]
 
     shape: TTShape
-    tensor_sizes: tuple[tuple[int, ...], ...]
     spectrum: str
     bound: float
 
@@ -75,7 +73,7 @@ class SpectralWeight(nn.Module, ABC):
 
     @abstractmethod
     def _tensors(self) -> tuple[Tensor, ...]:
-        """What the weight is computed from, as it is stored now."""
+        """What the weight is computed from, as it is stored now: its vector, perhaps signs."""
 
     @abstractmethod
     def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
@@ -159,6 +157,11 @@ class SpectralWeight(nn.Module, ABC):
             raise ShapeError(
                 f"encode_ takes a SpectralTT, got {type(tt).__name__}; for a matrix call "
                 "weight.encode_(tt_svd(W, weight.shape))"
+            )
+        if not has_values(tt.spectrum, *self._tensors()):
+            raise ShapeError(
+                f"encode_ needs values: the weight is on {self.device}, the value on {tt.device}; "
+                "call weight.to_empty(device='cpu') first, or load_state_dict(..., assign=True)"
             )
         if tt.batch_shape:
             raise ShapeError(

@@ -9,14 +9,22 @@ import pickle
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sttp_manifold import SpectralTT, SpectralTTManifold, TTShape, tt_svd
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.errors import ConversionError, ShapeError, SpectrumError
-from sttp_manifold.nn import HouseholderWeight, RiemannianWeight, SpectralWeight, make_weight
+from sttp_manifold.nn import (
+    HouseholderWeight,
+    RiemannianWeight,
+    SpectralLinear,
+    SpectralWeight,
+    make_weight,
+)
 from sttp_manifold.tt import SPECTRA
 
 METHODS = ("householder", "riemannian")
+DOUBLE = {"dtype": torch.float64}
 CLASSES = (HouseholderWeight, RiemannianWeight)
 SHAPES = {
     "sttp": TTShape((3, 4, 2), (2, 5, 3), rank=4),
@@ -62,8 +70,8 @@ def test_both_methods_start_from_the_same_weight(shape: TTShape, spectrum: str, 
 @every_shape
 def test_chart_stores_the_number_of_parameters(shape: TTShape, spectrum: str) -> None:
     weight = HouseholderWeight(shape, spectrum)
-    assert sum(p.numel() for p in weight.parameters()) == shape.num_parameters(spectrum)
-    assert all(p.numel() for p in weight.parameters())
+    assert [name for name, _ in weight.named_parameters()] == ["coordinates"]
+    assert weight.coordinates.shape == (shape.num_parameters(spectrum),)
     assert [name for name, _ in weight.named_buffers()] == (
         ["signs"] if spectrum == "identity" else []
     )
@@ -75,10 +83,10 @@ def test_chart_stores_the_number_of_parameters(shape: TTShape, spectrum: str) ->
 
 def test_eye_is_zero_and_noise_has_its_deviation() -> None:
     shape = TTShape.for_matrix(64, 64, rank=16)
-    assert all(not p.any() for p in HouseholderWeight(shape, init="eye").frames)
+    assert not HouseholderWeight(shape, init="eye").coordinates[:-16].any()
     for std in (1e-4, 1e-2):
         weight = HouseholderWeight(shape, init="noisy_eye", init_std=std)
-        noise = torch.cat(list(weight.frames)).detach()
+        noise = weight.coordinates[:-16].detach()
         assert noise.std() == pytest.approx(std, rel=0.1)
         assert abs(noise.mean()) < 0.1 * std
     torch.testing.assert_close(weight.tt().singular_values(), torch.ones(16), rtol=0, atol=1e-6)
@@ -269,6 +277,77 @@ def test_a_weight_without_memory_can_be_filled(method: str) -> None:
     assert torch.equal(empty(), weight())
     if isinstance(empty, RiemannianWeight):
         assert isinstance(empty.point, ManifoldParameter)
+
+
+@every_method
+@every_spectrum
+@pytest.mark.parametrize("init", ["noisy_eye", "random", "value"])
+@pytest.mark.parametrize("where", ["meta device", "default device", "fake mode", "skip_init"])
+def test_made_without_memory_and_filled(method: str, spectrum: str, init: str, where: str) -> None:
+    """A layer has the same state as one that was filled from the start, signs included."""
+    shape = TTShape.for_matrix(24, 30, rank=4)
+    value = generic("householder", shape, spectrum, seed=1).tt().detach()
+    how = {"method": method, "spectrum": spectrum, "bound": 2.0, **DOUBLE}
+    how["init"] = value if init == "value" else init
+    filled = SpectralLinear(30, 24, 4, **how)
+    if where == "fake mode":
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            made = SpectralLinear(30, 24, 4, **how)
+        assert {k: (v.shape, v.dtype) for k, v in made.state_dict().items()} == {
+            k: (v.shape, v.dtype) for k, v in filled.state_dict().items()
+        }
+        return
+    if where == "skip_init":
+        empty = torch.nn.utils.skip_init(SpectralLinear, 30, 24, 4, **how)
+    elif where == "meta device":
+        empty = SpectralLinear(30, 24, 4, device="meta", **how).to_empty(device="cpu")
+    else:
+        with torch.device("meta"):
+            empty = SpectralLinear(30, 24, 4, **how)
+        if init != "value":  # which has a device of its own
+            assert empty.spectral_weight.device.type == "meta"
+            with pytest.raises(ShapeError, match="to_empty"):
+                empty.spectral_weight.encode_(value)
+        empty = empty.to_empty(device="cpu")
+    empty.load_state_dict(filled.state_dict())
+    assert type(empty.spectral_weight) is type(filled.spectral_weight)
+    x = torch.randn(3, 30, **DOUBLE)
+    assert torch.equal(empty(x), filled(x))
+    if isinstance(empty.spectral_weight, RiemannianWeight):
+        assert isinstance(empty.spectral_weight.point, ManifoldParameter)
+
+
+@every_spectrum
+@every_shape
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_with_a_tensor_for_each_frame_is_joined(
+    shape: TTShape, spectrum: str, assign: bool
+) -> None:
+    """As earlier versions stored charts: `frames.0`, ..., and the spectrum's coordinates."""
+    weight = generic("householder", shape, spectrum)
+    point = weight.chart.unflatten(weight.coordinates.detach(), weight.signs)
+    frames = [vector.clone() for vector in point.frames if vector.numel()]
+    former = {f"1.frames.{k}": vector for k, vector in enumerate(frames)}
+    if spectrum == "identity":
+        former["1.signs"] = weight.signs
+    else:
+        former["1.coordinates"] = point.spectrum.clone()
+    other = torch.nn.Sequential(torch.nn.Identity(), generic("householder", shape, spectrum, 9))
+    if frames or point.spectrum.ndim == 2:
+        with pytest.warns(UserWarning, match=r"'1\.(frames\.0|coordinates)'.*'1\.coordinates'"):
+            other.load_state_dict(former, assign=assign)
+    else:  # a spectrum alone, or signs
+        other.load_state_dict(former, assign=assign)
+    assert torch.equal(other[1](), weight())
+
+
+def test_a_state_of_frames_of_another_plan_is_torchs_size_error() -> None:
+    former = {"frames.0": torch.zeros(3), "frames.1": torch.zeros(4), "coordinates": torch.ones(2)}
+    with (
+        pytest.warns(UserWarning, match=r"'frames\.0', 'frames\.1', 'coordinates'"),
+        pytest.raises(RuntimeError, match="size mismatch for coordinates"),
+    ):
+        HouseholderWeight(SHAPES["sttp"]).load_state_dict(former)
 
 
 @every_method
