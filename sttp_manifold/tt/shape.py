@@ -274,10 +274,9 @@ class TTShape:
 
         The core next to the centre stays, for its neighbour is the spectrum.
         """
-        out_modes, out_ranks = merge_square(self.out_modes, self.ranks[: len(self.out_modes) + 1])
-        in_modes, in_ranks = merge_square(
-            self.in_modes[::-1], self.ranks[len(self.out_modes) :][::-1]
-        )
+        centre = len(self.out_modes)
+        out_modes, out_ranks = merge_square(self.out_modes, self.ranks[: centre + 1])
+        in_modes, in_ranks = merge_square(self.in_modes[::-1], self.ranks[centre:][::-1])
         return TTShape(out_modes, in_modes[::-1], ranks=out_ranks + in_ranks[:-1][::-1])
 
     # -- counts ---------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_orders_of_the_retractions(retraction, slope, seed, r, more) -> None:
     X = frame(seed, r + more, r)
     u = project_tangent(X, normal(seed + 1, r + more, r))
     u = u / u.norm()
-    steps = (4e-2, 4e-3)
+    steps = (4e-3, 4e-4)  # short, for leading terms that happen to be small
     errors = [project_tangent(X, retraction(X, t * u) - X - t * u).norm() for t in steps]
     assert float(torch.log10(errors[0] / errors[1])) > slope - 0.2
     if slope == 2:
