@@ -11,6 +11,7 @@ __all__ = [
     "FrameOverflowError",
     "ManifoldError",
     "OptimizerError",
+    "PlaceError",
     "RankError",
     "ShapeError",
     "SpectrumError",
@@ -40,6 +41,18 @@ class RankError(ShapeError):
         self.bond = bond
         self.rank = rank
         self.bound = bound
+
+
+class PlaceError(ShapeError, IndexError):
+    """A place outside of a matrix.
+
+    Attributes:
+        index: which index it was, ``"i"`` of the row or ``"j"`` of the column.
+    """
+
+    def __init__(self, message: str, *, index: str) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class FrameOverflowError(SttpError, OverflowError):

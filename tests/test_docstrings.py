@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 
 from sttp_manifold import SpectralTT, errors, spectrum
+from sttp_manifold.chart import HouseholderChart
 
 ROOT = Path(__file__).resolve().parents[1]
 API = ROOT / "docs" / "api"
@@ -205,7 +206,8 @@ def test_the_rules_see_what_is_missing() -> None:
     assert is_tensor("torch.Tensor")
     assert is_tensor("Float[Tensor, '*b d r']")
     assert not is_tensor("SpectralTT")
-    assert raised(SpectralTT.matvec, SpectralTT) == {"ShapeError"}, "through a private method"
+    found = raised(HouseholderChart.pack, HouseholderChart)
+    assert "ShapeError" in found, "through a private method"
     assert raised(spectrum.SpectrumMap.inverse, spectrum.SpectrumMap) == {"SpectrumError"}
     assert not raised(SpectralTT.norm, SpectralTT)
     assert is_named("RankError", "    ShapeError: yes.")

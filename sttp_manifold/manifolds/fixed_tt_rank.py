@@ -44,7 +44,8 @@ from sttp_manifold.manifolds.fixed_tt_geometry import Point, Vector
 from sttp_manifold.manifolds.fixed_tt_points import FixedTTPoints
 from sttp_manifold.tt.contract import left_matrix, mirror, regroup_cores, right_matrix
 from sttp_manifold.tt.decompose import orthogonalize
-from sttp_manifold.tt.spectral import SpectralTT, check_places
+from sttp_manifold.tt.spectral import SpectralTT
+from sttp_manifold.tt.validate import check_places
 
 __all__ = ["FixedTTRankManifold"]
 
@@ -197,23 +198,27 @@ class FixedTTRankManifold(FixedTTPoints):
 
         Shape:
             - x: ``(*b, n_elements)``
-            - i, j: ``(P,)`` integers
-            - values: ``(*b, P)``
+            - i, j: ``(*P)`` integers of any dtype; negative ones count from the end
+            - values: ``(*b, *P)``
             - output: ``(*b, n_elements)``
 
         Raises:
-            ShapeError: places outside of the matrix, or values of another length.
+            ShapeError: places that are not integers or not of one shape, or values that are not
+                one for each.
+            PlaceError: places outside of the matrix.
         """
         i, j = check_places(i, j, self.shape.d_out, self.shape.d_in, x.device)
-        if values.ndim < 1 or values.shape[-1:] != i.shape:
+        lead = values.ndim - i.ndim
+        if lead < 0 or values.shape[lead:] != i.shape:
             raise ShapeError(
-                f"project_entries(x, i, j, values) takes one value for each of {len(i)} places, "
-                f"got values of shape {tuple(values.shape)}"
+                "project_entries(x, i, j, values) takes one value for each of "
+                f"{i.numel()} places {tuple(i.shape)}, got values of shape {tuple(values.shape)}"
             )
-        batch = torch.broadcast_shapes(x.shape[:-1], values.shape[:-1])
+        batch = torch.broadcast_shapes(x.shape[:-1], values.shape[:lead])
         point = self._point(x.expand(*batch, x.shape[-1]))
-        values = values.expand(*batch, values.shape[-1])
-        return self._tangent(point, geometry.project_entries(point, i, j, values))
+        values = values.reshape(*values.shape[:lead], i.numel()).expand(*batch, i.numel())
+        projected = geometry.project_entries(point, i.flatten(), j.flatten(), values)
+        return self._tangent(point, projected)
 
     def ambient_vector(self, x: Tensor, u: Tensor) -> Tensor:
         """The dense matrix that a tangent vector stands for, ``(*b, d_out, d_in)``."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "bond_of_difference",
     "digits_of",
     "environments",
     "form_last",
@@ -275,6 +276,36 @@ def triangle_of_sum(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor
         ]
         triangle = torch.linalg.qr(torch.cat(parts, -1), mode="r").R
     return triangle
+
+
+def bond_of_difference(
+    first: tuple[Sequence[Tensor], Tensor, Sequence[Tensor]],
+    second: tuple[Sequence[Tensor], Tensor, Sequence[Tensor]],
+) -> Tensor:
+    """A matrix with the Frobenius norm of ``W - W'``, of two weights with orthonormal frames.
+
+    ``W - W'`` is a chain of ranks ``R + R'``; its triangular factors are swept to the centre by
+    QR, so that the norm of a small difference is accurate to rounding of the weights.
+
+    Args:
+        first: left cores, full bond and right cores of ``W``.
+        second: those of ``W'``, with the same batch dimensions.
+    """
+    (left_a, bond_a, right_a), (left_b, bond_b, right_b) = first, second
+    if _modes(left_a) == _modes(left_b) and _modes(right_a) == _modes(right_b):
+        left = triangle_of_sum(left_a, left_b)
+        right = triangle_of_sum(mirror(right_a), mirror(right_b))
+    else:
+        u = torch.cat((left_matrix(left_a), left_matrix(left_b)), -1)
+        v = torch.cat((right_matrix(right_a).mT, right_matrix(right_b).mT), -1)
+        left, right = (torch.linalg.qr(frames, mode="r").R for frames in (u, v))
+    r = bond_a.shape[-1]
+    bond = left[..., :r] @ bond_a @ right[..., :r].mT
+    return bond - left[..., r:] @ bond_b @ right[..., r:].mT
+
+
+def _modes(cores: Sequence[Tensor]) -> list[int]:
+    return [core.shape[-2] for core in cores]
 
 
 def frobenius(x: Tensor, dims: tuple[int, ...]) -> Tensor:

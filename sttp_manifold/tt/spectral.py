@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from sttp_manifold.display import bars_text, box_html, curves_svg
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.tt.contract import (
+    bond_of_difference,
     form_last,
     frobenius,
     group_cores,
@@ -27,18 +28,20 @@ from sttp_manifold.tt.contract import (
     rows_times_v,
     rows_times_vt,
     times_bond,
-    triangle_of_sum,
 )
 from sttp_manifold.tt.diagram import diagram_svg, diagram_text
 from sttp_manifold.tt.plans import LinearPlan, Plan, cheapest_cut, linear_steps
+from sttp_manifold.tt.precision import closeness, widened
 from sttp_manifold.tt.shape import TTShape
+from sttp_manifold.tt.validate import (
+    check_pair,
+    check_places,
+    check_rows,
+    common_batch,
+    shape_of_cores,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["SpectralTT", "check_places"]
-
-_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+__all__ = ["SpectralTT"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,7 +94,7 @@ class SpectralTT:
         given = cast("TTShape | None", self.shape)
         if given is not None and self._follows(given.merged):
             return
-        own = self._shape_of_cores()
+        own = shape_of_cores(self.left, self.spectrum, self.right)
         if given is None:
             object.__setattr__(self, "shape", own)
         elif own.merged != given.merged:
@@ -112,45 +115,6 @@ class SpectralTT:
             and tuple(s.shape) in ((*batch, plan.rank), (*batch, plan.rank, plan.rank))
             and s.is_floating_point()
             and all(core.dtype == s.dtype and core.device == s.device for core in cores)
-        )
-
-    def _shape_of_cores(self) -> TTShape:
-        tensors = (*self.left, self.spectrum, *self.right)
-        if not self.left or not self.right:
-            raise ShapeError("a SpectralTT needs at least one core on each side of its spectrum")
-        batch = self.left[0].shape[:-3]
-        for name, cores in (("left", self.left), ("right", self.right)):
-            for k, core in enumerate(cores):
-                if core.ndim < 3 or core.shape[:-3] != batch:
-                    raise ShapeError(
-                        f"{name} core {k} has shape {tuple(core.shape)}; expected "
-                        f"({', '.join(map(str, (*batch, 'R', 'mode')))}, R')"
-                    )
-        kinds = {(t.dtype, t.device) for t in tensors}
-        if len(kinds) > 1:
-            raise ShapeError(f"cores and spectrum must share dtype and device, got {kinds}")
-        if not self.spectrum.is_floating_point():
-            raise ShapeError(
-                f"cores and spectrum must be real floating-point tensors, got {self.dtype}; "
-                "convert them first, as by core.double()"
-            )
-        r = self.left[-1].shape[-1]
-        if tuple(self.spectrum.shape) not in ((*batch, r), (*batch, r, r)):
-            raise ShapeError(
-                f"spectrum of shape {tuple(self.spectrum.shape)} does not fit a centre rank {r} "
-                f"and batch shape {tuple(batch)}: expected {(*batch, r)} or {(*batch, r, r)}"
-            )
-        cores = (*self.left, *self.right)
-        for k, (a, b) in enumerate(pairwise(cores), start=1):
-            if a.shape[-1] != b.shape[-3]:
-                raise ShapeError(
-                    f"cores {k} and {k + 1} disagree at bond {k}: {a.shape[-1]} and {b.shape[-3]}"
-                )
-        ranks = (cores[0].shape[-3], *(core.shape[-1] for core in cores))
-        return TTShape(
-            (core.shape[-2] for core in self.left),
-            (core.shape[-2] for core in self.right),
-            ranks=ranks,
         )
 
     # -- what it is -----------------------------------------------------------------------------
@@ -183,7 +147,7 @@ class SpectralTT:
     def singular_values(self) -> Tensor:
         """Singular values of ``W``, descending, ``(*b, r)``; the rest of its spectrum is zero."""
         if self.is_full:
-            return torch.linalg.svdvals(self.spectrum)
+            return torch.linalg.svdvals(widened(self.spectrum)).to(self.dtype)
         return self.spectrum.abs().sort(dim=-1, descending=True).values
 
     def norm(self) -> Tensor:
@@ -201,8 +165,8 @@ class SpectralTT:
     def orthonormality_error(self) -> Tensor:
         """Largest entry of ``|Q^T Q - I|`` over all core frames and batches, a scalar."""
         errors = []
-        for frame in self.core_frames():
-            eye = torch.eye(frame.shape[-1], dtype=self.dtype, device=self.device)
+        for frame in map(widened, self.core_frames()):  # products would be rounded again
+            eye = torch.eye(frame.shape[-1], dtype=frame.dtype, device=self.device)
             error = (frame.mT @ frame - eye).abs()
             errors.append(error.amax() if error.numel() else error.sum())
         return torch.stack(errors).amax()
@@ -244,17 +208,7 @@ class SpectralTT:
 
     def _multiply(self, x: Tensor, name: str, size: int) -> Tensor:
         batch = self.batch_shape
-        if x.ndim < len(batch) + 1 or x.shape[-1] != size or x.shape[: len(batch)] != batch:
-            raise ShapeError(
-                f"{name} of a {self.shape.d_out} x {self.shape.d_in} weight with batch shape "
-                f"{tuple(batch)} takes ({', '.join(map(str, (*batch, '*', size)))}), got "
-                f"{tuple(x.shape)}"
-            )
-        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ShapeError(
-                f"{name} of a weight in {self.dtype} got {x.dtype}; "
-                f"call tt.{name}(x.to(tt.dtype)) or tt.to(x.dtype).{name}(x)"
-            )
+        check_rows(x, name, self.spectrum, batch, size)
         rows = x.reshape(*batch, math.prod(x.shape[len(batch) : -1]), size)
         plan = linear_steps(self._stored, rows.shape[-2])
         multiply = self._rows_times_wt if name == "matvec" else self._rows_times_w
@@ -297,18 +251,30 @@ class SpectralTT:
         return times_bond(matrix, bond, len(self.batch_shape))
 
     def entries(self, i: Tensor, j: Tensor) -> Tensor:
-        """``W[i, j]`` for index vectors, without forming ``W``.
+        """``W[i, j]`` for index tensors of one shape, without forming ``W``.
+
+        Args:
+            i: rows, of any integer dtype; negative ones count from the end.
+            j: columns, likewise.
 
         Shape:
-            - i, j: ``(P,)`` integers, ``0 <= i < d_out`` and ``0 <= j < d_in``
-            - output: ``(*b, P)``
+            - i, j: ``(*P)``, ``-d_out <= i < d_out`` and ``-d_in <= j < d_in``
+            - output: ``(*b, *P)``
 
         Raises:
-            ShapeError: index vectors of different lengths, not of integers, or out of range.
+            ShapeError: index tensors of different shapes, or not of integers.
+            PlaceError: places outside of ``W``; an ``IndexError`` as well.
+
+        Example:
+            >>> W = torch.arange(12.0, dtype=torch.float64).reshape(4, 3)
+            >>> from sttp_manifold import tt_svd
+            >>> tt_svd(W, TTShape.svd(4, 3, rank=2)).entries([0, -1], [2, 0])
+            tensor([2.0000, 9.0000], dtype=torch.float64)
         """
         i, j = check_places(i, j, self.shape.d_out, self.shape.d_in, self.device)
-        rows = rows_at(self._scaled_left(), i)
-        return (rows * rows_at(mirror(self.right), j, reverse=True)).sum(-1)
+        rows = rows_at(self._scaled_left(), i.flatten())
+        found = (rows * rows_at(mirror(self.right), j.flatten(), reverse=True)).sum(-1)
+        return found.reshape((*self.batch_shape, *i.shape))
 
     # -- other representatives ------------------------------------------------------------------
 
@@ -325,56 +291,36 @@ class SpectralTT:
         r"""Frobenius distance :math:`\|W - W'\|_F` of two weights, ``(*b,)``, never forming them.
 
         Two values are the same weight when they differ by a gauge; this distance cannot tell them
-        apart. The difference is a chain of ranks ``R + R'``; its triangular factors are swept to
-        the centre by QR, so that small distances are accurate to rounding of the norms. Batch
-        dimensions broadcast. Not differentiable: torch has no derivative of a triangular factor
-        alone. A cost takes entries, products or the matrix instead.
+        apart. Small distances are accurate to rounding of the norms; half precision is computed
+        in float32. Batch dimensions broadcast. Not differentiable: torch has no derivative of a
+        triangular factor alone. A cost takes entries, products or the matrix instead.
 
         Raises:
-            ShapeError: weights of different sizes, dtypes or devices, or of batch shapes that do
-                not broadcast.
+            ShapeError: what is no weight; weights of different sizes, dtypes or devices, or of
+                batch shapes that do not broadcast.
         """
+        if not isinstance(other, SpectralTT):
+            raise ShapeError(f"distance to a SpectralTT, got a {type(other).__name__}")
         a, b = self.merged(), other.merged()
-        if (a.shape.d_out, a.shape.d_in) != (b.shape.d_out, b.shape.d_in):
-            raise ShapeError(
-                f"distance between a {a.shape.d_out} x {a.shape.d_in} and a "
-                f"{b.shape.d_out} x {b.shape.d_in} weight is not defined"
-            )
-        if (a.dtype, a.device) != (b.dtype, b.device):
-            raise ShapeError(
-                f"distance between weights in {a.dtype} on {a.device} and {b.dtype} on {b.device}; "
-                "call tt.distance(other.to(tt.spectrum))"
-            )
-        try:
-            batch = torch.broadcast_shapes(a.batch_shape, b.batch_shape)
-        except RuntimeError:
-            raise ShapeError(
-                f"batch shapes {tuple(a.batch_shape)} and {tuple(b.batch_shape)} do not broadcast"
-            ) from None
-        a, b = a._expand(batch), b._expand(batch)
-        if (a.shape.out_modes, a.shape.in_modes) == (b.shape.out_modes, b.shape.in_modes):
-            sides = ((a.left, b.left), (mirror(a.right), mirror(b.right)))
-            left, right = (triangle_of_sum(p, q) for p, q in sides)
-        else:
-            (ua, va), (ub, vb) = a.frames(), b.frames()
-            left, right = (
-                torch.linalg.qr(torch.cat(pair, -1), mode="r").R for pair in ((ua, ub), (va, vb))
-            )
-        ra = a.shape.rank
-        bond = left[..., :ra] @ a.bond @ right[..., :ra].mT
-        bond = bond - left[..., ra:] @ b.bond @ right[..., ra:].mT
-        return frobenius(bond, (-2, -1))
+        check_pair("distance", (a.shape, b.shape), (a.spectrum, b.spectrum))
+        batch = common_batch(a.batch_shape, b.batch_shape)
+        a, b = (tt._expand(batch)._map(widened) for tt in (a, b))
+        bond = bond_of_difference((a.left, a.bond, a.right), (b.left, b.bond, b.right))
+        return frobenius(bond, (-2, -1)).to(self.dtype)
 
     def allclose(self, other: SpectralTT, rtol: float | None = None, atol: float = 0.0) -> bool:
         """Equality up to gauge: ``distance <= atol + rtol * max(norms)`` in every batch.
 
-        ``rtol`` defaults to ``1e-10`` in float64 and ``1e-5`` in float32. Weights that are not
-        finite are equal to none.
+        ``rtol`` defaults to ``1e-10`` in float64, ``1e-5`` in float32 and 16 roundings in half
+        precision. Weights that are not finite are equal to none.
+
+        Raises:
+            ShapeError: weights that have no :meth:`distance`.
         """
         if rtol is None:
-            rtol = 1e-10 if self.dtype == torch.float64 else 1e-5
-        scale = torch.maximum(self.norm(), other.norm())
+            rtol = closeness(self.dtype)
         distance = self.distance(other)
+        scale = torch.maximum(self.norm(), other.norm())
         return bool(((distance <= atol + rtol * scale) & distance.isfinite()).all())
 
     def _expand(self, batch: torch.Size) -> SpectralTT:
@@ -434,10 +380,9 @@ class SpectralTT:
 
     def _title(self) -> str:
         batch = f"batch {tuple(self.batch_shape)} of " if self.batch_shape else ""
-        bond = ", full bond" if self.is_full else ""
-        dtype = str(self.dtype).removeprefix("torch.")
         size = f"{self.shape.d_out} x {self.shape.d_in}, rank {self.shape.rank}"
-        return f"{batch}{size}{bond}, {dtype} on {self.device}"
+        bond = ", full bond" if self.is_full else ""
+        return f"{batch}{size}{bond}, {str(self.dtype).removeprefix('torch.')} on {self.device}"
 
     def _counts(self) -> str:
         dim = self.shape.dim("full" if self.is_full else "free")
@@ -451,26 +396,3 @@ class SpectralTT:
         else:
             values = tt.singular_values()
         return values.double().cpu().reshape(-1, values.shape[-1]).tolist()
-
-
-def check_places(
-    i: Tensor, j: Tensor, d_out: int, d_in: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Places of a matrix as two index vectors on a device.
-
-    Raises:
-        ShapeError: index vectors of different lengths, not of integers, or out of range.
-    """
-    i, j = torch.as_tensor(i, device=device), torch.as_tensor(j, device=device)
-    if i.ndim != 1 or i.shape != j.shape or not {i.dtype, j.dtype} <= _INTEGERS:
-        raise ShapeError(
-            "entries takes two integer vectors of one length, as in tt.entries(i, j); got "
-            f"{i.dtype} {tuple(i.shape)} and {j.dtype} {tuple(j.shape)}"
-        )
-    for name, index, size in (("i", i, d_out), ("j", j, d_in)):
-        if index.numel() and (int(index.min()) < 0 or int(index.max()) >= size):
-            raise ShapeError(
-                f"{name} runs from {int(index.min())} to {int(index.max())}, outside "
-                f"0 <= {name} < {size}"
-            )
-    return i, j

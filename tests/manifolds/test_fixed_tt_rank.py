@@ -131,6 +131,11 @@ def test_many_entries_are_added_in_parts(monkeypatch) -> None:
     i, j = torch.randint(24, (50,)), torch.randint(30, (50,))
     values = normal(0, 50)
     expected = F.project_entries(x, i, j, values)
+    for kind in (torch.uint8, torch.uint16, torch.int8, torch.uint64):
+        found = F.project_entries(x, i.to(kind), j.to(kind), values)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    found = F.project_entries(x, i - F.shape.d_out, j - F.shape.d_in, values)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
     monkeypatch.setattr(interfaces, "_CHUNK", 7 * 16)
     torch.testing.assert_close(F.project_entries(x, i, j, values), expected)
 

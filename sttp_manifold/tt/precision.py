@@ -1,0 +1,29 @@
+"""What a dtype can hold: where half precision is widened, and how equal is equal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["closeness", "orthonormality_tolerance", "widened"]
+
+
+def widened(x: Tensor) -> Tensor:
+    """``x`` in float32 if it is in half precision, in which LAPACK does not factor."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def closeness(dtype: torch.dtype) -> float:
+    """Relative difference up to which two weights of a dtype are equal."""
+    if dtype == torch.float64:
+        return 1e-10
+    return max(1e-5, 16 * torch.finfo(dtype).eps)
+
+
+def orthonormality_tolerance(dtype: torch.dtype) -> float:
+    """Largest entry of ``|Q^T Q - I|`` that rounding to a dtype explains.
+
+    Frames that were computed in float32 or float64 and drifted over a training are within 1e-4;
+    columns rounded to half precision are off by a few roundings.
+    """
+    return max(1e-4, 8 * torch.finfo(dtype).eps)
