@@ -23,7 +23,15 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from sttp_manifold.errors import ConversionError
 
-__all__ = ["carry_over", "check_stock", "check_tensors", "holds_numbers", "mark_like"]
+__all__ = [
+    "carry_over",
+    "check_bare",
+    "check_own",
+    "check_stock",
+    "check_tensors",
+    "holds_numbers",
+    "mark_like",
+]
 
 # Where torch keeps the hooks on what a module computes.
 _HOOKS = (
@@ -59,6 +67,7 @@ def carry_over(old: nn.Module, new: nn.Module, plain: nn.Module, *, copied: bool
     Raises:
         ConversionError: something that cannot be carried over, by name.
     """
+    check_own(old)
     for place, what in _STATE_HOOKS.items():
         if len(old.__dict__.get(place, ())) > len(plain.__dict__.get(place, ())):
             raise _refused(
@@ -179,12 +188,7 @@ def check_stock(layer: nn.Module, kind: type[nn.Module], names: Iterable[str]) -
     """
     given = type(layer).__name__
     names = tuple(names)
-    if parametrize.is_parametrized(layer):
-        found = layer.parametrizations
-        assert isinstance(found, nn.ModuleDict)
-        name = next(n for n in (*names, *found) if n in found)
-        call = f"torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
-        raise _computed(layer, name, call)
+    check_own(layer, names)
     if not isinstance(layer, kind):
         raise ConversionError(f"expected a torch.nn.{kind.__name__}, got a {given}")
     for name in names:
@@ -202,6 +206,48 @@ def check_stock(layer: nn.Module, kind: type[nn.Module], names: Iterable[str]) -
                 "make it a plain torch.nn.Parameter",
             )
     check_tensors(layer, [layer._parameters[name] for name in names])
+
+
+def check_own(module: nn.Module, names: Iterable[str] = ()) -> None:
+    """Raise if torch's parametrizations compute tensors of a module.
+
+    Args:
+        module: any module.
+        names: tensors to name first.
+
+    Raises:
+        ConversionError: such a tensor, with the call that makes it a parameter again.
+    """
+    if parametrize.is_parametrized(module):
+        found = module.parametrizations
+        assert isinstance(found, nn.ModuleDict)
+        name = next(n for n in (*names, *found) if n in found)
+        call = f"torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
+        raise _computed(module, name, call)
+
+
+def check_bare(module: nn.Module, plain: nn.Module) -> None:
+    """Raise if anything but marks hangs on a module that goes without a successor.
+
+    Args:
+        module: the module.
+        plain: one of its type and sizes with nothing on it.
+
+    Raises:
+        ConversionError: hooks, further parameters, buffers or submodules, or a patched method.
+    """
+    check_own(module)
+    for name in (*_HOOKS, *_STATE_HOOKS):
+        hooks, usual = module.__dict__.get(name), plain.__dict__.get(name)
+        if isinstance(hooks, dict) and len(hooks) > len(usual or ()):
+            raise _refused(module, "a hook, and no module takes its place", "remove it first")
+    for place in _STORES:
+        for name in module.__dict__[place]:
+            if name not in plain.__dict__[place]:
+                raise _refused(module, f"{name!r}, and no module takes its place", "delete it")
+    for name, value in module.__dict__.items():
+        if name not in plain.__dict__ and callable(value):
+            raise _refused(module, f"{name!r} of its own", f"undo that (del weight.{name})")
 
 
 def check_tensors(module: nn.Module, tensors: Iterable[Tensor | None]) -> None:

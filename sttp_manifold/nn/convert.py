@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.carry import carry_over, check_tensors, mark_like
+from sttp_manifold.nn.carry import carry_over, check_own, check_tensors, mark_like
 from sttp_manifold.nn.counts import count_elements, largest_rank
-from sttp_manifold.nn.layer import SpectralLayer, weights_of
+from sttp_manifold.nn.layer import SpectralLayer, plain_weight, weights_of
 from sttp_manifold.nn.methods import make_weight, weight_class
 from sttp_manifold.nn.modules import naming, replace, show
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, takes
@@ -269,12 +268,7 @@ def switch(model: nn.Module, method: str) -> nn.Module:
 
 @torch.no_grad()
 def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
-    if parametrize.is_parametrized(weight):
-        names = ", ".join(weight.parametrizations)  # type: ignore[arg-type]
-        raise ConversionError(
-            f"{names} of this weight is computed from other parameters; remove that first, as by "
-            "torch.nn.utils.parametrize.remove_parametrizations(weight, name)"
-        )
+    check_own(weight)
     check_tensors(weight, weight.parameters())
     # In float64: near its bound, float32 would round a spectrum onto it.
     value = copy.deepcopy(weight).double().tt()
@@ -288,5 +282,5 @@ def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
         device=weight.device,
     )
     mark_like(weight.parameters(), new.parameters())
-    carry_over(weight, new, make_weight(weight.method, weight.shape, weight.spectrum, "eye"))
+    carry_over(weight, new, plain_weight(weight))
     return new.requires_grad_(weight.trainable)

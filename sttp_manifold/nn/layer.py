@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.carry import carry_over, check_stock, check_tensors, mark_like
+from sttp_manifold.nn.carry import carry_over, check_bare, check_stock, check_tensors, mark_like
+from sttp_manifold.nn.methods import make_weight
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, WeightOptions, takes
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
@@ -19,7 +20,7 @@ from sttp_manifold.tt.shape import TTShape
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-__all__ = ["SpectralLayer", "check_given", "weights_of"]
+__all__ = ["SpectralLayer", "check_given", "plain_weight", "weights_of"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -184,9 +185,17 @@ class SpectralLayer(nn.Module, ABC):
         Raises:
             ConversionError: a hook on the gradient of a parameter of a weight.
         """
+        kind = self._kind()
+        if type(self).forward is not kind.forward:
+            raise ConversionError(
+                f"{type(self).__name__} has a forward of its own, which no torch.nn."
+                f"{kind.stock.__name__} stands for; put one in its place by hand, with "
+                "layer.weight as its weight"
+            )
         layer = self._stock()
         for name, weight in weights_of(self).items():
             check_tensors(self, weight.parameters())
+            check_bare(weight, plain_weight(weight))
             dense = nn.Parameter(
                 getattr(self, name).detach().clone(), requires_grad=weight.trainable
             )
@@ -204,12 +213,22 @@ class SpectralLayer(nn.Module, ABC):
         Raises:
             ConversionError: something that cannot be carried over.
         """
-        carry_over(self, layer, self._around(self._stock(), weights_of(self)), copied=copied)
+        plain = self._kind()._around(self._stock(), weights_of(self))
+        carry_over(self, layer, plain, copied=copied)
         return layer
+
+    def _kind(self) -> type[SpectralLayer]:
+        """The layer of this package that this one is, or is a subclass of."""
+        return next(kind for kind in type(self).__mro__ if "stock" in kind.__dict__)
 
     def _weight_repr(self) -> str:
         weight = self.spectral_weight
         return f"rank={weight.shape.rank}, method={weight.method!r}, spectrum={weight.spectrum!r}"
+
+
+def plain_weight(weight: SpectralWeight) -> SpectralWeight:
+    """A weight of the same method and plan with nothing on it."""
+    return make_weight(weight.method, weight.shape, weight.spectrum, "eye", weight.bound)
 
 
 def weights_of(module: nn.Module) -> dict[str, SpectralWeight]:

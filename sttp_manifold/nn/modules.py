@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, ValuesView
 from contextlib import contextmanager
 from types import MethodType
 
@@ -72,6 +72,13 @@ def _replaced(value: object, new: Mapping[nn.Module, nn.Module]) -> object:
     return value
 
 
+def _parameters_in(value: object) -> list[nn.Parameter]:
+    """Parameters that an attribute is, or that its list, tuple or dict holds."""
+    items = value.values() if isinstance(value, dict) else value
+    items = items if isinstance(items, (list, tuple, ValuesView)) else [items]
+    return [item for item in items if isinstance(item, nn.Parameter)]
+
+
 class Owners:
     """Who holds each parameter of a network.
 
@@ -91,6 +98,11 @@ class Owners:
                 if parameter.numel() and not parameter.is_meta:
                     place = (parameter.data_ptr(), parameter.numel())
                     self._by_memory.setdefault(place, set()).add(parameter)
+        for module in self._names:
+            for name, value in _loose(module):
+                for parameter in _parameters_in(value):
+                    if parameter in self._by_parameter:
+                        self._by_parameter[parameter].append((module, name))
 
     def of(self, parameter: Tensor) -> list[tuple[nn.Module, str]]:
         """Modules that hold a parameter, with its name there."""
