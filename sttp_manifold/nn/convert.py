@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.carry import carry_over, check_own, check_tensors, mark_like
+from sttp_manifold.errors import ConversionError, ShapeError
+from sttp_manifold.nn.carry import carry_over, check_own, check_tensors, holds_numbers, mark_like
 from sttp_manifold.nn.counts import count_elements, largest_rank
+from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.layer import SpectralLayer, plain_weight, weights_of
 from sttp_manifold.nn.methods import make_weight, weight_class
 from sttp_manifold.nn.modules import naming, replace, show
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, takes
 from sttp_manifold.nn.scope import together as compute_together
 from sttp_manifold.nn.stock import TABLE, Group, groups_of, stock_layers
-from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.nn.weight import SpectralWeight, nearest_frames
+from sttp_manifold.tt.spectral import SpectralTT
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -72,7 +74,8 @@ def compress(
     Raises:
         ConversionError: neither or both of ``rank`` and ``budget``, a budget out of reach,
             nothing to compress, an unknown name in ``skip``, an unknown option, a layer that has
-            no weight yet or computes it from other parameters.
+            no weight yet, or computes it from other parameters, or has something on it that cannot
+            be carried over, such as a ``forward`` of its own.
         SpectrumError: a pretrained weight that the spectrum cannot hold, unless ``project``.
         ShapeError: a bad rank, or a weight with entries that are not finite.
 
@@ -178,7 +181,8 @@ def decompress(model: nn.Module) -> nn.Module:
         The model; the new layer if the model itself is a layer.
 
     Raises:
-        ConversionError: a weight whose sharing stock layers cannot express.
+        ConversionError: a weight whose sharing stock layers cannot express, something on a layer
+            that cannot be carried over, or a subclass with a ``forward`` of its own.
 
     Example:
         >>> model = compress(nn.Sequential(nn.Linear(64, 32)), rank=4)
@@ -244,7 +248,9 @@ def switch(model: nn.Module, method: str) -> nn.Module:
         The model; the new weight if the model itself is one.
 
     Raises:
-        ConversionError: an unknown method, or a network without spectral weights.
+        ConversionError: an unknown method, a network without spectral weights, or something on a
+            weight that cannot be carried over.
+        ShapeError: parameters that are not finite.
 
     Example:
         >>> model = compress(nn.Sequential(nn.Linear(64, 32)), rank=4)
@@ -270,13 +276,11 @@ def switch(model: nn.Module, method: str) -> nn.Module:
 def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
     check_own(weight)
     check_tensors(weight, weight.parameters())
-    # In float64: near its bound, float32 would round a spectrum onto it.
-    value = copy.deepcopy(weight).double().tt()
     new = make_weight(
         method,
         weight.shape,
         weight.spectrum,
-        value,
+        _value(weight) if holds_numbers(*weight.parameters(), *weight.buffers()) else "eye",
         weight.bound,
         dtype=weight.dtype,
         device=weight.device,
@@ -284,3 +288,16 @@ def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
     mark_like(weight.parameters(), new.parameters())
     carry_over(weight, new, plain_weight(weight))
     return new.requires_grad_(weight.trainable)
+
+
+def _value(weight: SpectralWeight) -> SpectralTT:
+    """What a weight holds, with orthonormal frames, in float64.
+
+    In float32 a spectrum near its bound would be rounded onto it.
+    """
+    broken = [name for name, p in weight.named_parameters() if not p.isfinite().all()]
+    if broken:
+        raise ShapeError(f"{', '.join(broken)} has entries that are not finite")
+    value = copy.deepcopy(weight).double().tt()
+    is_half = computing_dtype(weight.dtype) != weight.dtype
+    return nearest_frames(value) if is_half else value

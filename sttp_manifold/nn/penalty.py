@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold.errors import SpectrumError
+from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.spectrum import PENALTIES
 
@@ -18,7 +19,7 @@ def spectral_penalty(model: nn.Module, name: str) -> Tensor:
     The penalties :math:`p_l` are means over the singular values of a weight
     (:mod:`sttp_manifold.spectrum`), so that each singular value of the network weighs the same,
     and the scale does not change with the number or size of layers. A shared weight counts once.
-    No frame is computed; a full bond costs its SVD.
+    No frame is computed; a full bond costs its SVD. Half precision is computed in float32.
 
     Args:
         model: a network, layer or weight.
@@ -52,6 +53,7 @@ def spectral_penalty(model: nn.Module, name: str) -> Tensor:
     parts = []
     for weight in weights:
         bond = weight.bond()
+        bond = bond.to(computing_dtype(bond.dtype))  # half precision has no SVD, and overflows
         s = torch.linalg.svdvals(bond) if bond.ndim == 2 else bond
         parts.append(weight.shape.rank * PENALTIES[name](s))
     total = torch.stack([part.to(parts[0]) for part in parts]).sum()

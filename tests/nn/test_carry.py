@@ -82,19 +82,19 @@ def test_attributes_that_a_hook_reads(make: Callable[[], nn.Module]) -> None:
     layer = make()
     layer.factor, layer.seen = 2.5, []
     object.__setattr__(layer, "me", layer)
-    layer.double = MethodType(lambda self, y: y * self.factor, layer)
+    layer.scaled = MethodType(lambda self, y: y * self.factor, layer)
 
     def hook(module: Any, args: Any, y: Tensor) -> Tensor:
         module.seen.append(1)
         assert module.me is module
-        return module.double(y)
+        return module.scaled(y)
 
     layer.register_forward_hook(hook)
 
     def look(module: Any) -> None:
         assert module.factor == 2.5
         assert module.seen is layer.seen
-        assert module.double.__self__ is module
+        assert module.scaled.__self__ is module
 
     there_and_back(layer, look)
 
@@ -325,6 +325,10 @@ def gone(layer: nn.Module) -> None:
     del layer.bias
 
 
+def post_hook(layer: nn.Module) -> None:
+    layer.register_state_dict_post_hook(lambda *_: None)
+
+
 def number(layer: Any) -> None:
     del layer.bias
     layer.bias = 0.0
@@ -340,7 +344,10 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "extra_repr": (lambda m: setattr(m, "extra_repr", str), "'extra_repr' of its own"),
     "state-dict hook": (lambda m: m._register_state_dict_hook(print), "state-dict hook"),
     "state-dict pre-hook": (lambda m: m.register_state_dict_pre_hook(print), "pre-hook"),
-    "state-dict post-hook": (lambda m: m.register_state_dict_post_hook(lambda *_: None), "state-dict hook"),
+    "state-dict post-hook": (
+        lambda m: m.register_state_dict_post_hook(lambda *_: None),
+        "state-dict hook",
+    ),
     "load pre-hook": (lambda m: m.register_load_state_dict_pre_hook(print), "before load"),
     "load post-hook": (lambda m: m.register_load_state_dict_post_hook(print), "after load"),
     "no bias": (gone, "no bias at all"),
