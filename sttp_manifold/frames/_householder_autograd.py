@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sttp_manifold.errors import FrameOverflowError
 
@@ -59,7 +60,7 @@ _KEEP = 256
 
 
 def _constants(r: int, like: Tensor) -> _Constants:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or isinstance(like, FakeTensor):
         return _make_constants(r, like.dtype, like.device)
     key = (r, like.dtype, like.device)
     kept = _KEPT.get(key)
@@ -184,7 +185,7 @@ def _lapack_is_faster(chart: type[_Chart], x: Tensor, d: int, r: int) -> bool:
     of full frames, with one thread, for those only that are tall or thin. More threads gain LAPACK
     nothing, which takes one reflector at a time. In float64 they came out level at best.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or isinstance(x, FakeTensor):
         return False
     if x.dtype != torch.float32:
         return True
@@ -234,7 +235,7 @@ class _Frame(torch.autograd.Function):
 
 def _refuse_overflow(M: Tensor, d: int) -> Tensor:
     """Raise if a squared norm overflowed, where looking is free; else make its frame NaN."""
-    if M.device.type != "cpu":
+    if M.device.type != "cpu" or isinstance(M, FakeTensor):
         return _poison_overflow(M, d)
     # The squared norms bound all other entries.
     squares = M.detach().diagonal(dim1=-2, dim2=-1)

@@ -14,7 +14,6 @@ from inspect import getattr_static
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
@@ -22,6 +21,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sttp_manifold.errors import ConversionError
+from sttp_manifold.nn.torch_state import has_values
 
 __all__ = [
     "carry_over",
@@ -29,7 +29,6 @@ __all__ = [
     "check_own",
     "check_stock",
     "check_tensors",
-    "holds_numbers",
     "mark_like",
 ]
 
@@ -91,14 +90,22 @@ def carry_over(old: nn.Module, new: nn.Module, plain: nn.Module, *, copied: bool
             new.__dict__[place][name] = value
             if name in old._non_persistent_buffers_set:
                 new._non_persistent_buffers_set.add(name)
-    for name, value in old.__dict__.items():
-        if name not in plain.__dict__ and not (has_bias and name == "bias"):
-            if isinstance(getattr_static(type(old), name, None), cached_property):
-                continue
+    for name, value in _hanging(old, plain):
+        if not (has_bias and name == "bias"):
             _check_free(old, new, name)
             if isinstance(value, MethodType) and value.__self__ is old:
                 value = MethodType(value.__func__, new)
             new.__dict__[name] = new if value is old else value
+
+
+def _hanging(module: nn.Module, plain: nn.Module) -> list[tuple[str, Any]]:
+    """Attributes of an instance that a plain one has not, without cached values."""
+    return [
+        (name, value)
+        for name, value in module.__dict__.items()
+        if name not in plain.__dict__
+        and not isinstance(getattr_static(type(module), name, None), cached_property)
+    ]
 
 
 def _move_bias(old: nn.Module, new: nn.Module) -> None:
@@ -168,17 +175,6 @@ def mark_like(old: Iterable[Tensor | None], new: Iterable[Tensor]) -> None:
         vars(tensor).update(marks)
 
 
-def holds_numbers(*tensors: Tensor) -> bool:
-    """Whether the entries of tensors can be read: none is on ``meta``, none is fake.
-
-    Shape:
-        - tensors: any
-    """
-    return not any(
-        t.is_meta or isinstance(t, torch._subclasses.fake_tensor.FakeTensor) for t in tensors
-    )
-
-
 def check_stock(layer: nn.Module, kind: type[nn.Module], names: Iterable[str]) -> None:
     """Raise unless a layer is a plain stock one with ordinary parameters under some names.
 
@@ -199,7 +195,7 @@ def check_stock(layer: nn.Module, kind: type[nn.Module], names: Iterable[str]) -
             )
         if not isinstance(parameter, Tensor):
             raise _computed(layer, name, _remover(layer, name))
-        if type(parameter) is not nn.Parameter and holds_numbers(parameter):
+        if type(parameter) is not nn.Parameter and has_values(parameter):
             raise _refused(
                 layer,
                 f"a {name} of type {type(parameter).__name__} (quantized, sharded, on a manifold)",
@@ -245,8 +241,8 @@ def check_bare(module: nn.Module, plain: nn.Module) -> None:
         for name in module.__dict__[place]:
             if name not in plain.__dict__[place]:
                 raise _refused(module, f"{name!r}, and no module takes its place", "delete it")
-    for name, value in module.__dict__.items():
-        if name not in plain.__dict__ and callable(value):
+    for name, value in _hanging(module, plain):
+        if callable(value):
             raise _refused(module, f"{name!r} of its own", f"undo that (del weight.{name})")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.carry import carry_over, check_own, check_tensors, holds_numbers, mark_like
+from sttp_manifold.nn.carry import carry_over, check_own, check_tensors, mark_like
 from sttp_manifold.nn.counts import count_elements, largest_rank
 from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.layer import SpectralLayer, plain_weight, weights_of
@@ -21,6 +21,7 @@ from sttp_manifold.nn.modules import naming, replace, show
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, takes
 from sttp_manifold.nn.scope import together as compute_together
 from sttp_manifold.nn.stock import TABLE, Group, groups_of, stock_layers
+from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight, nearest_frames
 from sttp_manifold.tt.spectral import SpectralTT
 
@@ -280,7 +281,7 @@ def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
         method,
         weight.shape,
         weight.spectrum,
-        _value(weight) if holds_numbers(*weight.parameters(), *weight.buffers()) else "eye",
+        _value(weight) if has_values(*weight.parameters(), *weight.buffers()) else "eye",
         weight.bound,
         dtype=weight.dtype,
         device=weight.device,

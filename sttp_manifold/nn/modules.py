@@ -9,7 +9,7 @@ from types import MethodType
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError, SttpError
-from sttp_manifold.nn.carry import holds_numbers
+from sttp_manifold.nn.torch_state import has_values
 
 __all__ = ["Owners", "naming", "replace", "show"]
 
@@ -96,7 +96,7 @@ class Owners:
                 if parameter is None or nn.parameter.is_lazy(parameter):
                     continue
                 self._by_parameter.setdefault(parameter, []).append((module, name))
-                if parameter.numel() and holds_numbers(parameter):
+                if parameter.numel() and has_values(parameter):
                     place = (parameter.data_ptr(), parameter.numel())
                     self._by_memory.setdefault(place, set()).add(parameter)
         for module in self._names:
@@ -111,7 +111,7 @@ class Owners:
 
     def aliases(self, parameter: Tensor) -> list[tuple[nn.Module, str]]:
         """Holders of other parameters in the same memory, such as a transposed view."""
-        if not holds_numbers(parameter):
+        if not has_values(parameter):
             return []
         same = self._by_memory.get((parameter.data_ptr(), parameter.numel()), set())
         return [owner for other in same if other is not parameter for owner in self.of(other)]

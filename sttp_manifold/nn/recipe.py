@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.carry import holds_numbers
 from sttp_manifold.nn.initial import INITS, computing_dtype
 from sttp_manifold.nn.methods import weight_class
+from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.spectrum import SpectrumMap
 from sttp_manifold.tt.decompose import tt_svd
@@ -179,7 +179,7 @@ class Recipe:
             SpectrumError: a weight that the spectrum cannot hold, unless ``project``.
         """
         recipe, shape = self, self.plan(stock.shape)
-        if self.init == PRETRAINED and not holds_numbers(stock):
+        if self.init == PRETRAINED and not has_values(stock):
             raise ConversionError(
                 f"its weight holds no numbers to start from (device {stock.device.type!r}, "
                 f"{type(stock).__name__}); load the model first, or start anew with "

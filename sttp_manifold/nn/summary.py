@@ -10,10 +10,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from sttp_manifold.display import box_html, table_html
-from sttp_manifold.nn.carry import holds_numbers
 from sttp_manifold.nn.counts import count_elements, ratio
 from sttp_manifold.nn.layer import SpectralLayer, weights_of
 from sttp_manifold.nn.stock import stock_weights
+from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
 
@@ -210,7 +210,7 @@ def _dense_row(name: str, weight: Tensor) -> SummaryRow:
 
 def _top(matrix: Tensor) -> float:
     """Largest singular value of a matrix, or of the diagonal one of a vector."""
-    if not holds_numbers(matrix) or not bool(torch.isfinite(matrix).all()):
+    if not has_values(matrix) or not bool(torch.isfinite(matrix).all()):
         return float("nan")
     if matrix.ndim == 1:
         return float(matrix.abs().amax())
