@@ -14,13 +14,16 @@ full       ``r x r`` numbers  a full bond ``S``              regular where singu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sttp_manifold.errors import SpectrumError
+from sttp_manifold.errors import ShapeError, SpectrumError
+from sttp_manifold.tt.factors import positive_integer
+from sttp_manifold.tt.precision import is_half, widened
 from sttp_manifold.tt.shape import check_spectrum
 from sttp_manifold.tt.spectral import SpectralTT
 
@@ -62,8 +65,14 @@ class SpectrumMap:
 
     def __post_init__(self) -> None:
         check_spectrum(self.name)
-        if not 0 < self.bound < float("inf"):
-            raise SpectrumError(f"bound must be positive and finite, got {self.bound}")
+        positive_integer(self.rank, "the rank of a spectrum")
+        bound: object = self.bound
+        if (
+            isinstance(bound, bool)
+            or not isinstance(bound, (int, float))
+            or not 0 < bound < math.inf
+        ):
+            raise SpectrumError(f"bound must be a positive finite number, got {bound!r}")
 
     @property
     def coordinate_shape(self) -> tuple[int, ...]:
@@ -78,14 +87,27 @@ class SpectrumMap:
         Shape:
             - theta: ``(*b, *coordinate_shape)``
             - output: ``(*b, r)``, for ``"full"`` ``(*b, r, r)``
+
+        Raises:
+            ShapeError: coordinates of another shape.
         """
+        self._check_shape(theta, self.coordinate_shape, "coordinates")
         if self.name == "identity":
             return theta.new_ones(*theta.shape[:-1], self.rank)
         if self.name == "normalized":
-            return theta / theta.abs().amax(-1, keepdim=True).clamp_min(1e-12)
+            wide = widened(theta)  # the floor is zero in float16
+            return (wide / wide.abs().amax(-1, keepdim=True).clamp_min(1e-12)).to(theta.dtype)
         if self.name == "bounded":
-            return self.bound * theta * torch.rsqrt(1 + theta.square())
+            # The sine of an angle: theta^2 of theta / sqrt(1 + theta^2) would overflow.
+            return self.bound * theta.atan().sin()
         return theta
+
+    def _check_shape(self, x: Tensor, wanted: tuple[int, ...], what: str) -> None:
+        if x.ndim < len(wanted) or x.shape[x.ndim - len(wanted) :] != wanted:
+            raise ShapeError(
+                f"{what} of spectrum={self.name!r} and rank {self.rank} are of shape "
+                f"(*b, {', '.join(map(str, wanted))}), got {tuple(x.shape)}"
+            )
 
     def inverse(self, spectrum: Tensor, *, project: bool = False) -> Tensor:
         """Coordinates of a spectrum.
@@ -99,9 +121,13 @@ class SpectrumMap:
             - output: ``(*b, *coordinate_shape)``
 
         Raises:
-            SpectrumError: a spectrum that the map cannot hold, unless ``project``.
+            SpectrumError: a spectrum that is not finite, or that the map cannot hold, unless
+                ``project``.
+            ShapeError: a spectrum of another shape.
         """
         held = self.nearest(spectrum)
+        if not _is_finite(spectrum):
+            raise SpectrumError("the spectrum has entries that are not finite")
         if not project:
             self._check(spectrum, held)
             held = spectrum
@@ -119,7 +145,12 @@ class SpectrumMap:
 
         Shape:
             - spectrum, output: ``(*b, r)``, for ``"full"`` ``(*b, r, r)``
+
+        Raises:
+            ShapeError: a spectrum of another shape.
         """
+        wanted = (self.rank, self.rank) if self.name == "full" else (self.rank,)
+        self._check_shape(spectrum, wanted, "singular values")
         sign = torch.where(spectrum < 0, -1.0, 1.0).to(spectrum.dtype)
         if self.name == "identity":
             return sign
@@ -154,12 +185,15 @@ class SpectrumMap:
         return torch.ones(*batch, *self.coordinate_shape, dtype=dtype, device=device)
 
     def _check(self, spectrum: Tensor, held: Tensor) -> None:
+        if spectrum.is_meta:
+            return
         tolerance = 1e-9 if spectrum.dtype == torch.float64 else 1e-4
+        tolerance = max(tolerance, 2 * torch.finfo(spectrum.dtype).eps)
         if self.name == "bounded":
             fits = bool((spectrum.abs() < self.bound).all())
         else:
             fits = bool(((spectrum - held).abs() <= tolerance).all())
-        if not fits or not bool(torch.isfinite(spectrum).all()):
+        if not fits:
             wanted = {
                 "identity": "singular values of 1",
                 "normalized": "a largest singular value of 1",
@@ -181,13 +215,17 @@ def spectrum_map(name: str, rank: int, bound: float = 1.0) -> SpectrumMap:
 def hold_spectrum(tt: SpectralTT, spectrum: SpectrumMap, *, project: bool = False) -> SpectralTT:
     """Bring the centre of a weight to the form and range of a spectrum map.
 
-    A full bond becomes a vector by an SVD, or a vector a full bond, as the map asks for.
+    A full bond becomes a vector by an SVD, or a vector a full bond, as the map asks for. Half
+    precision is computed in float32.
 
     Raises:
-        SpectrumError: a weight that the map cannot hold, unless ``project``.
+        SpectrumError: a weight that is not finite, or that the map cannot hold, unless
+            ``project``.
     """
+    if is_half(tt.dtype) and tt.is_full:
+        return hold_spectrum(tt.to(torch.float32), spectrum, project=project).to(tt.dtype)
     tt = tt.merged()
-    if not bool(torch.isfinite(tt.spectrum).all()):
+    if not all(map(_is_finite, (*tt.left, tt.spectrum, *tt.right))):
         raise SpectrumError("the spectrum has entries that are not finite")
     if spectrum.name == "full":
         return SpectralTT(tt.left, tt.bond, tt.right, tt.shape)
@@ -202,10 +240,21 @@ def hold_spectrum(tt: SpectralTT, spectrum: SpectrumMap, *, project: bool = Fals
     return SpectralTT(tt.left, held, tt.right, tt.shape)
 
 
+def _is_finite(x: Tensor) -> bool:
+    return x.is_meta or bool(x.isfinite().all())
+
+
 def _relative(s: Tensor) -> Tensor:
-    """Singular values over the largest one; a zero spectrum stays zero."""
-    sizes = s.abs()
+    """Singular values over the largest one, in at least float32; a zero spectrum stays zero."""
+    sizes = widened(s).abs()
     return sizes / sizes.amax(-1, keepdim=True).clamp_min(1e-12)
+
+
+def _mean_log(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """Mean of ``log x``, smooth at zero and exactly zero where all of ``x`` is one."""
+    # In float16 the slope at zero, 1 / (2 eps), has to stay below its largest number.
+    eps = max(eps, 64 / torch.finfo(dtype).max)
+    return 0.5 * torch.log((x.square() + eps**2) / (1 + eps**2)).mean(-1)
 
 
 def d_optimal(s: Tensor, eps: float = 1e-6) -> Tensor:
@@ -214,14 +263,15 @@ def d_optimal(s: Tensor, eps: float = 1e-6) -> Tensor:
     The regularizer :math:`-\tfrac12 \log\det(W^\top W)` of Jiang et al., *On Computation and
     Generalization of GANs under Spectrum Control* (ICLR 2019), of the weight at unit spectral
     norm, and per singular value: invariant to scale, and zero exactly when all singular values
-    are equal. ``log x`` is taken as :math:`\tfrac12 \log(x^2 + \epsilon^2)`, so that value and
-    gradient are finite at zero.
+    are equal. ``log x`` is taken as :math:`\tfrac12 \log\frac{x^2 + \epsilon^2}{1 + \epsilon^2}`,
+    so that value and gradient are finite at zero. Computed in float32 at least; for float16 the
+    :math:`\epsilon` is 1e-3 at least.
 
     Shape:
         - s: ``(*b, r)``, singular values in any order, with signs or without
-        - output: ``(*b,)``
+        - output: ``(*b,)``, in float32 for half precision
     """
-    return -0.5 * torch.log(_relative(s).square() + eps**2).mean(-1)
+    return -_mean_log(_relative(s), eps, s.dtype)
 
 
 def divergence(s: Tensor, eps: float = 1e-6) -> Tensor:
@@ -234,18 +284,19 @@ def divergence(s: Tensor, eps: float = 1e-6) -> Tensor:
     :math:`-\tfrac{1}{r-1} \sum_i \log((r-1)\,\Delta_i)`: smallest for evenly spread singular
     values, large where they crowd. The family (a divergence of the empirical spectrum from a
     reference) is that of Jiang et al. (ICLR 2019); the reference used here is the uniform one.
-    ``log x`` is taken as :math:`\tfrac12 \log(x^2 + \epsilon^2)`, so that value and gradient are
-    finite where singular values meet. Zero for ``r = 1``.
+    ``log x`` and precision are those of :func:`d_optimal`, so that value and gradient are finite
+    where singular values meet. Zero for ``r = 1``.
 
     Shape:
         - s: ``(*b, r)``, singular values in any order, with signs or without
-        - output: ``(*b,)``
+        - output: ``(*b,)``, in float32 for half precision
     """
+    relative = _relative(s)
     count = s.shape[-1] - 1
     if count == 0:
-        return (s * 0).sum(-1)
-    gaps = -_relative(s).sort(dim=-1, descending=True).values.diff(dim=-1)
-    return -0.5 * torch.log((count * gaps).square() + eps**2).mean(-1)
+        return (relative * 0).sum(-1)
+    gaps = -relative.sort(dim=-1, descending=True).values.diff(dim=-1)
+    return -_mean_log(count * gaps, eps, s.dtype)
 
 
 PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {

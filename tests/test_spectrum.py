@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import batches, normal, seeds, spectra, weight
 
-from sttp_manifold import TTShape
-from sttp_manifold.errors import SpectrumError
+from sttp_manifold import SpectralTT, TTShape
+from sttp_manifold.errors import ShapeError, SpectrumError
 from sttp_manifold.spectrum import PENALTIES, SpectrumMap, d_optimal, divergence, hold_spectrum
 from sttp_manifold.spectrum import spectrum_map as by_name
+from sttp_manifold.tt import SPECTRA
 
 ranks = st.integers(1, 6)
 
@@ -76,12 +77,73 @@ def test_a_spectrum_that_is_not_finite_is_refused(name) -> None:
     with pytest.raises(SpectrumError):
         chart.inverse(bad)
 
+    good = torch.eye(2) if name == "full" else torch.ones(2)
+    for number in (torch.nan, torch.inf):
+        bad = good * number if name != "full" else good.fill_diagonal_(number)
+        for project in (False, True):
+            with pytest.raises(SpectrumError, match="not finite"):
+                chart.inverse(bad, project=project)
 
-@pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan")])
+
+@pytest.mark.parametrize("part", ["left", "spectrum", "right"])
+@pytest.mark.parametrize("name", ["free", "full"])
+def test_a_weight_that_is_not_finite_is_not_held(name, part) -> None:
+    tt = weight(TTShape.for_matrix(6, 8, rank=3), "free", 0)
+    parts = {"left": tt.left, "spectrum": tt.spectrum, "right": tt.right}
+    bad = parts[part][0] * torch.nan if part != "spectrum" else tt.spectrum * torch.nan
+    parts[part] = (bad, *parts[part][1:]) if part != "spectrum" else bad
+    with pytest.raises(SpectrumError, match="not finite"):
+        hold_spectrum(SpectralTT(**parts, shape=tt.shape), SpectrumMap(name, 3), project=True)
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan"), True, "2", None])
 def test_bounds_that_are_none(bound) -> None:
-    with pytest.raises(SpectrumError, match="positive and finite"):
+    with pytest.raises(SpectrumError, match="positive finite number"):
         SpectrumMap("bounded", 2, bound=bound)
     assert by_name("bounded", 2, 3.0).bound == 3.0
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_coordinates_of_another_shape_are_refused(name) -> None:
+    """A single number would broadcast to all singular values."""
+    chart = SpectrumMap(name, 3)
+    for size in ((1,), (4,), (), (3, 1)):
+        if size[-len(chart.coordinate_shape) :] == chart.coordinate_shape:
+            continue
+        with pytest.raises(ShapeError, match="coordinates of spectrum"):
+            chart(torch.ones(size))
+        with pytest.raises(ShapeError, match="singular values of spectrum"):
+            chart.inverse(torch.ones(size))
+    with pytest.raises(ShapeError, match="rank of a spectrum"):
+        SpectrumMap(name, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["normalized", "bounded"])
+def test_maps_over_the_whole_range_of_a_dtype(name, dtype) -> None:
+    info = torch.finfo(dtype)
+    chart = SpectrumMap(name, 3, bound=2.0)
+    for largest in (info.max, info.max**0.5 * 2, 1.0, 1e-4):
+        theta = torch.tensor([largest, -largest / 2, 0.0], dtype=dtype)
+        s, wanted = chart(theta), chart(theta.double())
+        torch.testing.assert_close(s.double(), wanted, rtol=4 * info.eps, atol=0)
+        assert s.dtype == dtype
+    assert not chart(torch.zeros(3, dtype=dtype)).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@given(seed=seeds, rank=ranks, scale=st.sampled_from([0.2, 1.0, 50.0]))
+def test_penalties_of_half_precision_are_those_of_the_rounded_numbers(
+    dtype, seed, rank, scale
+) -> None:
+    s = (scale * normal(seed, rank)).to(dtype).requires_grad_()
+    for penalty in PENALTIES.values():
+        eps = 64 / torch.finfo(torch.float16).max if dtype == torch.float16 else 1e-6
+        found, wanted = penalty(s), penalty(s.detach().double(), eps)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+        (gradient,) = torch.autograd.grad(found, s)
+        assert gradient.dtype == dtype
+        assert bool(gradient.isfinite().all())
 
 
 def test_hold_brings_a_weight_to_the_form_of_the_map() -> None:
@@ -119,7 +181,9 @@ def test_penalties_are_smallest_where_they_should_be() -> None:
 
 
 @pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES.keys())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
 @pytest.mark.parametrize(
     "s",
     [[0.0, 0.0, 0.0], [1.0, 0.0, 0.5], [1.0, 1.0, 1.0], [2.0, 1.0, 1.0], [1.0, -1.0, 0.0], [3.0]],

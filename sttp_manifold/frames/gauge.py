@@ -14,6 +14,7 @@ from torch import Tensor
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.householder import reduced_reflectors
 from sttp_manifold.tt.contract import left_frame, mirror, mirrored_frame
+from sttp_manifold.tt.precision import is_half, widened
 from sttp_manifold.tt.spectral import SpectralTT
 
 __all__ = ["canonical_gauge", "haar_frame", "random_rotation", "rotate"]
@@ -58,11 +59,16 @@ def haar_frame(
         dtype: floating dtype, torch's default if absent.
         device: device of the result.
         generator: source of randomness.
+
+    Raises:
+        ShapeError: more columns than rows, or none.
     """
+    if not 1 <= r <= d:
+        raise ShapeError(f"a frame has at most as many columns as rows, got d={d} and r={r}")
     normal = torch.randn(*batch, d, r, dtype=dtype, device=device, generator=generator)
-    q, triangle = torch.linalg.qr(normal)
+    q, triangle = torch.linalg.qr(widened(normal))
     signs = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
-    return q * signs.unsqueeze(-2)
+    return (q * signs.unsqueeze(-2)).to(normal.dtype)
 
 
 def rotate(tt: SpectralTT, left: Sequence[Tensor] = (), right: Sequence[Tensor] = ()) -> SpectralTT:
@@ -77,7 +83,7 @@ def rotate(tt: SpectralTT, left: Sequence[Tensor] = (), right: Sequence[Tensor] 
         - left, right: each ``(*b, R_k, R_k)``, orthogonal
 
     Raises:
-        ShapeError: a wrong number of rotations.
+        ShapeError: a wrong number of rotations, or one that does not fit its bond.
     """
     wanted = (len(tt.left) - 1, len(tt.right) - 1)
     if (len(left), len(right)) != wanted:
@@ -89,6 +95,11 @@ def rotate(tt: SpectralTT, left: Sequence[Tensor] = (), right: Sequence[Tensor] 
     sides = []
     for cores, rotations in ((list(tt.left), left), (list(tt.right), right)):
         for k, rotation in enumerate(rotations):
+            size = (*tt.batch_shape, cores[k].shape[-1], cores[k].shape[-1])
+            if tuple(rotation.shape) not in (size, size[-2:]):
+                raise ShapeError(
+                    f"the rotation of this bond is {size}, got {tuple(rotation.shape)}"
+                )
             push_rotation(cores, k, rotation)
         sides.append(tuple(cores))
     return SpectralTT(sides[0], tt.spectrum, sides[1], tt.shape)
@@ -101,8 +112,10 @@ def canonical_gauge(tt: SpectralTT) -> SpectralTT:
     singular vectors is fixed by making the largest entry in each column of the innermost left
     frame positive. Every other frame gets an upper triangular top block with a non-positive
     diagonal, as in the reduced Householder chart. Unique for distinct singular values and
-    invertible top blocks.
+    invertible top blocks. Half precision is computed in float32.
     """
+    if is_half(tt.dtype):
+        return canonical_gauge(tt.to(torch.float32)).to(tt.dtype)
     tt = tt.merged()
     left, right = list(tt.left), list(mirror(tt.right))
     for cores, frame_of in ((left, left_frame), (right, mirrored_frame)):

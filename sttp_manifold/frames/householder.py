@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames._householder_autograd import Pull, full, reduced, strictly_lower, vjp
+from sttp_manifold.tt.precision import is_half
 
 __all__ = [
     "frame_vjp",
@@ -147,7 +148,7 @@ def _batched(
     transposed: bool,
 ) -> Tensor:
     """Call a chart of stacks with one batch dimension on parameters with any number of them."""
-    if not 1 <= r <= d or parameters.shape[-1] != size:
+    if not 1 <= r <= d or parameters.shape[-1:] != (size,):
         raise ShapeError(
             f"{chart.__name__}_frame(parameters, d={d}, r={r}) takes 1 <= r <= d and parameters of "
             f"shape (*b, {chart.__name__}_size(d, r)), got shape {tuple(parameters.shape)}"
@@ -160,6 +161,11 @@ def _batched(
     batch = parameters.shape[:-1]
     frames = chart(parameters.reshape(math.prod(batch), size), d, r, transposed)
     return frames.view(*batch, *frames.shape[1:])
+
+
+def _check_frame(Q: Tensor) -> None:
+    if Q.ndim < 2 or not 1 <= Q.shape[-1] <= Q.shape[-2]:
+        raise ShapeError(f"a frame is (*b, d, r) with 1 <= r <= d, got {tuple(Q.shape)}")
 
 
 def full_reflectors(
@@ -179,7 +185,14 @@ def full_reflectors(
 
     Returns:
         ``(parameters, signs)`` with ``Q * signs == full_frame(parameters, d, r)``.
+
+    Raises:
+        ShapeError: more columns than rows.
     """
+    _check_frame(Q)
+    if is_half(Q.dtype):
+        parameters, column_signs = full_reflectors(Q.float())
+        return parameters.to(Q.dtype), column_signs.to(Q.dtype)
     d, r = Q.shape[-2:]
     rest, columns, signs = Q, [], []
     for _ in range(r):
@@ -211,7 +224,14 @@ def reduced_reflectors(
 
     Returns:
         ``(parameters, O)`` with ``Q @ O == reduced_frame(parameters, d, r)``.
+
+    Raises:
+        ShapeError: more columns than rows.
     """
+    _check_frame(Q)
+    if is_half(Q.dtype):
+        parameters, rotation = reduced_reflectors(Q.float())
+        return parameters.to(Q.dtype), rotation.to(Q.dtype)
     r = Q.shape[-1]
     # RQ by QR: with J the reversal, (J A)^T = Q1 R1 gives A (Q1 J) = J R1^T J, upper triangular.
     rotation, _ = torch.linalg.qr(Q[..., :r, :].flip(-2).mT)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold.errors import SpectrumError
-from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.spectrum import PENALTIES
+from sttp_manifold.tt.precision import widened
 
 __all__ = ["spectral_penalty"]
 
@@ -26,7 +26,7 @@ def spectral_penalty(model: nn.Module, name: str) -> Tensor:
         name: ``"d_optimal"`` or ``"divergence"``.
 
     Shape:
-        - output: a scalar, differentiable
+        - output: a scalar, differentiable, in float32 for half precision
 
     Raises:
         SpectrumError: an unknown name, or a network without spectral weights.
@@ -53,8 +53,7 @@ def spectral_penalty(model: nn.Module, name: str) -> Tensor:
     parts = []
     for weight in weights:
         bond = weight.bond()
-        bond = bond.to(computing_dtype(bond.dtype))  # half precision has no SVD, and overflows
-        s = torch.linalg.svdvals(bond) if bond.ndim == 2 else bond
+        s = torch.linalg.svdvals(widened(bond)) if bond.ndim == 2 else bond
         parts.append(weight.shape.rank * PENALTIES[name](s))
     total = torch.stack([part.to(parts[0]) for part in parts]).sum()
     return total / sum(weight.shape.rank for weight in weights)

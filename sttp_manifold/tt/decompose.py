@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.errors import RankError, ShapeError
-from sttp_manifold.tt.contract import left_matrix, mirror, right_matrix
+from sttp_manifold.tt.contract import left_matrix, mirror, right_matrix, times_bond
+from sttp_manifold.tt.factors import positive_integer
+from sttp_manifold.tt.precision import is_half
 from sttp_manifold.tt.ranks import clip_ranks
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
+from sttp_manifold.tt.validate import check_chain, check_finite, check_kinds, check_type
 
 __all__ = ["orthogonalize", "qr_sweep", "truncate", "tt_svd"]
 
@@ -44,6 +47,8 @@ def tt_svd(W: Tensor, shape: TTShape) -> SpectralTT:
         >>> tt.singular_values().shape
         torch.Size([4])
     """
+    check_type(W, Tensor, "tt_svd(W, shape): W")
+    check_type(shape, TTShape, "tt_svd(W, TTShape.for_matrix(d_out, d_in, rank=16)): shape")
     if W.ndim < 2 or tuple(W.shape[-2:]) != (shape.d_out, shape.d_in):
         raise ShapeError(
             f"tt_svd of {shape!r} takes a matrix (*b, {shape.d_out}, {shape.d_in}), got "
@@ -53,8 +58,7 @@ def tt_svd(W: Tensor, shape: TTShape) -> SpectralTT:
         raise ShapeError(
             f"tt_svd needs float32 or float64, got {W.dtype}; call tt_svd(W.float(), shape)"
         )
-    if not bool(torch.isfinite(W).all()):
-        raise ShapeError("W has entries that are not finite, so it has no singular values")
+    check_finite([W], "W")
     u, s, vt = torch.linalg.svd(W, full_matrices=False)
     r = shape.rank
     return _from_svd(u[..., :r], s[..., :r], vt[..., :r, :], shape)
@@ -66,7 +70,7 @@ def truncate(
     r"""Lower the ranks of a spectral tensor train, quasi-optimally.
 
     As :func:`tt_svd` of ``tt.to_matrix()``, with its bound on the error, without ever forming the
-    matrix.
+    matrix. Half precision is computed in float32.
 
     Args:
         tt: the value, on the modes of ``tt.shape``.
@@ -75,10 +79,16 @@ def truncate(
 
     Raises:
         RankError: a rank above the one that ``tt`` has.
-        ShapeError: neither or both of ``rank`` and ``ranks``.
+        ShapeError: neither or both of ``rank`` and ``ranks``, or a value that is no weight or
+            not finite.
     """
+    check_type(tt, SpectralTT, "truncate(tt, rank=4), or tt_svd of a matrix,")
+    if is_half(tt.dtype):
+        return truncate(tt.to(torch.float32), rank, ranks=ranks).to(tt.dtype)
+    check_finite([*tt.left, tt.spectrum, *tt.right], "this weight")
     old = tt.shape
-    if ranks is None and rank is not None and rank >= 1:
+    if ranks is None and rank is not None:
+        rank = positive_integer(rank, "rank")
         ranks = clip_ranks(old.out_modes + old.in_modes, [min(rank, r) for r in old.ranks])
         new = TTShape(old.out_modes, old.in_modes, ranks=ranks)
     else:
@@ -111,7 +121,8 @@ def orthogonalize(
     r"""Spectral form of a product of any cores, orthonormal or not.
 
     QR sweeps from both ends, then an SVD at the centre; the product is unchanged to rounding.
-    Ranks that the modes cannot carry are lowered, which loses nothing.
+    Ranks that the modes cannot carry are lowered, which loses nothing. Half precision is computed
+    in float32.
 
     Args:
         left: cores ``(*b, R_{k-1}, n_k, R_k)``, outermost first.
@@ -124,7 +135,8 @@ def orthogonalize(
         - right: each ``(*b, R_{k-1}, m_k, R_k)``
 
     Raises:
-        ShapeError: cores that do not chain.
+        ShapeError: cores that do not chain, a bond that does not fit between them, mixed dtypes,
+            or numbers that are not finite.
 
     Example:
         >>> cores = [torch.randn(1, 3, 2), torch.randn(2, 4, 3)]
@@ -132,20 +144,18 @@ def orthogonalize(
         >>> bool(tt.orthonormality_error() < 1e-5)
         True
     """
-    if not left or not right:
-        raise ShapeError("orthogonalize needs at least one core on each side")
-    try:
-        left_q, left_r = qr_sweep(left)
-        right_q, right_r = qr_sweep(mirror(right))
-        if bond is None:
-            centre = left_r @ right_r.mT
-        elif bond.ndim == left_r.ndim:
-            centre = left_r @ bond @ right_r.mT
-        else:
-            centre = (left_r * bond.unsqueeze(-2)) @ right_r.mT
-    except (RuntimeError, IndexError) as error:
-        shapes = [[tuple(core.shape) for core in side] for side in (left, right)]
-        raise ShapeError(f"cores of shapes {shapes[0]} and {shapes[1]} do not chain") from error
+    left, right = tuple(left), tuple(right)
+    _check_product(left, bond, right)
+    if is_half(left[0].dtype):
+        wide = None if bond is None else bond.float()
+        single = orthogonalize([c.float() for c in left], wide, [c.float() for c in right])
+        return single.to(left[0].dtype)
+    left_q, left_r = qr_sweep(left)
+    right_q, right_r = qr_sweep(mirror(right))
+    if bond is not None:
+        left_r = times_bond(left_r, bond, left_r.ndim - 2)
+    centre = left_r @ right_r.mT
+    check_finite([centre], "the product of these cores")
     a, s, bt = torch.linalg.svd(centre, full_matrices=False)
     left_q[-1] = left_q[-1] @ a.unsqueeze(-3)
     right_q[-1] = right_q[-1] @ bt.mT.unsqueeze(-3)
@@ -158,6 +168,29 @@ def orthogonalize(
     r = shape.rank
     u, vt = left_matrix(left_q), right_matrix(inner)
     return _from_svd(u[..., :r], s[..., :r], vt[..., :r, :], shape)
+
+
+def _check_product(
+    left: tuple[Tensor, ...], bond: Tensor | None, right: tuple[Tensor, ...]
+) -> None:
+    batch = check_chain(left, right)
+    first, last, rows, columns = (
+        left[0].shape[-3], right[-1].shape[-1], left[-1].shape[-1], right[0].shape[-3],
+    )  # fmt: skip
+    if (first, last) != (1, 1):
+        raise ShapeError(f"the outer ranks are 1, got {first} and {last}")
+    wanted = {(*batch, rows, columns)} | ({(*batch, rows)} if rows == columns else set())
+    if bond is None:
+        if rows != columns:
+            raise ShapeError(f"the sides disagree at the centre: ranks {rows} and {columns}")
+        return
+    check_type(bond, Tensor, "bond")
+    if tuple(bond.shape) not in wanted:
+        raise ShapeError(
+            f"a bond between ranks {rows} and {columns} is {' or '.join(map(str, sorted(wanted)))}"
+            f" or None, got {tuple(bond.shape)}"
+        )
+    check_kinds((*left, bond, *right), "cores and bond")
 
 
 def _from_svd(u: Tensor, s: Tensor, vt: Tensor, shape: TTShape) -> SpectralTT:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["closeness", "orthonormality_tolerance", "widened"]
+__all__ = ["closeness", "is_half", "orthonormality_tolerance", "widened"]
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether LAPACK has no factorizations in a dtype."""
+    return dtype in (torch.float16, torch.bfloat16)
 
 
 def widened(x: Tensor) -> Tensor:
-    """``x`` in float32 if it is in half precision, in which LAPACK does not factor."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    """``x`` in float32 if it is in half precision."""
+    return x.float() if is_half(x.dtype) else x
 
 
 def closeness(dtype: torch.dtype) -> float:

@@ -35,8 +35,10 @@ from sttp_manifold.tt.precision import closeness, widened
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.validate import (
     check_pair,
+    check_parts,
     check_places,
     check_rows,
+    check_type,
     common_batch,
     shape_of_cores,
 )
@@ -89,11 +91,14 @@ class SpectralTT:
     shape: TTShape = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "left", tuple(self.left))
-        object.__setattr__(self, "right", tuple(self.right))
         given = cast("TTShape | None", self.shape)
-        if given is not None and self._follows(given.merged):
-            return
+        try:
+            object.__setattr__(self, "left", tuple(self.left))
+            object.__setattr__(self, "right", tuple(self.right))
+            if given is not None and self._follows(given.merged):
+                return
+        except (AttributeError, TypeError):
+            check_parts(self.left, self.right, given)
         own = shape_of_cores(self.left, self.spectrum, self.right)
         if given is None:
             object.__setattr__(self, "shape", own)
@@ -104,7 +109,7 @@ class SpectralTT:
             )
 
     def _follows(self, plan: TTShape) -> bool:
-        """Whether everything fits a plan, cheaply: a value is made in every forward pass."""
+        """Whether all fits a plan; cheap and without messages, since every forward asks."""
         s = self.spectrum
         batch = self.left[0].shape[:-3] if self.left else torch.Size()
         expected = [(*batch, *shape) for shape in plan.core_shapes]
@@ -299,8 +304,7 @@ class SpectralTT:
             ShapeError: what is no weight; weights of different sizes, dtypes or devices, or of
                 batch shapes that do not broadcast.
         """
-        if not isinstance(other, SpectralTT):
-            raise ShapeError(f"distance to a SpectralTT, got a {type(other).__name__}")
+        check_type(other, SpectralTT, "distance")
         a, b = self.merged(), other.merged()
         check_pair("distance", (a.shape, b.shape), (a.spectrum, b.spectrum))
         batch = common_batch(a.batch_shape, b.batch_shape)

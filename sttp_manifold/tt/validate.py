@@ -11,12 +11,113 @@ from torch import Tensor
 from sttp_manifold.errors import PlaceError, ShapeError
 from sttp_manifold.tt.shape import TTShape
 
-__all__ = ["check_pair", "check_places", "check_rows", "common_batch", "shape_of_cores"]
+__all__ = [
+    "check_chain",
+    "check_finite",
+    "check_kinds",
+    "check_pair",
+    "check_parts",
+    "check_places",
+    "check_rows",
+    "check_type",
+    "common_batch",
+    "shape_of_cores",
+]
 
 _INTEGERS = (
     torch.uint8, torch.uint16, torch.uint32, torch.uint64,
     torch.int8, torch.int16, torch.int32, torch.int64,
 )  # fmt: skip
+
+
+def check_type(value: object, kind: type, call: str) -> None:
+    """Refuse an argument of another type.
+
+    Args:
+        value: what a user gave.
+        kind: the type that is wanted.
+        call: a call that works, with which the message begins.
+
+    Raises:
+        ShapeError: such an argument.
+    """
+    if not isinstance(value, kind):
+        raise ShapeError(
+            f"{call} takes a {kind.__name__}, got {type(value).__name__}: {value!r:.80}"
+        )
+
+
+def check_parts(left: object, right: object, shape: object) -> None:
+    """Refuse what cannot be sides and plan of a value.
+
+    Raises:
+        ShapeError: sides that are no sequences, or a plan that is none.
+    """
+    check_type(left, Sequence, "SpectralTT(left, spectrum, right): left")
+    check_type(right, Sequence, "SpectralTT(left, spectrum, right): right")
+    if shape is not None:
+        check_type(shape, TTShape, "SpectralTT(left, spectrum, right, shape): shape")
+
+
+def check_chain(left: Sequence[Tensor], right: Sequence[Tensor]) -> torch.Size:
+    """Refuse cores that do not chain on either side; their centre is left to the caller.
+
+    Shape:
+        - left, right: each ``(*b, R_{k-1}, mode_k, R_k)``
+
+    Returns:
+        The batch shape ``b``.
+
+    Raises:
+        ShapeError: what is no tensor of real floating-point numbers, mixed dtypes or devices, or
+            neighbours of other ranks.
+    """
+    if not left or not right:
+        raise ShapeError("at least one core is needed on each side of the spectrum")
+    batch: torch.Size | None = None
+    for name, cores, before in (("left", left, 0), ("right", right, len(left))):
+        for k, core in enumerate(cores):
+            check_type(core, Tensor, f"{name} core {k}")
+            batch = core.shape[:-3] if batch is None else batch
+            if core.ndim < 3 or core.shape[:-3] != batch or 0 in core.shape[-3:]:
+                sizes = ", ".join(map(str, (*batch, "R", "mode", "R'")))
+                raise ShapeError(
+                    f"{name} core {k} has shape {tuple(core.shape)}; expected ({sizes})"
+                )
+        for bond, (a, b) in enumerate(pairwise(cores), start=before + 1):
+            if a.shape[-1] != b.shape[-3]:
+                raise ShapeError(
+                    f"{name} cores disagree at bond {bond}: {a.shape[-1]} and {b.shape[-3]}"
+                )
+    check_kinds((*left, *right), "cores")
+    assert batch is not None
+    return batch
+
+
+def check_kinds(tensors: Sequence[Tensor], what: str) -> None:
+    """Refuse tensors of mixed dtypes or devices, or not of real floating-point numbers.
+
+    Raises:
+        ShapeError: such tensors.
+    """
+    kinds = {f"{t.dtype} on {t.device}" for t in tensors}
+    if len(kinds) > 1:
+        raise ShapeError(f"{what} must share dtype and device, got {', '.join(sorted(kinds))}")
+    if not tensors[0].is_floating_point():
+        raise ShapeError(
+            f"{what} must be real floating-point tensors, got {tensors[0].dtype}; convert them "
+            "first, as by core.double()"
+        )
+
+
+def check_finite(tensors: Sequence[Tensor], what: str) -> None:
+    """Refuse numbers that are not finite, of which no factorization is defined.
+
+    Raises:
+        ShapeError: such numbers.
+    """
+    if not all(t.is_meta or bool(t.isfinite().all()) for t in tensors):
+        raise ShapeError(f"{what} has entries that are not finite, so it has no singular values")
 
 
 def shape_of_cores(left: Sequence[Tensor], spectrum: Tensor, right: Sequence[Tensor]) -> TTShape:
@@ -27,50 +128,24 @@ def shape_of_cores(left: Sequence[Tensor], spectrum: Tensor, right: Sequence[Ten
         - spectrum: ``(*b, r)`` or ``(*b, r, r)``
 
     Raises:
-        ShapeError: what is no tensor of real floating-point numbers, mixed dtypes or devices,
-            cores that do not chain, or ranks that the modes cannot carry.
+        ShapeError: as :func:`check_chain`, or a spectrum that does not fit between the sides.
+        RankError: ranks that the modes cannot carry.
     """
-    tensors = (*left, spectrum, *right)
-    for t in tensors:
-        if not isinstance(t, Tensor):
-            raise ShapeError(
-                "SpectralTT takes left cores, spectrum and right cores, all of them tensors; got "
-                f"a {type(t).__name__}"
-            )
-    if not left or not right:
-        raise ShapeError("a SpectralTT needs at least one core on each side of its spectrum")
-    batch = left[0].shape[:-3]
-    for name, cores in (("left", left), ("right", right)):
-        for k, core in enumerate(cores):
-            if core.ndim < 3 or core.shape[:-3] != batch:
-                raise ShapeError(
-                    f"{name} core {k} has shape {tuple(core.shape)}; expected "
-                    f"({', '.join(map(str, (*batch, 'R', 'mode')))}, R')"
-                )
-    kinds = {(t.dtype, t.device) for t in tensors}
-    if len(kinds) > 1:
-        raise ShapeError(f"cores and spectrum must share dtype and device, got {kinds}")
-    if not spectrum.is_floating_point():
-        raise ShapeError(
-            f"cores and spectrum must be real floating-point tensors, got {spectrum.dtype}; "
-            "convert them first, as by core.double()"
-        )
-    r = left[-1].shape[-1]
+    batch = check_chain(left, right)
+    check_type(spectrum, Tensor, "the spectrum")
+    check_kinds((*left, spectrum, *right), "cores and spectrum")
+    r, following = left[-1].shape[-1], right[0].shape[-3]
+    if r != following:
+        raise ShapeError(f"the sides disagree at the centre: ranks {r} and {following}")
     if tuple(spectrum.shape) not in ((*batch, r), (*batch, r, r)):
         raise ShapeError(
             f"spectrum of shape {tuple(spectrum.shape)} does not fit a centre rank {r} "
             f"and batch shape {tuple(batch)}: expected {(*batch, r)} or {(*batch, r, r)}"
         )
-    cores = (*left, *right)
-    for k, (a, b) in enumerate(pairwise(cores), start=1):
-        if a.shape[-1] != b.shape[-3]:
-            raise ShapeError(
-                f"cores {k} and {k + 1} disagree at bond {k}: {a.shape[-1]} and {b.shape[-3]}"
-            )
     return TTShape(
         (core.shape[-2] for core in left),
         (core.shape[-2] for core in right),
-        ranks=(cores[0].shape[-3], *(core.shape[-1] for core in cores)),
+        ranks=(left[0].shape[-3], *(core.shape[-1] for core in (*left, *right))),
     )
 
 

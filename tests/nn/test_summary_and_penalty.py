@@ -257,3 +257,18 @@ def test_descent_evens_the_spectrum() -> None:
         spectral_penalty(layer, "d_optimal").backward()
         optimizer.step()
     assert ratio() > 5 * before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_of_half_precision_are_finite_at_the_start(dtype, spectrum, name) -> None:
+    layer = SpectralLinear(12, 10, 4, spectrum=spectrum, dtype=dtype)
+    penalty = spectral_penalty(layer, name)
+    assert penalty.isfinite()
+    assert penalty.dtype == torch.float32
+    if spectrum == "identity":
+        return
+    penalty.backward()
+    for parameter in layer.spectral_weight.parameters():
+        assert parameter.grad is None or bool(parameter.grad.isfinite().all())

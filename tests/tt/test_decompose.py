@@ -12,6 +12,7 @@ from strategies import batches, normal, seeds, shapes, weight
 
 from sttp_manifold import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
 from sttp_manifold.errors import RankError, ShapeError
+from sttp_manifold.frames import canonical_gauge
 from sttp_manifold.tt.contract import left_matrix, right_matrix
 
 
@@ -127,11 +128,66 @@ def test_matrices_that_do_not_fit(W, words) -> None:
     assert words in str(caught.value)
 
 
-def test_cores_that_do_not_chain() -> None:
-    with pytest.raises(ShapeError, match="do not chain"):
-        orthogonalize([normal(0, 1, 3, 2)], None, [normal(0, 3, 3, 1)])
-    with pytest.raises(ShapeError, match="at least one core"):
-        orthogonalize([], None, [normal(0, 3, 3, 1)])
+CORES = [normal(0, 1, 3, 2)], [normal(1, 2, 3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("left", "bond", "right", "words"),
+    [
+        (CORES[0], None, [normal(0, 3, 3, 1)], "disagree at the centre: ranks 2 and 3"),
+        ([], None, CORES[1], "at least one core"),
+        ([normal(0, 1, 3, 4), normal(0, 2, 3, 2)], None, CORES[1], "left cores disagree at bond 1"),
+        (CORES[0], None, [normal(0, 2, 3, 4), CORES[1][0]], "right cores disagree at bond 2"),
+        ([normal(0, 2, 3, 2)], None, CORES[1], "outer ranks are 1, got 2 and 1"),
+        (CORES[0], torch.ones(1).double(), CORES[1], "a bond between ranks 2 and 2"),
+        (CORES[0], torch.ones(1, 1).double(), CORES[1], "a bond between ranks 2 and 2"),
+        (CORES[0], torch.ones(2), CORES[1], "share dtype and device"),
+        (CORES[0], 2.0, CORES[1], "bond takes a Tensor, got float"),
+        (CORES[0], None, [normal(0, 5, 2, 3, 1)], "right core 0 has shape (5, 2, 3, 1)"),
+        (CORES[0], None, [None], "right core 0 takes a Tensor, got NoneType"),
+        ([c.cfloat() for c in CORES[0]], None, [c.cfloat() for c in CORES[1]], "real floating"),
+        ([CORES[0][0] * torch.nan], None, CORES[1], "not finite"),
+    ],
+)
+def test_cores_that_do_not_chain(left, bond, right, words) -> None:
+    with pytest.raises(ShapeError) as caught:
+        orthogonalize(left, bond, right)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("spectrum", ["free", "full"])
+def test_half_precision_is_factored_in_single(dtype, spectrum) -> None:
+    """The value has its dtype, and is as near as rounding allows."""
+    tt = weight(TTShape((3, 4), (4, 3), rank=4), spectrum, 0, (2,)).to(torch.float32)
+    half, W = tt.to(dtype), tt.to_matrix()
+    eps = torch.finfo(dtype).eps
+    near = 8 * eps * float(tt.norm().max())
+    cases = {
+        "truncate": (truncate(half, rank=2), truncate(tt, rank=2).to_matrix()),
+        "orthogonalize": (orthogonalize(half.left, half.spectrum, half.right), W),
+        "canonical_gauge": (canonical_gauge(half), W),
+    }
+    for name, (found, wanted) in cases.items():
+        assert found.dtype == dtype, name
+        assert float((found.to(torch.float32).to_matrix() - wanted).abs().max()) < near, name
+        assert float(found.orthonormality_error()) < 8 * eps, name
+    assert half.singular_values().dtype == dtype
+    assert half.allclose(half.clone())
+    assert not half.allclose(SpectralTT(half.left, half.spectrum * 2, half.right, half.shape))
+
+
+def test_what_cannot_be_truncated() -> None:
+    tt = weight(TTShape((3, 4), (4, 3), rank=4), "free", 0)
+    bad = SpectralTT(tt.left, tt.spectrum * torch.nan, tt.right, tt.shape)
+    cases = ((bad, 2, "not finite"), (tt.to_matrix(), 2, "tt_svd"), (tt, "2", "'2'"))
+    for value, rank, words in cases:
+        with pytest.raises(ShapeError) as caught:
+            truncate(value, rank)
+        assert words in str(caught.value)
+    for W, shape in ((tt.to_matrix(), 2), ([[1.0]], tt.shape)):
+        with pytest.raises(ShapeError, match=r"tt_svd\(.*\): (W|shape) takes a"):
+            tt_svd(W, shape)
 
 
 def test_zero_is_a_weight() -> None:

@@ -239,6 +239,28 @@ def test_calls_that_do_not_fit() -> None:
         tt.distance(weight(TTShape.for_matrix(4, 6, rank=2), "free", 0))
 
 
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"left": 3}, "left takes a Sequence, got int: 3"),
+        ({"right": None}, "right takes a Sequence, got NoneType"),
+        ({"left": [1.0, 2.0]}, "left core 0 takes a Tensor, got float: 1.0"),
+        ({"left": [np.ones((1, 6, 2))]}, "left core 0 takes a Tensor, got ndarray"),
+        ({"spectrum": [1.0, 2.0]}, "the spectrum takes a Tensor, got list"),
+        ({"shape": (6, 4)}, "shape takes a TTShape, got tuple: (6, 4)"),
+    ],
+)
+@pytest.mark.parametrize("with_shape", [False, True])
+def test_what_is_no_part_of_a_weight(parts, words, with_shape) -> None:
+    shape = TTShape.svd(6, 4, rank=2)
+    tt = weight(shape, "free", 0)
+    given = {"left": tt.left, "spectrum": tt.spectrum, "right": tt.right}
+    given |= {"shape": shape} if with_shape else {}
+    with pytest.raises(ShapeError) as caught:
+        SpectralTT(**(given | parts))
+    assert words in str(caught.value)
+
+
 def test_it_prints_its_plan() -> None:
     assert repr(weight(TTShape.svd(3, 4, 2), "full", 0, (2,))) == (
         "SpectralTT(3 | 4, ranks 1-2-1, full bond, batch (2,), float64, cpu)"
