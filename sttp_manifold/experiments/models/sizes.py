@@ -1,0 +1,55 @@
+"""Checks of sizes that the networks share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sttp_manifold.errors import ConfigError, ShapeError
+from sttp_manifold.tt.factors import positive_integer
+
+__all__ = ["check_images", "check_sizes"]
+
+
+def check_sizes(example: str, **sizes: int) -> None:
+    """Check that sizes of a network are positive integers.
+
+    Args:
+        example: a call that works.
+        sizes: the sizes by their names.
+
+    Raises:
+        ConfigError: one of them is not.
+    """
+    for name, value in sizes.items():
+        try:
+            positive_integer(value, name)
+        except ShapeError as error:
+            raise ConfigError(f"{error}; as in {example}") from None
+
+
+def check_images(x: Tensor, channels: int, multiple: int = 1) -> None:
+    """Check a batch of images before the first convolution.
+
+    Args:
+        x: the images.
+        channels: the channels that the network was made for.
+        multiple: by what it divides height and width.
+
+    Shape:
+        - x: ``(n, channels, height, width)``
+
+    Raises:
+        ShapeError: another number of dimensions or of channels, or a height or width that is no
+            multiple of ``multiple``.
+    """
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ShapeError(
+            f"this network was made with channels={channels} and takes images of shape "
+            f"(n, {channels}, height, width), got {tuple(x.shape)}"
+        )
+    height, width = x.shape[2:]
+    if height < 1 or width < 1 or height % multiple or width % multiple:
+        raise ShapeError(
+            f"this network takes images whose height and width are multiples of {multiple}, "
+            f"got {height} x {width}"
+        )
