@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.manifolds.contract import HasAmbient, HasProjection
-from sttp_manifold.manifolds.cost import plain
+from sttp_manifold.manifolds.cost import derivative
+from sttp_manifold.manifolds.geometry import plain
 
 __all__ = ["Ambient", "euclidean_gradient"]
 
@@ -24,11 +25,8 @@ def euclidean_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tenso
     """Derivative of a scalar function of the numbers of a point, as they are stored."""
     leaf = plain(x).clone().requires_grad_()
     with torch.enable_grad():
-        value = function(leaf)
-        if not value.requires_grad:
-            return torch.zeros_like(leaf)
-        (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
-    return gradient
+        gradient = derivative(function(leaf), leaf)
+    return torch.zeros_like(leaf) if gradient is None else gradient
 
 
 class Ambient:

@@ -10,7 +10,8 @@ from torch import Tensor
 from sttp_manifold.checks.place import Place, norm
 from sttp_manifold.checks.slopes import Slope
 from sttp_manifold.errors import ManifoldError
-from sttp_manifold.manifolds.cost import ManifoldCost, plain
+from sttp_manifold.manifolds.cost import ManifoldCost
+from sttp_manifold.manifolds.geometry import plain
 
 __all__ = [
     "Curve",

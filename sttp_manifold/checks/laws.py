@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sttp_manifold.checks.place import Place, norm
 from sttp_manifold.checks.result import Law
-from sttp_manifold.manifolds.cost import plain
+from sttp_manifold.manifolds.geometry import plain
 
 __all__ = ["gradient_laws", "hessian_laws", "manifold_laws", "point_laws", "transport_laws"]
 

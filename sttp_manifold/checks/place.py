@@ -15,7 +15,7 @@ from sttp_manifold.checks.result import CheckResult, Law
 from sttp_manifold.checks.slopes import Slope, measure_slope
 from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.contract import HasLength, OfWeights
-from sttp_manifold.manifolds.cost import plain
+from sttp_manifold.manifolds.geometry import geometry_of, plain
 
 __all__ = ["Place", "norm"]
 
@@ -80,9 +80,10 @@ class Place:
         device: torch.device | str | None,
     ) -> Tensor:
         M = self.M
-        if size is None and isinstance(M, HasLength):
-            size = (M.n_elements,)
-        if size is None and not isinstance(M, OfWeights):
+        base = geometry_of(M).base
+        if size is None and isinstance(base, HasLength):
+            size = (base.n_elements,)
+        if size is None and not isinstance(base, OfWeights):
             example = {0: "()", 1: "(5,)", 2: "(5, 5)"}.get(M.ndim, "(5, 5)")
             raise ManifoldError(
                 f"{type(M).__name__} has points of any shape: give a point, as x=..., or the shape "

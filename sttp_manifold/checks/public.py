@@ -39,7 +39,8 @@ from sttp_manifold.checks.laws import (
 from sttp_manifold.checks.place import Place, norm
 from sttp_manifold.checks.result import CheckResult
 from sttp_manifold.errors import ManifoldError
-from sttp_manifold.manifolds.cost import ManifoldCost, plain
+from sttp_manifold.manifolds.cost import ManifoldCost, derivative
+from sttp_manifold.manifolds.geometry import plain
 
 __all__ = [
     "check_gradient",
@@ -305,7 +306,7 @@ def check_gradient(
         False
     """
     place, u = _start(M, x, u, size, dtype, device, seed)
-    f = ManifoldCost(M, cost)
+    f = _cost(place, cost)
     field = (lambda y: f.gradient(y)[1]) if gradient is None else gradient
     grad = plain(field(place.x))
     derivative = euclidean_gradient(f, place.x)
@@ -374,7 +375,7 @@ def check_hessian(
         (True, [2, 3])
     """
     place, u = _start(M, x, u, size, dtype, device, seed)
-    f = ManifoldCost(M, cost)
+    f = _cost(place, cost)
     grad = plain(f.gradient(place.x)[1])
     apply = f.hessian(place.x) if hessian is None else lambda w: plain(hessian(place.x, w))
     H_u = plain(apply(u))
@@ -399,6 +400,19 @@ def check_hessian(
         )
     result = place.result("check_hessian", *slopes)
     return result.raise_if_failed() if raises else result
+
+
+def _cost(place: Place, cost: Callable[..., Tensor]) -> ManifoldCost:
+    """The cost to check; that autograd sees no dependence is worth a note, and no error."""
+    f = ManifoldCost(place.M, cost, constant=True)
+    leaf = place.x.clone().requires_grad_()
+    with torch.enable_grad():
+        if derivative(f(leaf), leaf) is None:
+            place.notes.append(
+                "autograd finds no way from the cost to its argument (.detach(), .data, .item(), "
+                "numpy, torch.no_grad()): its gradient is zero"
+            )
+    return f
 
 
 def _start(

@@ -25,7 +25,7 @@ autograd has it (Absil, Mahony & Sepulchre 2008, Prop. 5.3.2).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -42,10 +42,22 @@ __all__ = [
     "HasScale",
     "LinearMap",
     "OfWeights",
+    "flat_metric",
 ]
 
 LinearMap: TypeAlias = Callable[[Tensor], Tensor]
 """A linear map of tangent vectors at one point."""
+
+InnerT = TypeVar("InnerT", bound=Callable[..., Any])
+
+
+def flat_metric(inner: InnerT) -> InnerT:
+    """Mark an ``inner`` that is the sum of the products of the entries of two vectors.
+
+    Solvers then take that sum themselves, in double precision.
+    """
+    inner.is_flat = True  # type: ignore[attr-defined]
+    return inner
 
 
 class FrameGroup(NamedTuple):

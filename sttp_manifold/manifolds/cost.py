@@ -13,26 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ProductManifold, geoopt
 from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.contract import HasHessian, LinearMap, OfWeights
+from sttp_manifold.manifolds.geometry import geometry_of, is_embedded, plain
 
-__all__ = ["Evaluation", "ManifoldCost", "plain"]
-
-
-def plain(x: Tensor) -> Tensor:
-    """The numbers of a point, outside of the graph and without geoopt's subclass.
-
-    Shape:
-        - x, output: any
-    """
-    return x.detach().as_subclass(Tensor)
+__all__ = ["Evaluation", "ManifoldCost", "derivative"]
 
 
 class ManifoldCost:
     r"""Value, gradient and Hessian of a cost, and how often each was asked for.
 
-    The gradient is ``manifold.egrad2rgrad`` of the Euclidean one. The Hessian is
+    The gradient is ``manifold.egrad2rgrad`` of the Euclidean one, with what
+    :mod:`~sttp_manifold.manifolds.geometry` mends. The Hessian is
     ``manifold.hessian_operator`` where there is one; for Riemannian submanifolds of a Euclidean
     space (geoopt's ``Euclidean``, ``EuclideanStiefel``, ``Sphere``, their products, and
     :class:`~sttp_manifold.SpectralTTManifold`) it is the projected derivative of the gradient
@@ -42,11 +34,16 @@ class ManifoldCost:
     Args:
         manifold: a geoopt manifold, or one of this package.
         cost: the function.
+        constant: accept a cost that does not depend on the point, as far as autograd can see; its
+            gradient is zero.
 
     Attributes:
         evaluations: how often the cost function was called.
         gradients: how many gradients were computed; each calls the function once.
         products: how many Hessian-vector products were computed.
+        geometry: the operations of the manifold.
+        unit: what the cost is multiplied by, with its gradients and Hessians; for costs whose
+            numbers their dtype can hardly hold.
 
     Example:
         >>> from sttp_manifold._geoopt import EuclideanStiefel
@@ -57,9 +54,14 @@ class ManifoldCost:
         (0.5, 0.0)
     """
 
-    def __init__(self, manifold: Any, cost: Callable[..., Tensor]) -> None:
+    def __init__(
+        self, manifold: Any, cost: Callable[..., Tensor], *, constant: bool = False
+    ) -> None:
         self.manifold = manifold
+        self.constant = constant
+        self.geometry = geometry_of(manifold)
         self.cost = cost
+        self.unit = 1.0
         self.evaluations = 0
         self.gradients = 0
         self.products = 0
@@ -70,7 +72,8 @@ class ManifoldCost:
         Raises:
             ManifoldError: if the function does not return a scalar tensor.
         """
-        return self.of(self.manifold.unpack(x) if isinstance(self.manifold, OfWeights) else x)
+        base = self.geometry.base
+        return self.of(base.unpack(x) if isinstance(base, OfWeights) else x)
 
     def of(self, argument: Any) -> Tensor:
         """The cost of what the function takes: a weight, or a point of a manifold without any.
@@ -80,13 +83,15 @@ class ManifoldCost:
         """
         self.evaluations += 1
         value: Any = self.cost(argument)  # a user's function may return anything
-        if not isinstance(value, Tensor) or value.ndim:
-            what = f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value)}"
+        if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+            what = f"{type(value)}"
+            if isinstance(value, Tensor):
+                what = f"{tuple(value.shape)} of {value.dtype}"
             raise ManifoldError(
-                f"a cost returns a scalar tensor, as (tt.entries(i, j) - b).square().sum() does; "
-                f"this one returned {what}"
+                "a cost returns a scalar tensor of real numbers, as "
+                f"(tt.entries(i, j) - b).square().sum() does; this one returned {what}"
             )
-        return value
+        return value if self.unit == 1.0 else value * self.unit
 
     def value(self, x: Tensor) -> Tensor:
         """The cost at a point, outside of the graph.
@@ -104,6 +109,9 @@ class ManifoldCost:
         Shape:
             - x, gradient: the manifold's points and tangent vectors
             - value: ``()``
+
+        Raises:
+            ManifoldError: a cost that does not depend on the point, unless ``constant``.
         """
         evaluation = self.at(x)
         return evaluation.value, evaluation.gradient()
@@ -129,15 +137,17 @@ class ManifoldCost:
             - x, and what the map takes and gives: the manifold's points and tangent vectors
 
         Raises:
-            ManifoldError: a manifold whose Hessian is not known here.
+            ManifoldError: a manifold whose Hessian is not known here; a cost that does not depend
+                on the point, unless ``constant``.
         """
         x = plain(x)
-        if isinstance(self.manifold, HasHessian):
-            return self._counted(self.manifold.hessian_operator(self.of, x))
+        base = self.geometry.base
+        if isinstance(base, HasHessian):
+            return self._counted(base.hessian_operator(self.of, x))
         self.check_curvature()
         leaf = x.clone().requires_grad_()
         with torch.enable_grad():
-            euclidean = _gradient(self(leaf), leaf, create_graph=True)
+            euclidean = self._derivative(self(leaf), leaf, create_graph=True)
         return self._counted(self._embedded_hessian(x, leaf, euclidean))
 
     def check_curvature(self) -> None:
@@ -146,9 +156,10 @@ class ManifoldCost:
         Raises:
             ManifoldError: such a manifold.
         """
-        if not isinstance(self.manifold, HasHessian) and not is_embedded(self.manifold):
+        base = self.geometry.base
+        if not isinstance(base, HasHessian) and not is_embedded(base):
             raise ManifoldError(
-                f"the Hessian on {type(self.manifold).__name__} is not known here: it is no "
+                f"the Hessian on {type(base).__name__} is not known here: it is no "
                 "Riemannian submanifold of a Euclidean space, and has no hessian_operator(cost, "
                 "x); use EuclideanStiefel() for Stiefel(), or a method of first order, as in "
                 "minimize(..., method='conjugate_gradient')"
@@ -156,21 +167,38 @@ class ManifoldCost:
 
     def _embedded_hessian(self, x: Tensor, leaf: Tensor, euclidean: Tensor) -> LinearMap:
         with torch.enable_grad():
-            field = self.manifold.egrad2rgrad(leaf, euclidean)
+            field = self.geometry.base.egrad2rgrad(leaf, euclidean)
 
         def apply(u: Tensor) -> Tensor:
             if not field.requires_grad:
                 return torch.zeros_like(u)
             (moved,) = torch.autograd.grad(field, leaf, u, retain_graph=True)
             with torch.no_grad():
-                return self.manifold.proju(x, moved)
+                return self.geometry.proju(x, moved)
 
         return apply
 
+    def _derivative(self, value: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Tensor:
+        gradient = derivative(value, leaf, create_graph=create_graph)
+        if gradient is not None:
+            return gradient
+        if self.constant:
+            return torch.zeros_like(leaf)
+        raise ManifoldError(
+            "the cost does not depend on the point: autograd finds no way from the value that it "
+            "returned back to its argument. Compute it from the argument by torch operations, as "
+            "(tt.entries(i, j) - b).square().sum(), without .detach(), .data, .item(), numpy or "
+            "torch.no_grad() on the way"
+        )
+
     def _counted(self, apply: LinearMap) -> LinearMap:
+        scale = self.geometry.scale
+
         def counted(u: Tensor) -> Tensor:
             self.products += 1
-            return apply(plain(u))
+            product = apply(plain(u))
+            # A vector on a scaled manifold stands for a velocity that is shorter by the scale.
+            return product if scale == 1.0 else product / scale**2
 
         return counted
 
@@ -190,7 +218,7 @@ class Evaluation:
         self.x = x
         self._cost = cost
         # An operator of the manifold makes a graph of its own.
-        self._curvature = curvature and not isinstance(cost.manifold, HasHessian)
+        self._curvature = curvature and not isinstance(cost.geometry.base, HasHessian)
         self._leaf: Tensor = x.clone().requires_grad_()
         with torch.enable_grad():
             self._output: Tensor | None = cost(self._leaf)
@@ -203,17 +231,22 @@ class Evaluation:
 
         Shape:
             - output: a tangent vector of the manifold
+
+        Raises:
+            ManifoldError: a cost that does not depend on the point, unless ``constant``.
         """
         if self._gradient is None:
             assert self._output is not None
             self._cost.gradients += 1
             with torch.enable_grad():
-                euclidean = _gradient(self._output, self._leaf, create_graph=self._curvature)
+                euclidean = self._cost._derivative(
+                    self._output, self._leaf, create_graph=self._curvature
+                )
             if self._curvature:
                 self._euclidean = euclidean
             self._output = None
             with torch.no_grad():
-                self._gradient = self._cost.manifold.egrad2rgrad(self.x, euclidean.detach())
+                self._gradient = self._cost.geometry.gradient(self.x, euclidean.detach())
         return self._gradient
 
     def hessian(self) -> LinearMap:
@@ -235,21 +268,18 @@ class Evaluation:
         )
 
 
-def _gradient(value: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros_like(leaf)
-    (gradient,) = torch.autograd.grad(
-        value, leaf, create_graph=create_graph, allow_unused=True, materialize_grads=True
-    )
-    return gradient
+def derivative(value: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Tensor | None:
+    """Derivative of a cost in the numbers of a point; none where autograd sees no dependence.
 
+    Args:
+        value: what the cost returned.
+        leaf: the point that it was given.
+        create_graph: so that it can be differentiated again.
 
-def is_embedded(manifold: Any) -> bool:
-    """Whether a manifold is known to carry the metric of the Euclidean space that its points fill.
-
-    By the exact type for geoopt's own, whose subclasses may change the metric.
+    Shape:
+        - value: ``()``
+        - leaf, output: any
     """
-    if isinstance(manifold, ProductManifold):
-        return all(is_embedded(factor) for factor in manifold.manifolds)
-    known = {Euclidean, EuclideanStiefel, geoopt.EuclideanStiefelExact, geoopt.Sphere}
-    return type(manifold) in known | {geoopt.SphereExact}
+    if not value.requires_grad:
+        return None
+    return torch.autograd.grad(value, leaf, create_graph=create_graph, allow_unused=True)[0]

@@ -17,8 +17,8 @@ from sttp_manifold._geoopt import Manifold, ManifoldTensor
 from sttp_manifold.errors import ManifoldError, SpectrumError
 from sttp_manifold.frames.gauge import haar_frame
 from sttp_manifold.manifolds.bond_sets import bond_set
-from sttp_manifold.manifolds.cost import plain
 from sttp_manifold.manifolds.fixed_tt_geometry import Point, Vector
+from sttp_manifold.manifolds.geometry import plain
 from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
 from sttp_manifold.manifolds.weight_points import WeightPoints
 from sttp_manifold.spectrum import SpectrumMap, hold_spectrum

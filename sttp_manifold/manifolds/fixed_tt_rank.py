@@ -38,10 +38,11 @@ from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.manifolds import fixed_tt_geometry as geometry
-from sttp_manifold.manifolds.contract import LinearMap
-from sttp_manifold.manifolds.cost import ManifoldCost, plain
+from sttp_manifold.manifolds.contract import LinearMap, flat_metric
+from sttp_manifold.manifolds.cost import ManifoldCost, derivative
 from sttp_manifold.manifolds.fixed_tt_geometry import Point, Vector
 from sttp_manifold.manifolds.fixed_tt_points import FixedTTPoints
+from sttp_manifold.manifolds.geometry import plain
 from sttp_manifold.tt.contract import left_matrix, mirror, regroup_cores, right_matrix
 from sttp_manifold.tt.decompose import orthogonalize
 from sttp_manifold.tt.spectral import SpectralTT
@@ -109,6 +110,7 @@ class FixedTTRankManifold(FixedTTPoints):
             )
         )
 
+    @flat_metric
     def inner(
         self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
     ) -> Tensor:
@@ -315,16 +317,16 @@ class FixedTTRankManifold(FixedTTPoints):
 
         Args:
             cost: a function of the weight that returns a scalar tensor.
-            x: a point.
+            x: a point, or a batch of them, over which the cost sums.
             u: a tangent vector.
 
         Shape:
-            - x, u, output: ``(n_elements,)``
+            - x, u, output: ``(*b, n_elements)``
 
         Raises:
             ManifoldError: a cost that returns something else.
         """
-        return ManifoldCost(self, cost).hessian(x)(u)
+        return ManifoldCost(self, cost, constant=True).hessian(x)(u)
 
     def hessian_operator(self, cost: Callable[[SpectralTT], Tensor], x: Tensor) -> LinearMap:
         r"""Riemannian Hessian at ``x``, as a map of tangent vectors: one backward pass for each.
@@ -337,7 +339,7 @@ class FixedTTRankManifold(FixedTTPoints):
         :math:`\operatorname{Hess} f[u] = \nabla^2 h(0)\, u`. No Weingarten map is needed.
 
         Shape:
-            - x: ``(n_elements,)``
+            - x: ``(*b, n_elements)``; the cost is one of all points of a batch
         """
         x = plain(x)
         point = self._point(x)
@@ -346,13 +348,12 @@ class FixedTTRankManifold(FixedTTPoints):
             tangent = geometry.tangent_part(point, self._cores(d), self.centre)
             moved = geometry.curve(point, tangent, self.centre)
             weight = SpectralTT(moved.left, moved.bond, mirror(moved.right), self.shape)
-            value = cost(weight)
-            if not value.requires_grad:
+            slope = derivative(cost(weight), d, create_graph=True)
+            if slope is None:
                 return torch.zeros_like
-            (slope,) = torch.autograd.grad(value, d, create_graph=True, materialize_grads=True)
             # The derivative of a curve's cost in its velocity is the gradient itself.
             eta = geometry.tangent_chain(point, self._cores(slope.detach()))
-            linear = geometry.chain_inner(eta, moved)
+            linear = geometry.chain_inner(eta, moved).sum()
             (along,) = torch.autograd.grad(linear, d, create_graph=True)
             field = slope - along
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ProductManifold
 from sttp_manifold.frames.retractions import cholesky_qr, polar, project_tangent
-from sttp_manifold.manifolds.contract import FrameGroup
+from sttp_manifold.manifolds.contract import FrameGroup, flat_metric
 
 __all__ = ["GroupedProduct"]
 
@@ -113,6 +113,7 @@ class GroupedProduct(ProductManifold):
         """Transport of ``v`` along the exponential map of ``u``."""
         return self.expmap_transp(x, u, v)[1]
 
+    @flat_metric
     def inner(
         self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
     ) -> Tensor:

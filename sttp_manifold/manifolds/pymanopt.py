@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.contract import HasHessian, HasLength, LinearMap
-from sttp_manifold.manifolds.cost import Evaluation, ManifoldCost, is_embedded, plain
+from sttp_manifold.manifolds.cost import Evaluation, ManifoldCost
+from sttp_manifold.manifolds.geometry import Geometry, geometry_of, is_embedded, plain
 
 __all__ = ["pymanopt_problem", "to_pymanopt"]
 
@@ -59,12 +60,13 @@ def to_pymanopt(
         (18, (24,))
     """
     if size is None:
-        if not isinstance(manifold, HasLength):
+        base = geometry_of(manifold).base
+        if not isinstance(base, HasLength):
             raise ManifoldError(
                 f"{type(manifold).__name__} does not know the shape of its points; call "
                 "to_pymanopt(manifold, size=(5, 3))"
             )
-        size = (int(manifold.n_elements),)
+        size = (int(base.n_elements),)
     return _adapter()(manifold, tuple(size), dtype, torch.device(device))
 
 
@@ -206,10 +208,13 @@ def _adapter() -> Any:
             self, manifold: Any, size: tuple[int, ...], dtype: torch.dtype, device: torch.device
         ) -> None:
             self.manifold = manifold
+            self.geometry = geometry_of(manifold)
             self.size = size
             self.dtype = dtype
             self.device = device
-            super().__init__(f"{manifold!r} by torch", _dimension(manifold, size))
+            super().__init__(
+                f"{manifold!r} by torch", _dimension(self.geometry, size, dtype, device)
+            )
 
         def tensor(self, array: Array) -> Tensor:
             return torch.as_tensor(np.array(array), dtype=self.dtype, device=self.device)
@@ -224,49 +229,53 @@ def _adapter() -> Any:
         def inner_product(self, point: Array, u: Array, v: Array) -> float:
             with torch.no_grad():
                 x, u, v = self.tensor(point), self.tensor(u), self.tensor(v)
-                return float(self.manifold.inner(x, u, v).sum())
+                return float(self.geometry.inner(x, u, v))
 
         def norm(self, point: Array, u: Array) -> float:
             return math.sqrt(max(self.inner_product(point, u, u), 0.0))
 
         def projection(self, point: Array, vector: Array) -> Array:
-            return self._map(self.manifold.proju, point, vector)
+            return self._map(self.geometry.proju, point, vector)
 
         def to_tangent_space(self, point: Array, vector: Array) -> Array:
             return self.projection(point, vector)
 
         def random_point(self) -> Array:
-            return self.array(
-                self.manifold.random(*self.size, dtype=self.dtype, device=self.device)
-            )
+            try:
+                x = self.manifold.random(*self.size, dtype=self.dtype, device=self.device)
+            except NotImplementedError as error:
+                raise ManifoldError(
+                    f"{type(self.manifold).__name__} draws no random points; give a solver one, as "
+                    "in optimizer.run(problem, initial_point=x)"
+                ) from error
+            return self.array(x)
 
         def random_tangent_vector(self, point: Array) -> Array:
             noise = torch.randn(self.size, dtype=self.dtype, device=self.device)
-            u = self._map(self.manifold.proju, point, self.array(noise))
+            u = self._map(self.geometry.proju, point, self.array(noise))
             return u / self.norm(point, u)
 
         def zero_vector(self, point: Array) -> Array:
             return np.zeros_like(point)
 
         def retraction(self, point: Array, u: Array) -> Array:
-            return self._map(self.manifold.retr, point, u)
+            return self._map(self.geometry.retr, point, u)
 
         def exp(self, point: Array, u: Array) -> Array:
-            return self._map(self.manifold.expmap, point, u)
+            return self._map(self.geometry.expmap, point, u)
 
         def log(self, point_a: Array, point_b: Array) -> Array:
-            return self._map(self.manifold.logmap, point_a, point_b)
+            return self._map(self.geometry.logmap, point_a, point_b)
 
         def transport(self, point_a: Array, point_b: Array, u: Array) -> Array:
-            return self._map(self.manifold.transp, point_a, point_b, u)
+            return self._map(self.geometry.transp, point_a, point_b, u)
 
         def dist(self, point_a: Array, point_b: Array) -> float:
             with torch.no_grad():
-                apart = self.manifold.dist(self.tensor(point_a), self.tensor(point_b))
-                return float(apart.square().sum().sqrt())
+                return float(self.geometry.dist(self.tensor(point_a), self.tensor(point_b)))
 
         def euclidean_to_riemannian_gradient(self, point: Array, gradient: Array) -> Array:
-            return self._map(self.manifold.egrad2rgrad, point, gradient)
+            return self._map(self.geometry.gradient, point, gradient)
 
         def euclidean_to_riemannian_hessian(
             self, point: Array, gradient: Array, hessian: Array, u: Array
@@ -297,16 +306,22 @@ def is_embedded_flat(manifold: Any) -> bool:
     return is_embedded(manifold) and not isinstance(manifold, HasHessian)
 
 
-def _dimension(manifold: Any, size: tuple[int, ...]) -> int:
-    """Dimension of a manifold: its own word, or the trace of its tangent projection."""
+def _dimension(
+    geometry: Geometry, size: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> int:
+    """Dimension of a batch of points: the manifold's own word, or the rank of its projection."""
+    manifold = geometry.manifold
+    single, batch = size[len(size) - manifold.ndim :], size[: len(size) - manifold.ndim]
     for name in ("total_dim", "dim"):
-        value = getattr(manifold, name, None)
+        value = getattr(geometry.base, name, None)
         if isinstance(value, int):
-            return value
-    x = plain(manifold.random(*size, dtype=torch.float64))
-    count, trace = x.numel(), 0.0
-    for k in range(count):
-        e = torch.zeros(count, dtype=torch.float64)
-        e[k] = 1
-        trace += float(manifold.proju(x, e.view(size)).reshape(-1)[k])
-    return round(trace)
+            return math.prod(batch) * value
+    try:
+        x = manifold.random(*single, dtype=dtype, device=device)
+    except NotImplementedError:
+        x = manifold.origin(*single, dtype=dtype, device=device)
+    x = plain(x)
+    eye = torch.eye(x.numel(), dtype=dtype, device=device)
+    with torch.no_grad():
+        rows = torch.stack([geometry.proju(x, e.view(single)).reshape(-1) for e in eye])
+    return math.prod(batch) * int(torch.linalg.matrix_rank(rows, rtol=1e-4))

@@ -6,17 +6,22 @@ import math
 import time
 from collections.abc import Callable
 from enum import IntEnum
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
 from scipy.optimize import OptimizeResult
 from torch import Tensor
 
+from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.contract import LinearMap
 from sttp_manifold.manifolds.cost import Evaluation, ManifoldCost
 from sttp_manifold.optim._progress import Progress
 
 __all__ = ["Iterate", "Limits", "Objective", "Status", "Stopped"]
+
+# Beyond 10 to plus or minus this, the entries of a first gradient are brought to the size of one.
+_DECADES = {torch.float32: 12, torch.float64: 100}
 
 # Iterates in a row that lower neither the cost nor the gradient before a run counts as stalled.
 _MOST_IDLE = 20
@@ -55,6 +60,36 @@ class Limits(NamedTuple):
     evaluations: int | None
     products: int | None
     seconds: float | None
+
+    def check(self) -> None:
+        """Refuse what is no limit.
+
+        Raises:
+            ManifoldError: something that is no number, or not a number; a count below zero.
+        """
+        for field, name in _ARGUMENTS.items():
+            value = getattr(self, field)
+            if value is None and field != "gradient":
+                continue
+            counts = field in ("iterations", "evaluations", "products")
+            kind = "an integer" if counts else "a number"
+            number = isinstance(value, Integral if counts else Real)
+            if not number or isinstance(value, bool) or math.isnan(value):
+                never = "" if field == "gradient" else ", or None for no limit"
+                raise ManifoldError(f"{name} is {kind}{never}, got {value!r}")
+            if value < 0 and field != "cost":
+                raise ManifoldError(f"{name} is not below zero, got {value!r}")
+
+
+_ARGUMENTS = {
+    "gradient": "gradient_tolerance",
+    "cost": "cost_tolerance",
+    "step": "step_tolerance",
+    "iterations": "max_iterations",
+    "evaluations": "max_evaluations",
+    "products": "max_products",
+    "seconds": "max_time",
+}
 
 
 class Iterate(NamedTuple):
@@ -104,7 +139,13 @@ class Objective:
         progress: the line on the screen.
         keep_points: record every iterate.
 
+    Values, gradients and slopes in here are those of the cost times ``cost.unit``, a power of two
+    that is one unless the first gradient is so small or large that its dtype could hardly hold what
+    solvers make of it. What leaves (the record, the callback, the result) is in the user's units.
+
     Attributes:
+        cost: the cost that counts.
+        geometry: the operations of the manifold.
         noise: the relative error that the cost is taken to carry. Differences of the cost below
             ``resolution(value)`` say nothing; slopes are asked instead.
     """
@@ -139,6 +180,7 @@ class Objective:
             return cost(argument)
 
         self.cost = _BudgetedCost(manifold, budgeted, self._check_products)
+        self.geometry = self.cost.geometry
 
     # -- counts -----------------------------------------------------------------------------------
 
@@ -180,17 +222,37 @@ class Objective:
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Inner product as a scalar: over all points, where ``x`` is a batch of them."""
-        return self.manifold.inner(x, u, v).sum()
+        return self.geometry.inner(x, u, v)
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """Retraction, as a plain tensor."""
-        return self.manifold.retr(x, u).as_subclass(Tensor)
+        return self.geometry.retr(x, u)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Transport of one vector or of a stack of them."""
-        return self.manifold.transp(x, y, v)
+        return self.geometry.transp(x, y, v)
 
     # -- evaluations ------------------------------------------------------------------------------
+
+    def start(self, x: Tensor, *, curvature: bool) -> Iterate:
+        """The first iterate, and the unit in which all are computed."""
+        at = self.iterate(self.cost.at(x, curvature=curvature))
+        self.cost.unit = _unit(at)
+        if self.cost.unit != 1.0:
+            at = self.iterate(self.cost.at(x, curvature=curvature))
+        return at
+
+    def shown(self, at: Iterate) -> Iterate:
+        """An iterate in the user's units."""
+        unit = self.cost.unit
+        if unit == 1.0:
+            return at
+        return Iterate(at.evaluation, at.value / unit, at.gradient / unit, at.grad_norm / unit)
+
+    @property
+    def gradient_tolerance(self) -> float:
+        """That of the limits, in the units of the iterates."""
+        return self.limits.gradient * self.cost.unit
 
     def iterate(self, evaluation: Evaluation) -> Iterate:
         """What is known at a point that a solver is about to accept."""
@@ -220,14 +282,15 @@ class Objective:
             self.noise = 100 * torch.finfo(at.x.dtype).eps
         self.last = at
         self.nit += 1
-        row = (at.value, at.grad_norm, step, self.nfev, self.seconds)
+        shown = self.shown(at)
+        row = (shown.value, shown.grad_norm, step, self.nfev, self.seconds)
         for column, entry in zip(self.history.values(), row, strict=True):
             column.append(entry)
         if self.allvecs is not None:
             self.allvecs.append(at.x)
-        self._progress.show(self.nit, at.value, at.grad_norm, self.nfev)
-        self._tell(at)
-        self._check(at, step)
+        self._progress.show(self.nit, shown.value, shown.grad_norm, self.nfev)
+        self._tell(shown)
+        self._check(shown, step)
         self._check_idle(at)
 
     def _tell(self, at: Iterate) -> None:
@@ -280,5 +343,22 @@ class Objective:
         return Stopped(
             Status.STALLED,
             f"{why}: the cost cannot be lowered further in {at.x.dtype} (gradient norm "
-            f"{at.grad_norm:.3g} > gradient_tolerance = {self.limits.gradient:g})",
+            f"{self.shown(at).grad_norm:.3g} > gradient_tolerance = {self.limits.gradient:g})",
         )
+
+
+def _unit(at: Iterate) -> float:
+    """The power of two that brings a gradient to the size of one, if it is far from that."""
+    info = torch.finfo(at.x.dtype)
+    decades = _DECADES.get(at.x.dtype, 4)
+    largest = float(torch.linalg.vector_norm(at.gradient, torch.inf))
+    if largest == 0.0 or math.isnan(largest) or not math.isfinite(at.value):
+        return 1.0
+    if 10.0**-decades <= largest <= 10.0**decades:
+        return 1.0
+    # Infinite entries stand for what the backward pass cannot hold in the units of the user.
+    unit = math.sqrt(float(info.tiny)) if math.isinf(largest) else 1 / largest
+    # The value has to fit as well.
+    unit = min(unit, 1e-6 * float(info.max) / max(abs(at.value), float(info.tiny)))
+    unit = min(max(unit, float(info.tiny)), 1e-2 * float(info.max))
+    return float(2.0 ** math.floor(math.log2(unit)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -132,8 +133,8 @@ class TrustRegionOptions(Options):
     Args:
         initial_radius: the first radius. If absent, an eighth of the manifold's length scale at
             the start, ``manifold.typical_dist(x0)``, or where it has none, of the root of the
-            number of coordinates.
-        max_radius: the largest; if absent, ten times that scale, or that root.
+            number of coordinates or the length of ``x0``, whichever is larger.
+        max_radius: the largest; if absent, ten times that scale or length, or that root.
         accept: a step is taken if the cost falls by more than this part of the prediction.
         kappa: the inner iteration ends when its residual is below ``kappa`` times the gradient
         theta: or, near the end, below the gradient norm to the power ``1 + theta``, relative to
@@ -189,8 +190,13 @@ def read_options(kind: type[OptionsT], given: Mapping[str, Any], method: str) ->
     Raises:
         ManifoldError: a name that the method does not know, or a value out of range.
     """
+    if not isinstance(given, Mapping):
+        raise ManifoldError(
+            f"options are a mapping of names to values, as options={{'return_all': True}}, but "
+            f"{type(given).__name__} came"
+        )
     known = [entry.name for entry in fields(kind)]
-    unknown = sorted(set(given) - set(known))
+    unknown = [name for name in given if name not in known]
     if unknown:
         raise ManifoldError(
             f"method={method!r} has no option {', '.join(map(repr, unknown))}; its options are "
@@ -201,7 +207,9 @@ def read_options(kind: type[OptionsT], given: Mapping[str, Any], method: str) ->
 
 def _within(options: Options, name: str, low: float, high: float) -> None:
     value = getattr(options, name)
-    if value is not None and not low < value <= high:
+    if value is None and next(f.default for f in fields(options) if f.name == name) is None:
+        return
+    if not isinstance(value, Real) or isinstance(value, bool) or not low < value <= high:
         raise ManifoldError(
             f"option {name}={value!r} lies outside of its range, ({low:g}, {high:g}]"
         )

@@ -82,8 +82,8 @@ def _brief(t: Tensor) -> str:
 
 def make_result(objective: Objective, stopped: Stopped) -> MinimizeResult:
     """The result of a run that has ended."""
-    last = objective.last
-    assert last is not None
+    assert objective.last is not None
+    last = objective.shown(objective.last)
     result = MinimizeResult(
         x=last.x,
         fun=last.value,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.manifolds.contract import HasScale, LinearMap
+from sttp_manifold.manifolds.geometry import wide
 from sttp_manifold.optim._objective import Iterate, Objective
 from sttp_manifold.optim._options import TrustRegionOptions
 
@@ -28,15 +29,7 @@ class _Step(NamedTuple):
 
 def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions) -> None:
     """Run until the objective stops it."""
-    if isinstance(objective.manifold, HasScale):
-        # A batch is one point of a product, whose lengths add up by their squares.
-        size = float(torch.linalg.vector_norm(objective.manifold.typical_dist(at.x)))
-        largest = options.max_radius or 10 * size
-        radius = options.initial_radius or size / 8
-    else:
-        largest = options.max_radius or math.sqrt(at.x.numel())
-        radius = options.initial_radius or largest / 8
-    radius = min(radius, largest)
+    radius, largest = _radii(objective, at, options)
     first_norm = at.grad_norm
     hessian = objective.hessian(at)
     rejected = 0
@@ -54,7 +47,8 @@ def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions
             moved = objective.transp(at.x, y, step.vector)
             decrease = -(step.slope + float(objective.inner(y, new.gradient, moved))) / 2
         rho = decrease / step.predicted if step.predicted > 0 else -math.inf
-        # Written so that a cost that is not finite counts as a bad step.
+        if not math.isfinite(value):
+            rho = -math.inf
         if not rho >= 0.25:
             radius /= 4
         elif rho > 0.75 and step.at_boundary:
@@ -68,6 +62,23 @@ def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions
             rejected += 1
             if rejected == _MOST_REJECTED:
                 raise objective.stalled(at, "no trust region is small enough for its model")
+
+
+def _radii(objective: Objective, at: Iterate, options: TrustRegionOptions) -> tuple[float, float]:
+    """The first radius, and the largest."""
+    base = objective.geometry.base
+    root = math.sqrt(at.x.numel())
+    if isinstance(base, HasScale):
+        # A batch is one point of a product, whose lengths add up by their squares.
+        size = objective.geometry.scale * float(torch.linalg.vector_norm(base.typical_dist(at.x)))
+        largest = 10 * size
+    else:
+        # Longer points than those of spheres and frames have room around them.
+        length = float(torch.linalg.vector_norm(wide(at.x)))
+        size = max(root, length)
+        largest = root if length <= root else 10 * length
+    largest = options.max_radius or largest
+    return min(options.initial_radius or size / 8, largest), largest
 
 
 def _steihaug_toint(
@@ -99,7 +110,7 @@ def _steihaug_toint(
         min(
             options.kappa * at.grad_norm,
             max(
-                options.kappa * objective.limits.gradient,
+                options.kappa * objective.gradient_tolerance,
                 10 * torch.finfo(x.dtype).eps * first_norm,
             ),
         ),

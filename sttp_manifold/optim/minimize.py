@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.errors import ManifoldError
-from sttp_manifold.manifolds.cost import plain
+from sttp_manifold.manifolds.geometry import plain
 from sttp_manifold.optim._conjugate_gradient import conjugate_gradient, steepest_descent
 from sttp_manifold.optim._lbfgs import lbfgs
-from sttp_manifold.optim._objective import Limits, Objective, Stopped
+from sttp_manifold.optim._objective import Iterate, Limits, Objective, Stopped
 from sttp_manifold.optim._options import (
     ConjugateGradientOptions,
     LBFGSOptions,
@@ -123,11 +123,10 @@ def minimize(
         >>> result.success, round(result.fun, 9)
         (True, 1.0)
     """
-    chosen = _METHODS.get(method)
-    if chosen is None:
+    if method not in METHODS:
         raise ManifoldError(f"method={method!r} is none of {', '.join(map(repr, METHODS))}")
+    chosen = _METHODS[method]
     read = read_options(chosen.options, options or {}, method)
-    x0 = _start(manifold, x0)
     limits = Limits(
         gradient_tolerance,
         cost_tolerance,
@@ -137,14 +136,24 @@ def minimize(
         max_products,
         max_time,
     )
+    limits.check()
+    for name, function in (("cost", cost), ("callback", callback)):
+        if not callable(function) and (name == "cost" or function is not None):
+            raise ManifoldError(f"{name} is a function, but {type(function).__name__} came")
     title = method.replace("_", " ")
-    with Progress(title, quiet=not progress) as line, torch.no_grad():
+    # Inference mode would take the gradients away from the cost.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        Progress(title, quiet=not progress) as line,
+    ):
+        x0 = _start(manifold, x0)
         objective = Objective(manifold, cost, limits, callback, line, read.return_all)
         if chosen.curvature:
             objective.cost.check_curvature()
         try:
-            start = objective.iterate(objective.cost.at(x0, curvature=chosen.curvature))
-            _check_finite(start.value, start.grad_norm)
+            start = objective.start(x0, curvature=chosen.curvature)
+            _check_finite(start)
             objective.record(start, 0.0)
             chosen.run(objective, start, read)
             raise AssertionError("a method runs until it is stopped")
@@ -159,10 +168,15 @@ def minimize(
 
 
 def _start(manifold: Any, x0: Any) -> Tensor:
-    if not isinstance(x0, Tensor) or not x0.is_floating_point():
+    if not isinstance(x0, Tensor) or x0.dtype not in (torch.float32, torch.float64):
         kind = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
+        if isinstance(x0, Tensor) and x0.is_complex():
+            raise ManifoldError(
+                f"x0 is a point of real numbers, but {kind} came: points of "
+                f"{type(manifold).__name__} are complex, and no method here moves those"
+            )
         raise ManifoldError(
-            f"x0 is a point, a tensor of a floating dtype, but {kind} came; "
+            f"x0 is a point, a tensor of a floating dtype, float32 or float64, but {kind} came; "
             "minimize(M, cost, M.random()) starts at random"
         )
     x0 = plain(x0).clone()
@@ -177,7 +191,12 @@ def _start(manifold: Any, x0: Any) -> Tensor:
     return x0
 
 
-def _check_finite(value: float, grad_norm: float) -> None:
+def _check_finite(start: Iterate) -> None:
+    value, grad_norm = start.value, start.grad_norm
     if not math.isfinite(value) or not math.isfinite(grad_norm):
         what = f"cost is {value}" if not math.isfinite(value) else f"gradient norm is {grad_norm}"
-        raise ManifoldError(f"the {what} at x0, which is not finite; start where both are finite")
+        dtype = start.x.dtype
+        raise ManifoldError(
+            f"the {what} at x0, which is not finite; start where both are finite, and mind that "
+            f"{dtype} ends at {torch.finfo(dtype).max:.1e}"
+        )
