@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Real
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -68,6 +67,7 @@ class SteepestDescentOptions(Options):
     initial_step: float = 1.0
 
     def __post_init__(self) -> None:
+        _within(self, "curvature", 0, 1)
         _within(self, "decrease", 0, self.curvature)
         _within(self, "curvature", self.decrease, 1)
         _within(self, "max_trials", 0, math.inf)
@@ -206,10 +206,11 @@ def read_options(kind: type[OptionsT], given: Mapping[str, Any], method: str) ->
 
 
 def _within(options: Options, name: str, low: float, high: float) -> None:
-    value = getattr(options, name)
+    value: Any = getattr(options, name)
     if value is None and next(f.default for f in fields(options) if f.name == name) is None:
         return
-    if not isinstance(value, Real) or isinstance(value, bool) or not low < value <= high:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low < value <= high:
         raise ManifoldError(
             f"option {name}={value!r} lies outside of its range, ({low:g}, {high:g}]"
         )
