@@ -81,7 +81,7 @@ def carry_over(old: nn.Module, new: nn.Module, plain: nn.Module, *, copied: bool
             new.__dict__[name] = hooks.copy() if copied and hasattr(hooks, "copy") else hooks
     has_bias = "bias" in plain._parameters
     if has_bias:
-        _move_bias(old, new)
+        _move_bias(old, new[-1] if isinstance(new, nn.Sequential) else new)
     for place in _STORES:
         for name, value in old.__dict__[place].items():
             if name in plain.__dict__[place] or (has_bias and name == "bias"):

@@ -148,6 +148,25 @@ class SpectralConv2d(SpectralLayer):
             device="meta",
         )
 
+    def _thin(self) -> nn.Sequential | None:
+        if self.groups > 1:
+            return None
+        rank = self.spectral_weight.shape.rank
+        first = nn.Conv2d(
+            self.in_channels,
+            rank,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            bias=False,
+            padding_mode=self.padding_mode,  # type: ignore[arg-type]
+            device="meta",
+        )
+        return nn.Sequential(
+            first, nn.Conv2d(rank, self.out_channels, 1, bias=False, device="meta")
+        )
+
     def _spatial_padding(self) -> list[tuple[int, int]]:
         """Padding before and after each spatial dimension."""
         sizes = list(zip(self.kernel_size, self.dilation, strict=True))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.carry import carry_over, check_own, check_tensors, mark_like
@@ -171,42 +171,87 @@ def _rank_within(
     )
 
 
-def decompress(model: nn.Module) -> nn.Module:
+def decompress(model: nn.Module, form: str = "dense") -> nn.Module:
     """Stock layers in place of spectral ones, with the same outputs to rounding.
 
     The inverse of :func:`compress`, in place: dtype, device, training mode, hooks, biases (the
     same objects), frozen weights, modules used twice and tied weights are kept. A network
     without spectral layers stays as it is. Optimizers have to be built after this call.
 
+    Args:
+        model: the network; a single layer is accepted.
+        form: ``"dense"`` gives the stock layers that :func:`compress` takes. ``"factors"`` gives
+            two thin ones in an ``nn.Sequential`` wherever that takes fewer multiplications: a
+            linear layer for ``V^T`` without bias and one for ``U diag(s)`` with it; for a
+            convolution one with the kernel sizes and stride onto ``r`` channels, then a 1 x 1. The
+            others are dense: grouped convolutions, layers at ranks that are too high, those with
+            submodules on them or a bias that is no parameter, and what shares a weight with them.
+            Code that reads ``layer.weight`` of a thin pair finds ``layer[0].weight`` and
+            ``layer[1].weight``.
+
     Returns:
         The model; the new layer if the model itself is a layer.
 
     Raises:
-        ConversionError: a weight whose sharing stock layers cannot express, something on a layer
-            that cannot be carried over, or a subclass with a ``forward`` of its own.
+        ConversionError: an unknown ``form``, a weight whose sharing stock layers cannot express,
+            something on a layer that cannot be carried over, or a subclass with a ``forward`` of
+            its own.
 
     Example:
         >>> model = compress(nn.Sequential(nn.Linear(64, 32)), rank=4)
-        >>> decompress(model)
+        >>> decompress(model, form="factors")
         Sequential(
-          (0): Linear(in_features=64, out_features=32, bias=True)
+          (0): Sequential(
+            (0): Linear(in_features=64, out_features=4, bias=False)
+            (1): Linear(in_features=4, out_features=32, bias=True)
+          )
         )
     """
+    if form not in ("dense", "factors"):
+        raise ConversionError(f"form must be 'dense' or 'factors', got {form!r}")
     made = {
         layer: name for name, layer in model.named_modules() if isinstance(layer, SpectralLayer)
     }
     _check_sharing(model, made)
+    thin = _thin(made) if form == "factors" else {}
     new: dict[nn.Module, nn.Module] = {}
-    shared: dict[SpectralWeight, Tensor] = {}
+    shared: dict[tuple[SpectralWeight, int], nn.Parameter | None] = {}
     for layer, name in made.items():
         with naming(name):
-            stock = layer.dense_layer()
+            stock = thin.get(layer) or layer.dense_layer()
             for key, weight in weights_of(layer).items():
-                stock._parameters[key] = shared.setdefault(weight, stock._parameters[key])
+                holders = [(part, "weight") for part in stock] if layer in thin else [(stock, key)]
+                for k, (part, at) in enumerate(holders):
+                    own = part._parameters[at]
+                    part._parameters[at] = shared.setdefault((weight, k), own)
             new[layer] = layer.hand_over(stock)
     for module in model.modules():
         compute_together(module, False)
+        _leave_fast_path(module, thin)
     return replace(model, new)
+
+
+def _leave_fast_path(module: nn.Module, thin: Container[nn.Module]) -> None:
+    """Tell torch's transformers not to read the dense weights of layers that become thin ones."""
+    if isinstance(module, nn.TransformerEncoderLayer):
+        if module.linear1 in thin or module.linear2 in thin:
+            module.activation_relu_or_gelu = 0
+    elif isinstance(module, nn.TransformerEncoder) and any(m in thin for m in module.modules()):
+        module.use_nested_tensor = False
+
+
+def _thin(layers: dict[SpectralLayer, str]) -> dict[SpectralLayer, nn.Sequential]:
+    """Two thin layers for each layer; none for those that share a weight with one that stays."""
+    found: dict[SpectralLayer, nn.Sequential] = {}
+    dense: set[SpectralWeight] = set()
+    for layer, name in layers.items():
+        with naming(name):
+            two = layer.thin_layers()
+        if two is None:
+            dense.update(weights_of(layer).values())
+        else:
+            found[layer] = two
+    return {k: two for k, two in found.items() if dense.isdisjoint(weights_of(k).values())}
 
 
 def _check_sharing(model: nn.Module, layers: dict[SpectralLayer, str]) -> None:

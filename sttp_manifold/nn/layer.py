@@ -183,19 +183,12 @@ class SpectralLayer(nn.Module, ABC):
         """The stock layer with the dense weights, without bias and without what hangs on this one.
 
         Raises:
-            ConversionError: a hook on the gradient of a parameter of a weight.
+            ConversionError: a subclass with a ``forward`` of its own, or something on a weight that
+                would be lost.
         """
-        kind = self._kind()
-        if type(self).forward is not kind.forward:
-            raise ConversionError(
-                f"{type(self).__name__} has a forward of its own, which no torch.nn."
-                f"{kind.stock.__name__} stands for; put one in its place by hand, with "
-                "layer.weight as its weight"
-            )
+        self._check_goes()
         layer = self._stock()
         for name, weight in weights_of(self).items():
-            check_tensors(self, weight.parameters())
-            check_bare(weight, plain_weight(weight))
             dense = nn.Parameter(
                 getattr(self, name).detach().clone(), requires_grad=weight.trainable
             )
@@ -203,11 +196,58 @@ class SpectralLayer(nn.Module, ABC):
             layer._parameters[name] = dense
         return layer
 
+    @torch.no_grad()
+    def thin_layers(self) -> nn.Sequential | None:
+        """Two stock layers that apply the factors one after the other, without bias.
+
+        Returns:
+            None where that is not cheaper than the dense layer, by multiplications (which for
+            these layers are as the numbers stored), or where two layers cannot hold what hangs on
+            this one: submodules, or a bias that is no parameter.
+
+        Raises:
+            ConversionError: as for :meth:`dense_layer`.
+        """
+        self._check_goes()
+        plain = self._kind()._around(self._stock(), weights_of(self))
+        layers = self._thin()
+        if (
+            layers is None
+            or _numbers(layers) >= _numbers(self._stock())
+            or "bias" not in self._parameters
+            or self._modules.keys() != plain._modules.keys()
+        ):
+            return None
+        weight = self.spectral_weight
+        us, vt = weight.factors()
+        for layer, factor in zip(layers, (vt, us), strict=True):
+            thin = factor.detach().clone().reshape(layer._parameters["weight"].shape)  # type: ignore[union-attr]
+            layer.weight = nn.Parameter(thin, requires_grad=weight.trainable)
+        mark_like(weight.parameters(), layers.parameters())
+        return layers
+
+    def _thin(self) -> nn.Sequential | None:
+        """Two stock layers of the sizes of the factors, on ``meta``; None if there are none."""
+        return None
+
+    def _check_goes(self) -> None:
+        """Raise if a stock layer cannot take this one's place."""
+        kind = self._kind()
+        if type(self).forward is not kind.forward:
+            raise ConversionError(
+                f"{type(self).__name__} has a forward of its own, which no torch.nn."
+                f"{kind.stock.__name__} stands for; put one in its place by hand, with "
+                "layer.weight as its weight"
+            )
+        for weight in weights_of(self).values():
+            check_tensors(self, weight.parameters())
+            check_bare(weight, plain_weight(weight))
+
     def hand_over(self, layer: M, copied: bool = False) -> M:
-        """Give what hangs on this layer, and its bias, to the stock one that takes its place.
+        """Give what hangs on this layer, and its bias, to what takes its place.
 
         Args:
-            layer: the stock layer, returned.
+            layer: the stock layer, or two in a sequence; returned.
             copied: whether hooks are copied, since both layers go on living.
 
         Raises:
@@ -224,6 +264,10 @@ class SpectralLayer(nn.Module, ABC):
     def _weight_repr(self) -> str:
         weight = self.spectral_weight
         return f"rank={weight.shape.rank}, method={weight.method!r}, spectrum={weight.spectrum!r}"
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def plain_weight(weight: SpectralWeight) -> SpectralWeight:

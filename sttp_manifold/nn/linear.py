@@ -89,6 +89,13 @@ class SpectralLinear(SpectralLayer):
     def _stock(self) -> nn.Linear:
         return nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
 
+    def _thin(self) -> nn.Sequential:
+        rank = self.spectral_weight.shape.rank
+        return nn.Sequential(
+            nn.Linear(self.in_features, rank, bias=False, device="meta"),
+            nn.Linear(rank, self.out_features, bias=False, device="meta"),
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer.
 

@@ -113,12 +113,14 @@ def test_penalties_and_their_gradients_are_finite(
     dtype: torch.dtype, rtol: float, method: str, spectrum: str, name: str
 ) -> None:
     torch.manual_seed(0)
-    for init in ("eye", "noisy_eye", "random"):
-        model = compress(network(dtype), rank=8, method=method, spectrum=spectrum, init=init)
+    for init in ("eye", "noisy_eye", "random", "pretrained"):
+        model = network(dtype)
+        compress(model, 8, method=method, spectrum=spectrum, init=init, project=True)
         penalty = spectral_penalty(model, name)
         penalty.backward()
         assert penalty.isfinite()
         for p in model.parameters():
             assert p.grad is None or p.grad.isfinite().all()
-        wide = spectral_penalty(model.float(), name)
-        torch.testing.assert_close(penalty.float(), wide, rtol=rtol, atol=rtol)
+        if name == "d_optimal":  # the other takes logarithms of gaps, cut off by dtype
+            wide = spectral_penalty(model.float(), name)
+            torch.testing.assert_close(penalty, wide, rtol=rtol, atol=rtol)
