@@ -4,94 +4,97 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sttp_manifold import TTShape
+from sttp_manifold.experiments.models import SNGANDiscriminator, network, weights
+from sttp_manifold.experiments.paper import (
+    LAYERS,
+    NETWORKS,
+    RANKS,
+    Count,
+    network_counts,
+    paper_counts,
+)
 from sttp_manifold.nn import HouseholderWeight, compress, make_weight, summary
 
-# (kernel shape, rank, kind, with a learned spectrum, with an identity spectrum)
 COUNTS = [
-    ((16, 8, 3, 3), 4, "svdp", 336, 326),
-    ((16, 8, 3, 3), 4, "sttp", 116, 106),
-    ((64, 64), 16, "svdp", 1792, 1656),
-    ((64, 64), 16, "sttp", 1280, 1144),
-    ((512, 512, 3, 3), 64, "svdp", 323584, 321504),
-    ((512, 512, 3, 3), 64, "sttp", 41472, 39392),
+    (size, rank, kind, spectrum, count)
+    for (size, rank), counts in LAYERS.items()
+    for (kind, spectrum), count in counts.items()
 ]
+RATIOS = [c for c in network_counts("sngan-32-discriminator") if c.published_ratio is not None]
 
 
-@pytest.mark.parametrize(("kernel", "rank", "kind", "learned", "identity"), COUNTS)
+@pytest.mark.parametrize(("size", "rank", "kind", "spectrum", "count"), COUNTS)
 def test_parameters_of_a_layer(
-    kernel: tuple[int, ...], rank: int, kind: str, learned: int, identity: int
+    size: tuple[int, ...], rank: int, kind: str, spectrum: str, count: int
 ) -> None:
-    shape = TTShape.for_conv(kernel, rank, kind=kind)
-    for spectrum, count in (("free", learned), ("identity", identity)):
-        assert shape.num_parameters(spectrum) == shape.dim(spectrum) == count
-        weight = HouseholderWeight(shape, spectrum, init="eye")
-        assert sum(p.numel() for p in weight.parameters()) == count
+    shape = TTShape.for_weight(size, rank, kind=kind)
+    assert shape.num_parameters(spectrum) == shape.dim(spectrum) == count
+    weight = HouseholderWeight(shape, spectrum, init="eye")
+    assert sum(p.numel() for p in weight.parameters()) == count
 
 
-class Block(nn.Module):
-    """Residual block of the discriminator; a 1x1 shortcut where the size changes."""
-
-    def __init__(self, c_in: int, c_out: int, shortcut: bool, down: bool) -> None:
-        super().__init__()
-        self.c1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.c2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.shortcut = nn.Conv2d(c_in, c_out, 1) if shortcut else nn.Identity()
-        self.pool = nn.AvgPool2d(2) if down else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(self.c2(self.c1(x).relu()).relu() + self.shortcut(x))
+def test_every_known_figure_of_the_paper_comes_out() -> None:
+    counts = paper_counts()
+    known = [count for count in counts if count.agrees is not None]
+    assert len(known) == len(COUNTS) + len(RATIOS) == 16
+    assert all(count.agrees for count in known)
+    names = dict.fromkeys(count.name for count in counts)
+    assert list(names)[len(LAYERS) :] == list(NETWORKS)
+    assert len(counts) == 4 * (len(LAYERS) + len(NETWORKS) * len(RANKS))
 
 
-class Discriminator(nn.Module):
-    """SNGAN for 32 x 32 images: four residual blocks and a linear layer to one number."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(
-            Block(3, features, shortcut=True, down=True),
-            Block(features, features, shortcut=True, down=True),
-            Block(features, features, shortcut=False, down=False),
-            Block(features, features, shortcut=False, down=False),
-        )
-        self.linear = nn.Linear(features, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.blocks(x).relu().sum((-2, -1)))
-
-
-@pytest.mark.parametrize(
-    ("kind", "spectrum", "published"),
-    [
-        ("svdp", "identity", 51.743),
-        ("sttp", "identity", 16.713),
-        ("svdp", "free", 53.358),
-        ("sttp", "free", 18.329),
-    ],
-)
-def test_ratio_of_the_discriminator(kind: str, spectrum: str, published: float) -> None:
-    """[STTP] tables: 128 features, rank 64.
+@pytest.mark.parametrize("known", RATIOS, ids=lambda c: f"{c.kind}-{c.spectrum}")
+def test_ratio_of_the_discriminator(known: Count) -> None:
+    """[STTP] tables: 128 features, rank 64; the plans' counts are those of a compressed network.
 
     Every layer is reparameterized, also those whose matrix is so small that the rank is lowered:
     the first convolution (128 x 27) and shortcut (128 x 3), and the last layer (1 x 128).
     Biases count in full on both sides.
     """
-    model = Discriminator(128)
+    model = SNGANDiscriminator.for_images(32)
     dense = sum(p.numel() for p in model.parameters())
-    compress(model, rank=64, kind=kind, spectrum=spectrum, init="eye")
+    compress(model, rank=known.rank, kind=known.kind, spectrum=known.spectrum, init="eye")
     table = summary(model)
-    assert len(table.rows) == 11
-    assert table.total.dense == dense
-    assert round(table.Z, 3) == published
+    assert len(table.rows) == known.weights == 11
+    assert table.total.dense == known.dense == dense
+    assert round(table.Z, 3) == round(known.Z, 3) == known.published_ratio
+    assert table.total.stored == known.dof + known.rest
     assert table.total.stored == sum(p.numel() for p in model.parameters())
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 1)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_both_readings_of_a_window_count_the_same(name: str) -> None:
+    """Three times three instead of nine: from rank 3 on the last core is square, and free."""
+    with torch.device("meta"):
+        sizes = [tuple(layer.weight.shape) for layer in weights(network(name)).values()]
+    for count in network_counts(name, [3, *RANKS]):
+        if count.kind == "sttp":
+            plans = [TTShape.for_weight(size, count.rank, kernel="factored") for size in sizes]
+            assert sum(plan.num_parameters(count.spectrum) for plan in plans) == count.dof
+
+
+@pytest.mark.parametrize(
+    ("window", "least"), [((3, 3), 3), ((5, 5), 5), ((4, 4), 8), ((7, 7), 7), ((3, 1), 1)]
+)
+def test_rank_from_which_both_readings_of_a_window_count_the_same(
+    window: tuple[int, int], least: int
+) -> None:
+    for rank in range(1, 20):
+        flat, factored = (
+            TTShape.for_weight((32, 32, *window), rank, kernel=kernel).dim()
+            for kernel in ("flat", "factored")
+        )
+        assert (factored == flat) == (rank >= least)
+        assert factored <= flat
+
+
 def test_the_ratio_does_not_depend_on_the_method() -> None:
     """The manifold stores more, its dimension is the same."""
-    model = Discriminator(128)
+    model = SNGANDiscriminator.for_images(32)
     compress(model, rank=64, method="riemannian", init="eye", grow="allow")
     table = summary(model)
     assert round(table.Z, 3) == 18.329
@@ -108,8 +111,6 @@ def test_the_ratio_leaves_out_only_the_batch_counter(kind: str) -> None:
 
 
 def test_the_manifold_has_the_dimension_of_the_counts() -> None:
-    for kernel, rank, kind, learned, identity in COUNTS[:4]:
-        shape = TTShape.for_conv(kernel, rank, kind=kind)
-        for spectrum, count in (("free", learned), ("identity", identity)):
-            weight = make_weight("riemannian", shape, spectrum, "eye")
-            assert weight.manifold.dim == count
+    for size, rank, kind, spectrum, count in COUNTS[:8]:
+        shape = TTShape.for_weight(size, rank, kind=kind)
+        assert make_weight("riemannian", shape, spectrum, "eye").manifold.dim == count

@@ -58,9 +58,9 @@ def network(name: str) -> nn.Module:
         return SNGANDiscriminator.for_images(*numbers)
     if numbers := _numbers(r"sngan-(\d+)-generator", name):
         return SNGANGenerator.for_images(*numbers)
-    if name.startswith("sngan"):
-        raise ConfigError(
-            f"unknown network {name!r}; expected sngan-S-discriminator or sngan-S-generator, "
-            "as in sngan-32-discriminator"
-        )
-    return classifier(name)
+    if name.startswith(("resnet-", "wrn-")):
+        return classifier(name)
+    raise ConfigError(
+        f"unknown network {name!r}; expected resnet-D, wrn-D-K, sngan-S-discriminator or "
+        "sngan-S-generator, as in sngan-32-discriminator"
+    )
