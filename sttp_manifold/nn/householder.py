@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from sttp_manifold.chart import HouseholderChart
 from sttp_manifold.nn.initial import computing_dtype, initial_point, kind_of
+from sttp_manifold.nn.state import warn_once
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
@@ -128,10 +128,21 @@ class HouseholderWeight(SpectralWeight):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        self._join_former_keys(state_dict, prefix)
+        self._join_former_keys(state_dict, prefix, args[-1])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _join_former_keys(self, state_dict: dict[str, Any], prefix: str) -> None:
+    def _wrong(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        key = prefix + "signs"
+        signs = state_dict.get(key)
+        if self.signs is None or not isinstance(signs, Tensor) or not has_values(signs):
+            return None
+        if bool((signs.abs() == 1).all()):
+            return None
+        return f"{key} are no signs: under spectrum='identity' each is 1 or -1"
+
+    def _join_former_keys(
+        self, state_dict: dict[str, Any], prefix: str, load: Sequence[str]
+    ) -> None:
         """Join what versions before 0.3 stored: ``frames.0``, ..., and the spectrum alone."""
         start, key = f"{prefix}frames.", f"{prefix}coordinates"
         numbers = (k.removeprefix(start) for k in state_dict if k.startswith(start))
@@ -142,9 +153,9 @@ class HouseholderWeight(SpectralWeight):
         if not keys and (spectrum is None or spectrum.ndim == 1):
             return
         former = [*keys, key] if key in state_dict else keys
-        warnings.warn(
+        warn_once(
+            load,
             f"joined {', '.join(map(repr, former))} of an older state to the one vector {key!r}; "
             "save the state anew to be rid of this warning",
-            stacklevel=2,
         )
         state_dict[key] = torch.cat([state_dict.pop(k).flatten() for k in former])

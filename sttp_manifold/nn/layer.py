@@ -261,6 +261,21 @@ class SpectralLayer(nn.Module, ABC):
         """The layer of this package that this one is, or is a subclass of."""
         return next(kind for kind in type(self).__mro__ if "stock" in kind.__dict__)
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name, attribute in self.holds.items():
+            dense, own = f"{prefix}{name}", f"{prefix}{attribute}."
+            if dense in state_dict and not any(key.startswith(own) for key in state_dict):
+                # The last argument collects what torch raises at the end.
+                args[-1].append(
+                    f"the state holds {dense!r}, the dense weight of a stock layer, and this layer "
+                    "holds a spectral one: load the state into the stock network, then "
+                    f"compress(model, ...), or take it over by W = state[{dense!r}].flatten(1); "
+                    f"w = model.get_submodule({own[:-1]!r}); w.encode_(tt_svd(W, w.shape))"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _weight_repr(self) -> str:
         weight = self.spectral_weight
         return f"rank={weight.shape.rank}, method={weight.method!r}, spectrum={weight.spectrum!r}"

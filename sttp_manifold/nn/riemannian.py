@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -130,24 +130,28 @@ class RiemannianWeight(SpectralWeight):
         if not isinstance(point, ManifoldParameter):
             self.point = _on(manifold, point.detach(), point.requires_grad)
 
+    def _wrong(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        key = prefix + "point"
+        point = state_dict.get(key)
+        if not isinstance(point, Tensor) or point.shape != self.point.shape:
+            return None
+        if not has_values(point):
+            return None
+        error = float(self.manifold.unpack(point.detach().double()).orthonormality_error())
+        precision = max(torch.finfo(t.dtype).eps for t in (point, self.point))
+        if error <= max(1e-4, 32 * precision):
+            return None
+        return (
+            f"{key} is off its manifold: its frames are orthonormal to {error:.2g} only. "
+            f"Bring it back by state[{key!r}] = M.projx(state[{key!r}]) with "
+            f"M = model.get_submodule({prefix[:-1]!r}).manifold, and train it with a "
+            "Riemannian optimizer"
+        )
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        manifold, key = self.manifold, prefix + "point"
-        point = state_dict.get(key)
-        if isinstance(point, Tensor) and point.shape == self.point.shape:
-            error = float(manifold.unpack(point.detach().double()).orthonormality_error())
-            precision = max(torch.finfo(t.dtype).eps for t in (point, self.point))
-            if not error <= max(1e-4, 32 * precision):
-                # The last argument collects what torch raises at the end.
-                messages: list[str] = args[-1]
-                messages.append(
-                    f"{key} is off its manifold: its frames are orthonormal to {error:.2g} only. "
-                    f"Bring it back by state[{key!r}] = M.projx(state[{key!r}]) with "
-                    f"M = model.get_submodule({prefix[:-1]!r}).manifold, and train it with a "
-                    "Riemannian optimizer"
-                )
-                return
+        manifold = self.manifold
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._keep_on(manifold)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.scope import taken
+from sttp_manifold.nn.state import (
+    EXTRA,
+    held_by,
+    misfit,
+    not_finite,
+    to_tensor,
+    warn_once,
+)
 from sttp_manifold.nn.torch_state import has_values, outside_autocast
 from sttp_manifold.spectrum import SpectrumMap
 from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
@@ -86,6 +94,52 @@ class SpectralWeight(nn.Module, ABC):
     @abstractmethod
     def _set(self, tt: SpectralTT, project: bool) -> None:
         """Move the parameters to an orthonormal, unbatched value."""
+
+    def get_extra_state(self) -> Tensor:
+        """Plan, method, spectrum and bound, which a state dict holds beside the numbers.
+
+        Shape:
+            - output: ``(n,)``, bytes of JSON
+        """
+        return to_tensor(held_by(self.method, self.shape, self.spectrum, self.bound))
+
+    def set_extra_state(self, state: object) -> None:
+        """Nothing to set: whether a state fits is looked at before its numbers are taken."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = held_by(self.method, self.shape, self.spectrum, self.bound)
+        key = prefix + EXTRA
+        there = [n for n in (*self._parameters, *self._buffers) if prefix + n in state_dict]
+        wrong = misfit(state_dict[key], own, prefix) if key in state_dict else None
+        wrong = wrong or not_finite(state_dict, prefix, there) or self._wrong(state_dict, prefix)
+        if wrong is not None:
+            error_msgs.append(wrong)
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if key not in state_dict and there:
+            if strict:
+                missing_keys.remove(key)
+            warn_once(
+                error_msgs,
+                f"the state of {prefix[:-1]!r} does not say its plan, method and spectrum, as "
+                "those of versions before 0.3: whether it fits is not known beyond its sizes; save "
+                "the state anew",
+            )
+
+    def _wrong(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        """What else speaks against the numbers of a state, if anything does."""
+        return None
 
     @abstractmethod
     def bond(self) -> Tensor:
