@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "ArgumentError",
     "CheckError",
     "ConfigError",
     "ConversionError",
@@ -21,6 +22,10 @@ __all__ = [
 
 class SttpError(Exception):
     """Base of every error that this package raises on purpose."""
+
+
+class ArgumentError(SttpError, TypeError):
+    """An argument of another type than the one that a function takes."""
 
 
 class ShapeError(SttpError, ValueError):

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained, explained_class
 from sttp_manifold.errors import ShapeError, SpectrumError
 from sttp_manifold.tt.factors import positive_integer
 from sttp_manifold.tt.precision import is_half, widened
@@ -41,6 +42,7 @@ __all__ = [
 _MARGIN = 1e-3
 
 
+@explained_class
 @dataclass(frozen=True)
 class SpectrumMap:
     r"""A map from stored coordinates to a spectrum, and its inverse.
@@ -207,11 +209,13 @@ class SpectrumMap:
             )
 
 
+@explained
 def spectrum_map(name: str, rank: int, bound: float = 1.0) -> SpectrumMap:
     """The map called ``name``; see :class:`SpectrumMap`."""
     return SpectrumMap(name, rank, bound)
 
 
+@explained
 def hold_spectrum(tt: SpectralTT, spectrum: SpectrumMap, *, project: bool = False) -> SpectralTT:
     """Bring the centre of a weight to the form and range of a spectrum map.
 
@@ -257,6 +261,7 @@ def _mean_log(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     return 0.5 * torch.log((x.square() + eps**2) / (1 + eps**2)).mean(-1)
 
 
+@explained
 def d_optimal(s: Tensor, eps: float = 1e-6) -> Tensor:
     r"""D-optimal penalty, :math:`-\tfrac1r \sum_i \log(\sigma_i / \sigma_{max})`.
 
@@ -274,6 +279,7 @@ def d_optimal(s: Tensor, eps: float = 1e-6) -> Tensor:
     return -_mean_log(_relative(s), eps, s.dtype)
 
 
+@explained
 def divergence(s: Tensor, eps: float = 1e-6) -> Tensor:
     r"""Divergence penalty: how far the spectrum is from a uniform one, as a relative entropy.
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.householder import reduced_reflectors
 from sttp_manifold.tt.contract import left_frame, mirror, mirrored_frame
@@ -20,6 +21,7 @@ from sttp_manifold.tt.spectral import SpectralTT
 __all__ = ["canonical_gauge", "haar_frame", "random_rotation", "rotate"]
 
 
+@explained
 def random_rotation(
     r: int,
     *batch: int,
@@ -39,6 +41,7 @@ def random_rotation(
     return haar_frame(r, r, *batch, dtype=dtype, device=device, generator=generator)
 
 
+@explained
 def haar_frame(
     d: int,
     r: int,
@@ -71,6 +74,7 @@ def haar_frame(
     return (q * signs.unsqueeze(-2)).to(normal.dtype)
 
 
+@explained
 def rotate(tt: SpectralTT, left: Sequence[Tensor] = (), right: Sequence[Tensor] = ()) -> SpectralTT:
     """Act with the gauge group: the same weight with other cores.
 
@@ -105,6 +109,7 @@ def rotate(tt: SpectralTT, left: Sequence[Tensor] = (), right: Sequence[Tensor] 
     return SpectralTT(sides[0], tt.spectrum, sides[1], tt.shape)
 
 
+@explained
 def canonical_gauge(tt: SpectralTT) -> SpectralTT:
     """A representative of the weight that depends on the weight alone, where it is generic.
 

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames._householder_autograd import Pull, full, reduced, strictly_lower, vjp
 from sttp_manifold.tt.precision import is_half
@@ -40,16 +41,19 @@ __all__ = [
 ]
 
 
+@explained
 def full_size(d: int, r: int) -> int:
     """Parameters of the full chart, ``d r - r (r + 1) / 2``."""
     return d * r - r * (r + 1) // 2
 
 
+@explained
 def reduced_size(d: int, r: int) -> int:
     """Parameters of the reduced chart, ``r (d - r)``."""
     return r * (d - r)
 
 
+@explained
 def full_frame(
     parameters: Float[Tensor, "*b size"], d: int, r: int, *, transposed: bool = False
 ) -> Float[Tensor, "*b rows columns"]:
@@ -85,6 +89,7 @@ def full_frame(
     return _batched(full, parameters, full_size(d, r), d, r, transposed)
 
 
+@explained
 def reduced_frame(
     parameters: Float[Tensor, "*b size"], d: int, r: int, *, transposed: bool = False
 ) -> Float[Tensor, "*b rows columns"]:
@@ -168,6 +173,7 @@ def _check_frame(Q: Tensor) -> None:
         raise ShapeError(f"a frame is (*b, d, r) with 1 <= r <= d, got {tuple(Q.shape)}")
 
 
+@explained
 def full_reflectors(
     Q: Float[Tensor, "*b d r"],
 ) -> tuple[Float[Tensor, "*b size"], Float[Tensor, "*b r"]]:
@@ -207,6 +213,7 @@ def full_reflectors(
     return torch.cat((top, Y[..., r:, :].flatten(-2)), -1), torch.cat(signs, -1)
 
 
+@explained
 def reduced_reflectors(
     Q: Float[Tensor, "*b d r"],
 ) -> tuple[Float[Tensor, "*b size"], Float[Tensor, "*b r r"]]:

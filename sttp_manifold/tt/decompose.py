@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.errors import RankError, ShapeError
 from sttp_manifold.tt.contract import left_matrix, mirror, right_matrix, times_bond
 from sttp_manifold.tt.factors import positive_integer
@@ -14,11 +15,12 @@ from sttp_manifold.tt.precision import is_half
 from sttp_manifold.tt.ranks import clip_ranks
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
-from sttp_manifold.tt.validate import check_chain, check_finite, check_kinds, check_type
+from sttp_manifold.tt.validate import check_chain, check_finite, check_kinds
 
 __all__ = ["orthogonalize", "qr_sweep", "truncate", "tt_svd"]
 
 
+@explained
 def tt_svd(W: Tensor, shape: TTShape) -> SpectralTT:
     r"""Quasi-optimal spectral tensor train of a matrix, by truncated SVDs.
 
@@ -47,8 +49,6 @@ def tt_svd(W: Tensor, shape: TTShape) -> SpectralTT:
         >>> tt.singular_values().shape
         torch.Size([4])
     """
-    check_type(W, Tensor, "tt_svd(W, shape): W")
-    check_type(shape, TTShape, "tt_svd(W, TTShape.for_matrix(d_out, d_in, rank=16)): shape")
     if W.ndim < 2 or tuple(W.shape[-2:]) != (shape.d_out, shape.d_in):
         raise ShapeError(
             f"tt_svd of {shape!r} takes a matrix (*b, {shape.d_out}, {shape.d_in}), got "
@@ -64,6 +64,7 @@ def tt_svd(W: Tensor, shape: TTShape) -> SpectralTT:
     return _from_svd(u[..., :r], s[..., :r], vt[..., :r, :], shape)
 
 
+@explained
 def truncate(
     tt: SpectralTT, rank: int | None = None, *, ranks: Iterable[int] | None = None
 ) -> SpectralTT:
@@ -82,7 +83,6 @@ def truncate(
         ShapeError: neither or both of ``rank`` and ``ranks``, or a value that is no weight or
             not finite.
     """
-    check_type(tt, SpectralTT, "truncate(tt, rank=4), or tt_svd of a matrix,")
     if is_half(tt.dtype):
         return truncate(tt.to(torch.float32), rank, ranks=ranks).to(tt.dtype)
     check_finite([*tt.left, tt.spectrum, *tt.right], "this weight")
@@ -115,6 +115,7 @@ def truncate(
     return _from_svd(u[..., :r], s[..., :r], vt[..., :r, :], new)
 
 
+@explained
 def orthogonalize(
     left: Sequence[Tensor], bond: Tensor | None, right: Sequence[Tensor]
 ) -> SpectralTT:
@@ -184,7 +185,6 @@ def _check_product(
         if rows != columns:
             raise ShapeError(f"the sides disagree at the centre: ranks {rows} and {columns}")
         return
-    check_type(bond, Tensor, "bond")
     if tuple(bond.shape) not in wanted:
         raise ShapeError(
             f"a bond between ranks {rows} and {columns} is {' or '.join(map(str, sorted(wanted)))}"

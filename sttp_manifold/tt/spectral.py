@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained_class
 from sttp_manifold.display import bars_text, box_html, curves_svg
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.tt.contract import (
@@ -38,7 +39,6 @@ from sttp_manifold.tt.validate import (
     check_parts,
     check_places,
     check_rows,
-    check_type,
     common_batch,
     shape_of_cores,
 )
@@ -46,6 +46,7 @@ from sttp_manifold.tt.validate import (
 __all__ = ["SpectralTT"]
 
 
+@explained_class
 @dataclass(frozen=True, eq=False, repr=False)
 class SpectralTT:
     r"""A weight :math:`W = U \operatorname{diag}(s) V^\top` held as two orthonormal tensor trains.
@@ -304,7 +305,6 @@ class SpectralTT:
             ShapeError: what is no weight; weights of different sizes, dtypes or devices, or of
                 batch shapes that do not broadcast.
         """
-        check_type(other, SpectralTT, "distance")
         a, b = self.merged(), other.merged()
         check_pair("distance", (a.shape, b.shape), (a.spectrum, b.spectrum))
         batch = common_batch(a.batch_shape, b.batch_shape)

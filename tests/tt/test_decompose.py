@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import batches, normal, seeds, shapes, weight
 
 from sttp_manifold import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
-from sttp_manifold.errors import RankError, ShapeError
+from sttp_manifold.errors import ArgumentError, RankError, ShapeError
 from sttp_manifold.frames import canonical_gauge
 from sttp_manifold.tt.contract import left_matrix, right_matrix
 
@@ -142,7 +142,6 @@ CORES = [normal(0, 1, 3, 2)], [normal(1, 2, 3, 1)]
         (CORES[0], torch.ones(1).double(), CORES[1], "a bond between ranks 2 and 2"),
         (CORES[0], torch.ones(1, 1).double(), CORES[1], "a bond between ranks 2 and 2"),
         (CORES[0], torch.ones(2), CORES[1], "share dtype and device"),
-        (CORES[0], 2.0, CORES[1], "bond takes a Tensor, got float"),
         (CORES[0], None, [normal(0, 5, 2, 3, 1)], "right core 0 has shape (5, 2, 3, 1)"),
         (CORES[0], None, [None], "right core 0 takes a Tensor, got NoneType"),
         ([c.cfloat() for c in CORES[0]], None, [c.cfloat() for c in CORES[1]], "real floating"),
@@ -180,14 +179,26 @@ def test_half_precision_is_factored_in_single(dtype, spectrum) -> None:
 def test_what_cannot_be_truncated() -> None:
     tt = weight(TTShape((3, 4), (4, 3), rank=4), "free", 0)
     bad = SpectralTT(tt.left, tt.spectrum * torch.nan, tt.right, tt.shape)
-    cases = ((bad, 2, "not finite"), (tt.to_matrix(), 2, "tt_svd"), (tt, "2", "'2'"))
-    for value, rank, words in cases:
+    for value, rank, words in ((bad, 2, "not finite"), (tt, "2", "'2'")):
         with pytest.raises(ShapeError) as caught:
             truncate(value, rank)
         assert words in str(caught.value)
-    for W, shape in ((tt.to_matrix(), 2), ([[1.0]], tt.shape)):
-        with pytest.raises(ShapeError, match=r"tt_svd\(.*\): (W|shape) takes a"):
-            tt_svd(W, shape)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda tt: tt_svd([[1.0]], tt.shape), "tt_svd: W is a Tensor, got list: [[1.0]]"),
+        (lambda tt: tt_svd(tt.to_matrix(), 2), "tt_svd: shape is a TTShape, got int: 2"),
+        (lambda tt: truncate(tt.to_matrix(), 2), "truncate: tt is a SpectralTT, got a Tensor (12"),
+        (lambda tt: orthogonalize(tt.left, 2.0, tt.right), "orthogonalize: bond is Tensor | None"),
+        (lambda tt: tt.distance(None), "SpectralTT.distance: other is a SpectralTT, got NoneType"),
+    ],
+)
+def test_arguments_of_another_type_are_named(call, words) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        call(weight(TTShape((3, 4), (4, 3), rank=4), "free", 0))
+    assert words in str(caught.value)
 
 
 def test_zero_is_a_weight() -> None:
