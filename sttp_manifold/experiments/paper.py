@@ -15,13 +15,11 @@ from dataclasses import dataclass, fields
 from itertools import groupby
 from operator import attrgetter
 
-import torch
 from tabulate import tabulate
 
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments.models import network
+from sttp_manifold.experiments.models import network, weight_sizes
 from sttp_manifold.nn.counts import count_elements, ratio
-from sttp_manifold.nn.stock import stock_weights
 from sttp_manifold.tt.shape import TTShape
 
 __all__ = [
@@ -149,10 +147,8 @@ def network_counts(name: str, ranks: Iterable[int] = RANKS) -> list[Count]:
         >>> [f"{c.kind} {c.Z:.3f}" for c in network_counts("sngan-32-discriminator", [64])]
         ['svdp 51.743', 'sttp 16.713', 'svdp 53.358', 'sttp 18.329']
     """
-    with torch.device("meta"):
-        model = network(name)
-    sizes = [tuple(w.shape) for m in model.modules() for w in stock_weights(m).values()]
-    return _counts(name, sizes, count_elements(model), ranks)
+    model = network(name, device="meta")
+    return _counts(name, weight_sizes(model), count_elements(model), ranks)
 
 
 def layer_counts(size: Sequence[int], ranks: Iterable[int] = RANKS) -> list[Count]:

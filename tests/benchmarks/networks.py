@@ -16,46 +16,14 @@ from timing import Comparison, Timer, Work, cells, markdown, parser, started
 from torch import Tensor, nn
 
 from sttp_manifold import TTShape
+from sttp_manifold.experiments.models import network, weight_sizes
 from sttp_manifold.nn import HouseholderWeight, RiemannianWeight, SpectralWeight, together
 
-Kernels = list[tuple[int, ...]]
-
-
-def resnet(depth: int) -> Kernels:
-    """ResNet for 32 x 32 images (He et al. 2016), without the linear layer's few numbers."""
-    kernels: Kernels = [(16, 3, 3, 3)]
-    inside = 16
-    for width in (16, 32, 64):
-        for _ in range((depth - 2) // 6):
-            kernels += [(width, inside, 3, 3), (width, width, 3, 3)]
-            inside = width
-    return [*kernels, (10, 64)]
-
-
-def wide_resnet() -> Kernels:
-    """WRN-28-10 (Zagoruyko & Komodakis 2016)."""
-    kernels: Kernels = [(16, 3, 3, 3)]
-    inside = 16
-    for width in (160, 320, 640):
-        kernels.append((width, inside, 1, 1))
-        for _ in range(4):
-            kernels += [(width, inside, 3, 3), (width, width, 3, 3)]
-            inside = width
-    return [*kernels, (10, 640)]
-
-
-def sngan() -> Kernels:
-    """Discriminator of SNGAN for 32 x 32 images (Miyato et al. 2018), 128 features."""
-    block: Kernels = [(128, 128, 3, 3), (128, 128, 3, 3)]
-    first: Kernels = [(128, 3, 3, 3), (128, 128, 3, 3), (128, 3, 1, 1)]
-    return [*first, *block, (128, 128, 1, 1), *block, *block, (1, 128)]
-
-
-NETWORKS: dict[str, Callable[[], Kernels]] = {
-    "ResNet-20": lambda: resnet(20),
-    "ResNet-32": lambda: resnet(32),
-    "SNGAN-32 discriminator": sngan,
-    "WRN-28-10": wide_resnet,
+NETWORKS = {
+    "ResNet-20": "resnet-20",
+    "ResNet-32": "resnet-32",
+    "SNGAN-32 discriminator": "sngan-32-discriminator",
+    "WRN-28-10": "wrn-28-10",
 }
 
 
@@ -144,7 +112,8 @@ def weights_case(
     name: str, rank: int, method: str, timer: Timer, backward: bool = True
 ) -> Comparison:
     """All weights of one network, by us and, for charts, by the alternative."""
-    shapes = [TTShape.for_conv(kernel, rank) for kernel in NETWORKS[name]()]
+    sizes = weight_sizes(network(NETWORKS[name], device="meta"))
+    shapes = [TTShape.for_weight(size, rank) for size in sizes]
     make = {"householder": HouseholderWeight, "riemannian": RiemannianWeight}[method]
     model = Weights([make(shape, init="random") for shape in shapes])
     alone = Weights(list(model.weights))

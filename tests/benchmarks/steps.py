@@ -5,6 +5,7 @@ This is not a test: it asserts that competitors compute the same, no speed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from sttp_manifold import SpectralTTManifold, TTShape
 from sttp_manifold._geoopt import EuclideanStiefel, ManifoldParameter, geoopt
+from sttp_manifold.experiments.models import network, weight_sizes
 from sttp_manifold.frames import full_frame, full_size
 from sttp_manifold.optim import RiemannianAdam
 
@@ -26,16 +28,8 @@ FRAMES = [
     (4, 4608, 64),
     (256, 32, 16),
 ]
-# The weights of ResNet-32 for small images: (kernel, how often).
-LAYERS = [
-    ((16, 3, 3, 3), 1),
-    ((16, 16, 3, 3), 10),
-    ((32, 16, 3, 3), 1),
-    ((32, 32, 3, 3), 9),
-    ((64, 32, 3, 3), 1),
-    ((64, 64, 3, 3), 9),
-    ((10, 64), 1),
-]
+# The weights of ResNet-32 for small images: (size, how often).
+LAYERS = list(Counter(weight_sizes(network("resnet-32", device="meta"))).items())
 RANK = 64
 
 

@@ -18,6 +18,7 @@ from timing import Timer, Work, markdown, parser, started
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sttp_manifold.experiments.models import ResNet
 from sttp_manifold.nn import SpectralLayer, compress
 from sttp_manifold.optim import RiemannianAdam
 
@@ -47,40 +48,6 @@ class Factors(nn.Module):
         return self.us, self.vt
 
 
-class Block(nn.Module):
-    """Two convolutions and a shortcut; where the size changes, the shortcut is padded."""
-
-    def __init__(self, inside: int, width: int) -> None:
-        super().__init__()
-        self.stride = width // inside
-        self.first = nn.Conv2d(inside, width, 3, self.stride, padding=1, bias=False)
-        self.first_norm = nn.BatchNorm2d(width)
-        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.second_norm = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first_norm(self.first(x)).relu()
-        y = self.second_norm(self.second(y))
-        shortcut = x[..., :: self.stride, :: self.stride]
-        more = y.shape[-3] - x.shape[-3]
-        return (y + nn.functional.pad(shortcut, (0, 0, 0, 0, 0, more))).relu()
-
-
-def resnet20(widths: Sequence[int] = (16, 32, 64)) -> nn.Module:
-    """ResNet-20 for 32 x 32 images (He et al. 2016)."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
-        nn.BatchNorm2d(widths[0]),
-        nn.ReLU(),
-    ]
-    inside = widths[0]
-    for width in widths:
-        for _ in range(3):
-            layers.append(Block(inside, width))
-            inside = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
-
-
 def mlp(narrow: int = 1024, wide: int = 4096) -> nn.Module:
     """Widths 1024, 4096, 1024, and ten classes."""
     return nn.Sequential(
@@ -94,7 +61,7 @@ def mlp(narrow: int = 1024, wide: int = 4096) -> nn.Module:
 
 # Network, size of one input, batch, rank.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] = {
-    "ResNet-20, 32 x 32 images, batch 64, rank 16": (resnet20, (3, 32, 32), 64, 16),
+    "ResNet-20, 32 x 32 images, batch 64, rank 16": (lambda: ResNet(20), (3, 32, 32), 64, 16),
     "MLP 1024-4096-1024, batch 128, rank 64": (mlp, (1024,), 128, 64),
 }
 SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] = {

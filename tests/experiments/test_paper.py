@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from sttp_manifold import cli
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments import paper
-from sttp_manifold.experiments.models import network, weights
+from sttp_manifold.experiments.models import network, weight_sizes
 from sttp_manifold.nn import compress, summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +27,7 @@ def sttp(*words: str):
 @pytest.mark.parametrize("name", paper.NETWORKS)
 def test_svdp_counts_by_hand(name: str) -> None:
     """A matrix of rank r has r (d_out + d_in - r) numbers, with equal values r (r + 1) / 2 less."""
-    with torch.device("meta"):
-        sizes = [tuple(layer.weight.shape) for layer in weights(network(name)).values()]
+    sizes = weight_sizes(network(name, device="meta"))
     for count in paper.network_counts(name):
         if count.kind == "svdp":
             dof = 0

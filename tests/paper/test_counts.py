@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sttp_manifold import TTShape
-from sttp_manifold.experiments.models import SNGANDiscriminator, network, weights
+from sttp_manifold.experiments.models import SNGANDiscriminator, network, weight_sizes
 from sttp_manifold.experiments.paper import (
     LAYERS,
     NETWORKS,
@@ -69,8 +69,7 @@ def test_ratio_of_the_discriminator(known: Count) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_both_readings_of_a_window_count_the_same(name: str) -> None:
     """Three times three instead of nine: from rank 3 on the last core is square, and free."""
-    with torch.device("meta"):
-        sizes = [tuple(layer.weight.shape) for layer in weights(network(name)).values()]
+    sizes = weight_sizes(network(name, device="meta"))
     for count in network_counts(name, [3, *RANKS]):
         if count.kind == "sttp":
             plans = [TTShape.for_weight(size, count.rank, kernel="factored") for size in sizes]

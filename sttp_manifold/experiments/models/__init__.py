@@ -3,7 +3,7 @@
 Every weight matrix in them can be compressed, so that rank matters.
 """
 
-from sttp_manifold.experiments.models.layers import weights
+from sttp_manifold.experiments.models.layers import weight_sizes, weights
 from sttp_manifold.experiments.models.names import classifier, network
 from sttp_manifold.experiments.models.resnet import ResNet, WideResNet
 from sttp_manifold.experiments.models.small import EntryModel, digits_mlp, fashion_convnet
@@ -19,5 +19,6 @@ __all__ = [
     "digits_mlp",
     "fashion_convnet",
     "network",
+    "weight_sizes",
     "weights",
 ]

@@ -1,10 +1,10 @@
-"""Which layers of a model the methods act on."""
+"""Which layers of a model the methods act on, and the sizes of their weights."""
 
 from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["weights"]
+__all__ = ["weight_sizes", "weights"]
 
 
 def weights(model: nn.Module) -> dict[str, nn.Module]:
@@ -14,3 +14,14 @@ def weights(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
     }
+
+
+def weight_sizes(model: nn.Module) -> list[tuple[int, ...]]:
+    """Sizes of the weights of :func:`weights`, in the order of the model.
+
+    Example:
+        >>> weight_sizes(nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU(), nn.Conv2d(8, 4, 1)))
+        [(8, 3, 5, 5), (4, 8, 1, 1)]
+    """
+    found = (layer.get_parameter("weight") for layer in weights(model).values())
+    return [tuple(weight.shape) for weight in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import nn
 
 from sttp_manifold.errors import ConfigError
@@ -40,26 +41,28 @@ def classifier(name: str, channels: int = 3, classes: int = 10) -> nn.Module:
     raise ConfigError(f"unknown model {name!r}; expected resnet-D or wrn-D-K, as in wrn-28-10")
 
 
-def network(name: str) -> nn.Module:
+def network(name: str, device: torch.device | str | None = None) -> nn.Module:
     """A published network by its name.
 
     Args:
         name: that of a :func:`classifier`, or ``sngan-S-discriminator`` and ``sngan-S-generator``
             for images of ``S`` pixels.
+        device: where it is made; on ``"meta"`` it takes no time and no memory.
 
     Raises:
         ConfigError: another name, or a size that such networks do not have.
 
     Example:
-        >>> network("sngan-48-discriminator").linear.in_features
-        1024
+        >>> sum(p.numel() for p in network("wrn-28-10", device="meta").parameters())
+        36479194
     """
-    if numbers := _numbers(r"sngan-(\d+)-discriminator", name):
-        return SNGANDiscriminator.for_images(*numbers)
-    if numbers := _numbers(r"sngan-(\d+)-generator", name):
-        return SNGANGenerator.for_images(*numbers)
-    if name.startswith(("resnet-", "wrn-")):
-        return classifier(name)
+    with torch.device(torch.get_default_device() if device is None else device):
+        if numbers := _numbers(r"sngan-(\d+)-discriminator", name):
+            return SNGANDiscriminator.for_images(*numbers)
+        if numbers := _numbers(r"sngan-(\d+)-generator", name):
+            return SNGANGenerator.for_images(*numbers)
+        if name.startswith(("resnet-", "wrn-")):
+            return classifier(name)
     raise ConfigError(
         f"unknown network {name!r}; expected resnet-D, wrn-D-K, sngan-S-discriminator or "
         "sngan-S-generator, as in sngan-32-discriminator"

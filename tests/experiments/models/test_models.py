@@ -44,8 +44,7 @@ PUBLISHED = {
 
 
 def on_meta(name: str) -> nn.Module:
-    with torch.device("meta"):
-        return network(name)
+    return network(name, device="meta")
 
 
 def size(model: nn.Module) -> int:
