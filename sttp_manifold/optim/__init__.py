@@ -9,7 +9,7 @@ from sttp_manifold.optim._options import (
 )
 from sttp_manifold.optim.check import check_optimizer
 from sttp_manifold.optim.minimize import MinimizeResult, minimize
-from sttp_manifold.optim.riemannian import RiemannianAdam, RiemannianSGD
+from sttp_manifold.optim.riemannian import RiemannianAdam, RiemannianMuon, RiemannianSGD
 
 __all__ = [
     "ConjugateGradientOptions",
@@ -17,6 +17,7 @@ __all__ = [
     "MinimizeResult",
     "PymanoptOptions",
     "RiemannianAdam",
+    "RiemannianMuon",
     "RiemannianSGD",
     "SteepestDescentOptions",
     "TrustRegionOptions",

@@ -41,6 +41,14 @@ def _is_rate(value: Any, look: bool) -> bool:
     return _is_number(value, look, least=0.0 if look else -sys.float_info.max)
 
 
+def _is_rate_or_none(value: Any, look: bool) -> bool:
+    return value is None or _is_rate(value, look)
+
+
+def _is_rule(value: Any, look: bool) -> bool:
+    return value in ("adam", "muon")
+
+
 def _is_betas(value: Any, look: bool) -> bool:
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
@@ -81,6 +89,12 @@ _CHOICE = _Setting("flag", _is_choice, "True, False or None", "True")
 _NUMBER = "a finite number >= 0"
 _SETTINGS = {
     "lr": _Setting("learning rate", _is_rate, f"{_NUMBER}, or a tensor of one", "1e-3"),
+    "adam_lr": _Setting(
+        "learning rate", _is_rate_or_none, f"None, {_NUMBER}, or a tensor of one", "1e-3"
+    ),
+    "adam_eps": _Setting("epsilon value", _is_number, _NUMBER, "1e-8"),
+    "adam_betas": _Setting("beta parameters", _is_betas, "two numbers in [0, 1)", "(0.9, 0.999)"),
+    "plain_matrices": _Setting("rule", _is_rule, "'adam' or 'muon'", "'adam'"),
     "eps": _Setting("epsilon value", _is_number, _NUMBER, "1e-8"),
     "weight_decay": _Setting("weight_decay value", _is_number, _NUMBER, "1e-4"),
     "momentum": _Setting("momentum value", _is_number, _NUMBER, "0.9"),

@@ -15,6 +15,7 @@ retraction is asked for (``retraction="qr"`` is geoopt's).
 from __future__ import annotations
 
 from sttp_manifold.optim.adam import RiemannianAdam
+from sttp_manifold.optim.muon import RiemannianMuon
 from sttp_manifold.optim.sgd import RiemannianSGD
 
-__all__ = ["RiemannianAdam", "RiemannianSGD"]
+__all__ = ["RiemannianAdam", "RiemannianMuon", "RiemannianSGD"]

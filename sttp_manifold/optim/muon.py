@@ -1,0 +1,315 @@
+"""RiemannianMuon."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttp_manifold.errors import OptimizerError
+from sttp_manifold.optim._base import detached, retract_
+from sttp_manifold.optim._blocks import decay_gradient, effective_gradient, number, project_
+from sttp_manifold.optim._direction import steepest_direction
+from sttp_manifold.optim._settings import SettingError, check_settings
+from sttp_manifold.optim._stacks import Stacks
+from sttp_manifold.optim.adam import RiemannianAdam, _correction
+
+torch_muon: Callable[..., None] | None
+try:
+    from torch.optim._muon import muon as torch_muon
+except ImportError:  # torch before 2.9
+    torch_muon = None
+
+__all__ = ["RiemannianMuon"]
+
+# What a projection onto the tangent space leaves of a normal gradient, in roundings.
+_ROUNDINGS = 8.0
+# torch.optim.Muon's own defaults, which its function has not.
+_TORCH_MUON: dict[str, Any] = dict(
+    ns_coefficients=(3.4445, -4.775, 2.0315), ns_steps=5, eps=1e-7, adjust_lr_fn=None
+)
+
+
+class RiemannianMuon(RiemannianAdam):
+    r"""Muon on the manifold: steepest descent of frames in the spectral norm, all else by Adam.
+
+    Muon (Jordan et al. 2024) moves a matrix along the polar factor of its momentum, the steepest
+    direction in the spectral norm. Here the direction is the steepest among the tangent vectors at
+    a frame ``X``, for which there is a formula: with momentum ``M``, projected and carried along as
+    in :class:`RiemannianAdam`, it is :math:`D = \operatorname{msign}(M X^T - X M^T) X`, by matrix
+    products only. A step turns ``X`` by the angle ``lr``, the same for every column unless ``d`` or
+    the rank of ``M`` is too small, and for frames of every shape: a rate that is right for one
+    layer is right for the others. No principal angle between the old span and the new is larger.
+    The size of a gradient does not matter; where it is zero, or normal to the manifold but for
+    rounding errors, the frame rests.
+
+    Whatever is no frame moves by Adam: spectra, biases, plain parameters, and points of manifolds
+    without frames, these by :class:`RiemannianAdam`.
+
+    Args:
+        params: parameters or groups of them.
+        lr: the angle of a step in radians, a number up to :math:`\pi/2` or a tensor of one element.
+        momentum: decay of the momentum, in [0, 1).
+        nesterov: look ahead by one step of the momentum.
+        adam_lr: learning rate of what moves by Adam, at the ``lr`` that its group began with:
+            whoever changes ``lr``, as schedulers do, changes it in proportion. None for ``lr``.
+        adam_betas: decays of Adam's moments.
+        adam_eps: added to Adam's denominator.
+        weight_decay: decoupled, as in AdamW: each step takes ``weight_decay`` times its learning
+            rate off a plain parameter. Of a spectral tensor train it is the weight ``W`` that
+            decays, through its spectrum: frames have no size that could.
+        plain_matrices: ``"adam"``; or ``"muon"``, by which plain real parameters of two dimensions
+            move as by :class:`torch.optim.Muon`, with ``lr``, ``momentum``, ``nesterov`` and
+            ``weight_decay`` of their group. Embeddings and last layers belong in a group without.
+        stabilize: put points back on their manifolds every that many steps; not needed for frames.
+        retraction: as in :class:`RiemannianAdam`, but ``"pogo"``. By Cayley transforms ``lr`` is
+            the angle to second order; by the others it is the angle.
+        maximize: ascend.
+        foreach: as in :class:`RiemannianAdam`.
+        capturable: as in :class:`RiemannianAdam`.
+
+    Raises:
+        OptimizerError: for settings out of range (also a ``ValueError``), for ``capturable`` where
+            :class:`RiemannianAdam` has none or with ``plain_matrices="muon"``, for
+            ``plain_matrices="muon"`` before torch 2.9, for ``"pogo"``, and for sparse gradients.
+
+    Example:
+        >>> import torch, sttp_manifold as sm
+        >>> layer = sm.nn.SpectralLinear(12, 10, rank=3, method="riemannian")
+        >>> opt = RiemannianMuon(layer.parameters(), lr=3e-2, adam_lr=1e-3)
+        >>> layer(torch.ones(12)).square().sum().backward()
+        >>> opt.step()
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 3e-2,
+        *,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        adam_lr: float | Tensor | None = None,
+        adam_betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        plain_matrices: str = "adam",
+        stabilize: int | None = None,
+        retraction: str = "newton_schulz",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+    ) -> None:
+        self._retraction, self._stabilize = retraction, stabilize
+        settings: dict[str, Any] = dict(
+            lr=lr,
+            momentum=momentum,
+            nesterov=nesterov,
+            adam_lr=adam_lr,
+            adam_betas=adam_betas,
+            adam_eps=adam_eps,
+            weight_decay=weight_decay,
+            plain_matrices=plain_matrices,
+            stabilize=stabilize,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+        )
+        _check(type(self).__name__, settings, look=True)
+        # Those of Adam that a state of torch's brings in any case.
+        fixed = dict(amsgrad=False, differentiable=False, fused=None, decoupled_weight_decay=True)
+        # Past the __init__ of Adam, which has other settings.
+        torch.optim.Optimizer.__init__(self, params, {**settings, **fixed})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch.
+
+        Raises:
+            OptimizerError: as at construction.
+        """
+        super().add_param_group(param_group)
+        self._complete(self.param_groups[-1])
+
+    def _complete(self, group: dict[str, Any]) -> dict[str, Any]:
+        lr = group["lr"]
+        group.setdefault("starting_lr", lr.clone() if isinstance(lr, Tensor) else lr)
+        return super()._complete(group)
+
+    def _refuse(self, group: dict[str, Any], *, look: bool = True) -> None:
+        name = type(self).__name__
+        _check(name, group, look=look)
+        super()._refuse(group, look=look)
+        if group["retraction"] == "pogo":
+            raise SettingError(
+                f"{name} got retraction='pogo', which moves along Euclidean directions, while its "
+                f"own are tangent; call {name}(params, lr=...) for retraction='newton_schulz'"
+            )
+
+    def _step_plain(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        matrices = []
+        if group["plain_matrices"] == "muon":
+            matrices = [p for p in params if p.ndim == 2 and not p.is_complex()]
+        if matrices:
+            self._step_matrices(group, matrices)
+        chosen = set(map(id, matrices))
+        others = [p for p in params if id(p) not in chosen]
+        if not others:
+            return
+        for p in others:
+            if "momentum_buffer" in self.state[p]:
+                self.state[p].clear()  # from before the rule of its group was changed
+        adam = self._adam_group(group)
+        decay = adam.pop("weight_decay")
+        if decay:
+            # By hand: Adam of torch 2.6 has no decoupled decay.
+            kept = 1 - adam["lr"] * decay
+            torch._foreach_mul_(detached(others), kept)
+        super()._step_plain({**adam, "weight_decay": 0, "decoupled_weight_decay": False}, others)
+
+    def _step_matrices(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        gradients = [-p.grad if group["maximize"] else p.grad for p in params]  # type: ignore[operator]
+        buffers = []
+        for p in params:
+            state = self.state[p]
+            if "momentum_buffer" not in state:
+                state.clear()
+                # Adam's loading asks for a count.
+                state.update(step=torch.zeros(()), momentum_buffer=torch.zeros_like(p.detach()))
+            state["step"] += 1
+            buffers.append(state["momentum_buffer"])
+        assert torch_muon is not None
+        torch_muon(
+            detached(params),
+            gradients,
+            buffers,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            nesterov=group["nesterov"],
+            has_complex=False,
+            **_TORCH_MUON,
+        )
+
+    def _step_framed(self, group: dict[str, Any], stacks: Stacks) -> None:
+        look = False if group["capturable"] else None
+        lr, momentum = number(group["lr"], look=look is None), float(group["momentum"])
+        gradients = stacks.take_apart(
+            [
+                effective_gradient(p, maximize=group["maximize"], weight_decay=0.0)
+                for p in stacks.params
+            ]
+        )
+        moments = stacks.arrays["exp_avg"]
+        for k in stacks.frames:
+            X, grad = stacks.points(k), stacks.join(gradients[k], k)
+            size = grad.abs().amax((1, 2), keepdim=True)
+            project_(X, grad)
+            # Of all sizes alike: what is rounding errors, or nothing, must not become a step.
+            least = size * (_ROUNDINGS * torch.finfo(X.dtype).eps)
+            rests = grad.abs().amax((1, 2), keepdim=True) <= least
+            moments[k].lerp_(grad, 1 - momentum)
+            ahead = grad.lerp_(moments[k], momentum) if group["nesterov"] else moments[k]
+            D = steepest_direction(X, ahead).masked_fill_(rests, 0)
+            X = _turned(group["retraction"], X, D, lr, look=look)
+            project_(X, moments[k])
+            stacks.put_points(k, X)
+        c = stacks.coordinates
+        if c is not None:
+            self._step_coordinates(self._adam_group(group), stacks, stacks.join(gradients[c], c))
+        stacks.scalars.pop("step", None)
+
+    def _step_coordinates(self, adam: dict[str, Any], stacks: Stacks, grad: Tensor) -> None:
+        """Adam for what is no frame."""
+        c = stacks.coordinates
+        assert c is not None
+        beta1, beta2 = map(number, adam["betas"])
+        lr = number(adam["lr"], look=not adam["capturable"])
+        first, second = stacks.arrays["exp_avg"][c], stacks.parts(stacks.scalars["exp_avg_sq"])[c]
+        x = stacks.points(c)
+        if adam["weight_decay"]:
+            penalties = stacks.take_apart([decay_gradient(p) for p in stacks.params])
+            x.sub_(stacks.join(penalties[c], c).mul_(lr), alpha=adam["weight_decay"])
+        first.mul_(beta1).add_(grad.mul(1 - beta1))
+        second.mul_(beta2).add_(grad.square_().mul_(1 - beta2))
+        steps: float | Tensor = stacks.step + 1
+        if adam["capturable"]:
+            steps = stacks.parts(stacks.scalars["step"])[c]
+        scale = second.div(_correction(beta2, steps)).sqrt_().add_(adam["eps"]).reciprocal_()
+        scale = scale.mul_(lr).div_(_correction(beta1, steps))
+        stacks.put_points(c, x.sub_(first * scale.to(first.dtype)))
+
+    def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
+        super()._step_generic(self._adam_group(group), p)
+
+    def _adam_group(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a group for what moves by Adam, under Adam's names."""
+        lr: Any = number(group["lr"], look=False)
+        if group["adam_lr"] is not None:
+            start = number(group["starting_lr"], look=False)
+            if isinstance(start, Tensor):
+                scheduled: Any = torch.where(start == 0, 1.0, lr / start)
+            else:
+                scheduled = lr / start if start else 1.0
+            lr = number(group["adam_lr"], look=False) * scheduled
+        return {**group, "lr": lr, "betas": group["adam_betas"], "eps": group["adam_eps"]}
+
+
+def _turned(
+    retraction: str, X: Tensor, D: Tensor, angle: float | Tensor, *, look: bool | None
+) -> Tensor:
+    """Turn frames by an angle against ``D``; what is in their memory is of no use afterwards."""
+    functions: Any = torch if isinstance(angle, Tensor) else math
+    if retraction == "cayley":
+        return retract_(retraction, X, D, -2 * functions.tan(angle / 2), look=look)
+    # The others reach the same point from any multiple; this one is a frame but for roundings.
+    cos, sin = functions.cos(angle), functions.sin(angle)
+    return retract_(retraction, X.mul_(cos), D, -sin, look=look)
+
+
+def _check(name: str, group: dict[str, Any], *, look: bool) -> None:
+    """Refuse what is Adam's only, and what Muon takes less of."""
+    check_settings(name, group, look=look)
+    for key in ("betas", "eps"):
+        if key in group:
+            raise SettingError(
+                f"{name} got {key}={group[key]!r}; what moves by Adam has settings of its own, as "
+                f"in {name}(params, lr=..., adam_{key}={group[key]!r})"
+            )
+    for flag, only in (
+        ("amsgrad", False),
+        ("differentiable", False),
+        ("fused", None),
+        ("decoupled_weight_decay", True),
+    ):
+        if group.get(flag, only) not in (only, bool(only)):
+            raise SettingError(
+                f"{name} got {flag}={group[flag]!r}, which it has not; call {name}(params, "
+                f"lr=...) without it, or give those parameters to RiemannianAdam(params, lr=..., "
+                f"{flag}={group[flag]!r})"
+            )
+    lr, momentum = group["lr"], group["momentum"]
+    if look and (not isinstance(lr, Tensor) or lr.device.type == "cpu") and lr > math.pi / 2:
+        raise SettingError(
+            f"Invalid learning rate: {name} got lr={lr!r}; it is the angle of a step in radians, "
+            f"up to pi/2, as in {name}(params, lr=3e-2)"
+        )
+    if momentum >= 1:
+        raise SettingError(
+            f"Invalid momentum value: {name} got momentum={momentum!r}; it takes a number in "
+            f"[0, 1), as in {name}(params, lr=..., momentum=0.95)"
+        )
+    if group["plain_matrices"] == "muon":
+        if torch_muon is None:
+            raise OptimizerError(
+                f"{name} got plain_matrices='muon', which is torch.optim.Muon, but torch "
+                f"{torch.__version__} has none; install torch>=2.9, or call {name}(params, "
+                f"lr=...), which moves plain matrices by Adam"
+            )
+        if group["capturable"]:
+            raise OptimizerError(
+                f"{name} cannot honour capturable=True together with plain_matrices='muon': "
+                f"torch.optim.Muon reads its learning rate on the host; call {name}(params, "
+                f"lr=..., capturable=True), which moves plain matrices by Adam"
+            )
