@@ -20,7 +20,7 @@ from sttp_manifold.manifolds.bond_sets import bond_set
 from sttp_manifold.manifolds.fixed_tt_geometry import Point, Vector
 from sttp_manifold.manifolds.geometry import plain
 from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
-from sttp_manifold.manifolds.weight_points import WeightPoints
+from sttp_manifold.manifolds.weight_points import WeightPoints, broadcast_vectors
 from sttp_manifold.spectrum import SpectrumMap, hold_spectrum
 from sttp_manifold.tt.contract import left_frame, mirror, mirrored_frame
 from sttp_manifold.tt.decompose import qr_sweep
@@ -196,6 +196,7 @@ class FixedTTPoints(WeightPoints, Manifold):
         Sweeps of QR factorizations move what is not orthonormal into the bond, where a spectrum
         that is not full takes its nearest value.
         """
+        self._assert_length(x, "projx(x)")
         cores = self._cores(x)
         left, a = qr_sweep(cores.left)
         right, b = qr_sweep(cores.right)
@@ -235,6 +236,9 @@ class FixedTTPoints(WeightPoints, Manifold):
         return True, None
 
     # -- layout ---------------------------------------------------------------------------------
+
+    def _fit(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return broadcast_vectors(self.n_elements, *tensors)
 
     def _cores(self, x: Tensor) -> Vector:
         left, bond, right = self.total_space.cores(x, lambda bond: bond)

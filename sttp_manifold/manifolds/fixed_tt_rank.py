@@ -91,7 +91,7 @@ class FixedTTRankManifold(FixedTTPoints):
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         """Nearest tangent coordinates, orthogonally in the metric."""
-        x, u = torch.broadcast_tensors(x, u)
+        x, u = self._fit(x, u)
         return self._flat(geometry.tangent_part(self._point(x), self._cores(u), self.centre))
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class FixedTTRankManifold(FixedTTPoints):
         :math:`\delta U_k = \Pi_k(g_k G_k^{-\top})` and :math:`\delta S = \partial f/\partial S`,
         for a cost of the weight that autograd has differentiated through :meth:`unpack`.
         """
-        x, u = torch.broadcast_tensors(x, u)
+        x, u = self._fit(x, u)
         point, gradient = self._point(x), self._cores(u)
         return self._flat(
             Vector(
@@ -115,12 +115,12 @@ class FixedTTRankManifold(FixedTTPoints):
         self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
     ) -> Tensor:
         """Frobenius inner product of two tangent vectors, ``(*b,)``."""
-        x, u, v = torch.broadcast_tensors(x, u, u if v is None else v)
+        x, u, v = self._fit(x, u, u if v is None else v)
         return (u * v).sum(-1, keepdim=keepdim)
 
     def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
         """Frobenius norm of a tangent vector, ``(*b,)``."""
-        x, u = torch.broadcast_tensors(x, u)
+        x, u = self._fit(x, u)
         return torch.linalg.vector_norm(u, dim=-1, keepdim=keepdim)
 
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
@@ -128,7 +128,7 @@ class FixedTTRankManifold(FixedTTPoints):
 
         An adaptive optimizer scales by them: a number for each core keeps a vector tangent.
         """
-        product = self._cores(torch.mul(*torch.broadcast_tensors(u, u if v is None else v, x)[:2]))
+        product = self._cores(torch.mul(*self._fit(u, u if v is None else v, x)[:2]))
 
         def spread(part: Tensor, dims: tuple[int, ...]) -> Tensor:
             return part.sum(dims, keepdim=True).expand_as(part)
@@ -158,6 +158,7 @@ class FixedTTRankManifold(FixedTTPoints):
                 f"{tuple(Z.shape)}"
             )
         batch = torch.broadcast_shapes(x.shape[:-1], Z.shape[:-2])
+        self._assert_length(x, "project_matrix(x, Z)")
         point = self._point(x.expand(*batch, x.shape[-1]))
         return self._tangent(point, geometry.project_matrix(point, Z))
 
@@ -190,6 +191,7 @@ class FixedTTRankManifold(FixedTTPoints):
     def project_chain(self, x: Tensor, chain: Vector) -> Tensor:
         """As :meth:`project_weight`, of raw cores on the modes of ``shape.merged``."""
         batch = torch.broadcast_shapes(x.shape[:-1], chain.bond.shape[:-2])
+        self._assert_length(x, "project_chain(x, chain)")
         point = self._point(x.expand(*batch, x.shape[-1]))
         return self._tangent(point, geometry.project_chain(point, chain))
 
@@ -217,6 +219,7 @@ class FixedTTRankManifold(FixedTTPoints):
                 f"{i.numel()} places {tuple(i.shape)}, got values of shape {tuple(values.shape)}"
             )
         batch = torch.broadcast_shapes(x.shape[:-1], values.shape[:lead])
+        self._assert_length(x, "project_entries(x, i, j, values)")
         point = self._point(x.expand(*batch, x.shape[-1]))
         values = values.reshape(*values.shape[:lead], i.numel()).expand(*batch, i.numel())
         projected = geometry.project_entries(point, i.flatten(), j.flatten(), values)
@@ -224,7 +227,7 @@ class FixedTTRankManifold(FixedTTPoints):
 
     def ambient_vector(self, x: Tensor, u: Tensor) -> Tensor:
         """The dense matrix that a tangent vector stands for, ``(*b, d_out, d_in)``."""
-        x, u = torch.broadcast_tensors(x, u)
+        x, u = self._fit(x, u)
         point = self._point(x)
         chain = geometry.tangent_chain(point, self._cores(u))
         return left_matrix(chain.left) @ chain.bond @ right_matrix(mirror(chain.right))
@@ -234,7 +237,7 @@ class FixedTTRankManifold(FixedTTPoints):
 
         Its ranks are twice those of the plan, or what the modes can carry.
         """
-        x, u = torch.broadcast_tensors(x, u)
+        x, u = self._fit(x, u)
         chain = geometry.tangent_chain(self._point(x), self._cores(u))
         return orthogonalize(chain.left, chain.bond, mirror(chain.right))
 
@@ -247,7 +250,7 @@ class FixedTTRankManifold(FixedTTPoints):
         Shape:
             - x, u, output: ``(*b, n_elements)``
         """
-        x, u = torch.broadcast_tensors(x, u)
+        x, u = self._fit(x, u)
         point, vector = self._point(x), self._cores(u)
         return self._flat(
             Vector(
@@ -266,7 +269,7 @@ class FixedTTRankManifold(FixedTTPoints):
             - x, u: ``(*b, n_elements)``
             - output: ``(*b, n_elements)``
         """
-        x, u = torch.broadcast_tensors(x, u)
+        x, u = self._fit(x, u)
         return self._retract(self._point(x), self._cores(u))
 
     def _retract(self, point: Point, vector: Vector) -> Tensor:
@@ -277,13 +280,13 @@ class FixedTTRankManifold(FixedTTPoints):
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Transport of ``v`` from ``x`` to ``y``: projection of its chain of ranks ``2R``."""
-        x, y, v = torch.broadcast_tensors(x, y, v)
+        x, y, v = self._fit(x, y, v)
         chain = geometry.tangent_chain(self._point(x), self._cores(v))
         return self.project_chain(y, chain)
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Retraction of ``u``, and transport of ``v`` to the new point."""
-        x, u, v = torch.broadcast_tensors(x, u, v)
+        x, u, v = self._fit(x, u, v)
         point = self._point(x)  # its interfaces serve both
         y = self._retract(point, self._cores(u))
         return y, self.project_chain(y, geometry.tangent_chain(point, self._cores(v)))

@@ -16,6 +16,7 @@ from torch import Tensor
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ProductManifold
 from sttp_manifold.frames.retractions import cholesky_qr, polar, project_tangent
 from sttp_manifold.manifolds.contract import FrameGroup, flat_metric
+from sttp_manifold.manifolds.weight_points import broadcast_vectors
 
 __all__ = ["GroupedProduct"]
 
@@ -61,7 +62,7 @@ class GroupedProduct(ProductManifold):
 
     def _on_factors(self, on_frames: BatchMap, on_spectrum: BatchMap, *tensors: Tensor) -> Tensor:
         """Apply maps to the batches of equal frames and to the spectrum, and join the results."""
-        tensors = torch.broadcast_tensors(*tensors)
+        tensors = broadcast_vectors(self.n_elements, *tensors)
         parts = []
         for span, copies, d, r in self.frame_groups:
             batches = (t[..., span].unflatten(-1, (copies, d, r)) for t in tensors)
@@ -93,6 +94,7 @@ class GroupedProduct(ProductManifold):
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Transport to ``y`` by tangent projection."""
+        _, y, v = broadcast_vectors(self.n_elements, x, y, v)
         return self.proju(y, v)
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +120,7 @@ class GroupedProduct(ProductManifold):
         self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
     ) -> Tensor:
         """Euclidean inner product of tangent vectors, ``(*b,)``."""
-        x, u, v = torch.broadcast_tensors(x, u, u if v is None else v)
+        x, u, v = broadcast_vectors(self.n_elements, x, u, u if v is None else v)
         return (u * v).sum(-1, keepdim=keepdim)
 
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
@@ -126,7 +128,7 @@ class GroupedProduct(ProductManifold):
         return self._on_factors(
             lambda a, b: (a * b).sum((-2, -1), keepdim=True).expand_as(a),
             torch.mul,
-            *torch.broadcast_tensors(u, u if v is None else v, x)[:2],
+            *broadcast_vectors(self.n_elements, u, u if v is None else v, x)[:2],
         )
 
 

@@ -28,7 +28,7 @@ from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.gauge import haar_frame
 from sttp_manifold.manifolds.grouped import GroupedProduct
 from sttp_manifold.manifolds.horizontal import vertical_part
-from sttp_manifold.manifolds.weight_points import WeightPoints
+from sttp_manifold.manifolds.weight_points import WeightPoints, broadcast_vectors
 from sttp_manifold.spectrum import SpectrumMap, hold_spectrum
 from sttp_manifold.tt.contract import left_frame, right_frame
 from sttp_manifold.tt.shape import TTShape
@@ -225,7 +225,7 @@ class SpectralTTManifold(WeightPoints, GroupedProduct):
         Shape:
             - x, u: ``(*b, n_elements)``
         """
-        x, u = torch.broadcast_tensors(x, u)
+        x, u = broadcast_vectors(self.n_elements, x, u)
         bonds = list(range(1, len(self._starts)))
         centre = len(self.shape.merged.out_modes)
         cores, vectors = self._chain(x), self._chain(u)

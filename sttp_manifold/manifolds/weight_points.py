@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from sttp_manifold._geoopt import ManifoldParameter, ManifoldTensor
@@ -11,12 +12,36 @@ from sttp_manifold.errors import ShapeError
 from sttp_manifold.tt.decompose import tt_svd
 
 if TYPE_CHECKING:
-    import torch
-
     from sttp_manifold.tt.shape import TTShape
     from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["WeightPoints"]
+__all__ = ["WeightPoints", "broadcast_vectors"]
+
+
+def broadcast_vectors(n_elements: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Points and tangent vectors with their batch dimensions made equal.
+
+    The last dimension is theirs, and does not broadcast: a vector of one number is no vector.
+
+    Shape:
+        - tensors, outputs: ``(*b, n_elements)``
+
+    Raises:
+        ShapeError: a tensor of another length, or batch dimensions that do not go together.
+    """
+    shapes = [tuple(t.shape) for t in tensors]
+    try:
+        if any(shape[-1:] != (n_elements,) for shape in shapes):
+            raise ShapeError(
+                f"points and tangent vectors have shape (*b, {n_elements}), got "
+                f"{', '.join(map(str, shapes))}"
+            )
+        return tuple(torch.broadcast_tensors(*tensors))
+    except RuntimeError as error:
+        raise ShapeError(
+            f"batch dimensions do not go together: {', '.join(map(str, shapes))}; give one point "
+            "for each vector, or one for all of them"
+        ) from error
 
 
 class WeightPoints:

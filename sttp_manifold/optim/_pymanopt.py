@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.pymanopt import PointCache, make_problem, to_pymanopt
 from sttp_manifold.optim._objective import Iterate, Objective, Status, Stopped
@@ -44,9 +46,11 @@ def run_pymanopt(solver: str) -> Callable[[Objective, Iterate, PymanoptOptions],
             "verbosity": 0,
             **options.solver,
         }
-        outcome = getattr(optimizers, solver)(**arguments).run(
-            problem, initial_point=theirs.array(x), **options.run
-        )
+        # Where an inner iteration has solved its system exactly, pymanopt divides zero by zero.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            outcome = getattr(optimizers, solver)(**arguments).run(
+                problem, initial_point=theirs.array(x), **options.run
+            )
         why = outcome.stopping_criterion
         ended = Status.ITERATIONS if "max iterations" in why else Status.STALLED
         raise Stopped(ended, f"pymanopt: {why}")

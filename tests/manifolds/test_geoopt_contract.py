@@ -69,25 +69,6 @@ def test_every_operation_equals_geoopt(shape, spectrum, seed, batch) -> None:
 
 
 @given(shape=shapes(), spectrum=spectra, seed=seeds)
-def test_batches_broadcast(shape, spectrum, seed) -> None:
-    """One point with many vectors is the same as each vector by itself."""
-    M = SpectralTTManifold(shape, spectrum)
-    x, e = point(M, seed, ()), normal(seed + 1, 3, M.n_elements)
-    many = {
-        "proju": M.proju(x, e),
-        "retr": M.retr(x, M.proju(x, e)),
-        "inner": M.inner(x, e),
-        "horizontal": M.horizontal(x, M.proju(x, e)),
-    }
-    for k in range(3):
-        u = M.proju(x, e[k])
-        torch.testing.assert_close(many["proju"][k], u)
-        torch.testing.assert_close(many["retr"][k], M.retr(x, u))
-        torch.testing.assert_close(many["inner"][k], M.inner(x, e[k]))
-        torch.testing.assert_close(many["horizontal"][k], M.horizontal(x, u), rtol=1e-7, atol=1e-8)
-
-
-@given(shape=shapes(), spectrum=spectra, seed=seeds)
 def test_the_retraction_is_of_first_order(shape, spectrum, seed) -> None:
     """|retr(x, tu) - exp(x, tu)| falls at least as t^2."""
     M = SpectralTTManifold(shape, spectrum)
