@@ -219,7 +219,7 @@ def spectrum_map(name: str, rank: int, bound: float = 1.0) -> SpectrumMap:
 def hold_spectrum(tt: SpectralTT, spectrum: SpectrumMap, *, project: bool = False) -> SpectralTT:
     """Bring the centre of a weight to the form and range of a spectrum map.
 
-    A full bond becomes a vector by an SVD, or a vector a full bond, as the map asks for. Half
+    A full bond becomes a vector by an SVD, or a vector a full bond, as the map needs it. Half
     precision is computed in float32.
 
     Raises:

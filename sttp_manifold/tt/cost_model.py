@@ -86,7 +86,7 @@ def read_costs(path: str | Path) -> Costs:
 
 
 def write_costs(path: str | Path, costs: Costs, about: dict[str, object]) -> None:
-    """Write constants, with a word about the machine and the fit."""
+    """Write constants, and facts about the machine and the fit."""
     content = {"costs": dataclasses.asdict(costs), "about": about}
     Path(path).write_text(json.dumps(content, indent=2) + "\n")
 

@@ -178,43 +178,27 @@ def linear_steps(shape: TTShape, count: int, together: int = 1) -> LinearPlan:
     return _chosen_steps(shape, count, costs(), together)
 
 
-def linear_plan(shape: TTShape, count: int, at_hand: bool = False, together: int = 1) -> Plan:
+def linear_plan(shape: TTShape, count: int, together: int = 1) -> Plan:
     """Name of the cheapest way to apply ``W`` to ``count`` vectors, by the cost model.
 
     Args:
         shape: the plan of the weight; its merged chain is what is contracted.
         count: how many vectors are multiplied at once.
-        at_hand: whether ``W``, and ``U`` and ``V``, are formed already, so that only to apply them
-            costs anything; cores are not looked at then.
         together: how many weights of this plan are formed by the same calls.
 
     Returns:
         ``"dense"`` (form ``W``), ``"lowrank"`` (form ``U`` and ``V``), or ``"cores"`` (form
         less). The result of the map is the same up to rounding.
     """
-    if at_hand:
-        return _chosen_at_hand(shape, count, costs())
     return linear_steps(shape.merged, count, together).name
 
 
-def _choose_at_hand(shape: TTShape, count: int, unit: Costs) -> Plan:
-    d_out, d_in, r = shape.d_out, shape.d_in, shape.rank
-    factors = gemm(count, d_in, r).plus(gemm(count, r, d_out))
-    return "dense" if gemm(count, d_in, d_out).cost(unit) <= factors.cost(unit) else "lowrank"
-
-
-_chosen_at_hand = lru_cache(maxsize=4096)(_choose_at_hand)
-
-
-def conv_plan(
-    shape: TTShape, positions: int, at_hand: bool = False
-) -> Literal["dense", "factorized"]:
+def conv_plan(shape: TTShape, positions: int) -> Literal["dense", "factorized"]:
     """Cheapest way to convolve with a kernel ``W`` read as ``c_out x (c_in k)``.
 
     Args:
         shape: the plan of the kernel.
         positions: places of the output, over the batch, at which the kernel is applied.
-        at_hand: whether ``W`` is formed already, as its factors are.
 
     Returns:
         ``"dense"`` (form ``W``), or ``"factorized"`` (``r`` kernels from ``V^T``, then a pointwise
@@ -224,11 +208,10 @@ def conv_plan(
     unit = costs()
     dense = _convolution(positions, d_in, d_out, unit)
     factorized = _convolution(positions, d_in, r, unit) + _convolution(positions, r, d_out, unit)
-    if not at_hand:
-        chain = shape.merged
-        dense += cut_work(chain, cheapest_cut(chain)).cost(unit)
-        factorized += left_forming(chain.left_core_shapes).cost(unit)
-        factorized += right_forming(chain.right_core_shapes).cost(unit)
+    chain = shape.merged
+    dense += cut_work(chain, cheapest_cut(chain)).cost(unit)
+    factorized += left_forming(chain.left_core_shapes).cost(unit)
+    factorized += right_forming(chain.right_core_shapes).cost(unit)
     return "dense" if dense <= factorized else "factorized"
 
 

@@ -74,7 +74,7 @@ def time_plans(
         backward: whether to add the gradients of input and cores.
         dtype: dtype of weight and input.
         device: where to compute.
-        clock: what tells the time; that of the processor where others use the machine as well.
+        clock: a function that gives seconds; ``time.process_time`` on a machine in use.
     """
     d_out, d_in, rank, count = place
     tt = random_chain(TTShape.for_matrix(d_out, d_in, rank), dtype, device)
@@ -117,7 +117,7 @@ def fit(timed: Iterable[Timed], like: Costs | None = None) -> Costs:
 
     Args:
         timed: plans with their times.
-        like: where constants that no linear map tells come from.
+        like: the constants that no linear map determines are taken from here.
     """
     from scipy.optimize import nnls
 

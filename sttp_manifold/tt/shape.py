@@ -34,13 +34,13 @@ else:
             return value
 
 
-def check_spectrum(spectrum: str) -> str:
+def check_spectrum(spectrum: object) -> str:
     """Return ``spectrum`` if it is one of :data:`SPECTRA`.
 
     Raises:
         SpectrumError: for any other name; the message lists the names there are.
     """
-    if spectrum not in SPECTRA:
+    if not isinstance(spectrum, str) or spectrum not in SPECTRA:
         raise SpectrumError(
             f"unknown spectrum {spectrum!r}; expected one of {', '.join(SPECTRA)}, "
             "as in shape.dim(spectrum='free')"
@@ -72,11 +72,11 @@ class TTShape:
     modes carries the TT rank ``R_k``; the bond between ``n_D`` and ``m_1`` is the *centre* and
     carries the spectrum, of length ``r = R_D``. Core ``k`` has shape ``(R_{k-1}, mode_k, R_k)``.
 
-    Everything on a ``TTShape`` speaks of the chain that it names. The chain that is *stored* by
-    weights and manifolds is :attr:`merged`, in which every core whose unfolding is square has been
-    absorbed by its neighbour (such a core carries no information of its own). ``dim`` and
-    ``num_parameters`` are the same for both; ``total_dim`` and ``gauge_dim`` are not, only their
-    difference is.
+    Modes, ranks and sizes of a ``TTShape`` are those of the chain that it names. The chain that is
+    *stored* by weights and manifolds is :attr:`merged`, in which every core whose unfolding is
+    square has been absorbed by its neighbour (such a core carries no information of its own).
+    ``dim`` and ``num_parameters`` are the same for both; ``total_dim`` and ``gauge_dim`` are not,
+    only their difference is.
 
     Args:
         out_modes: ``(n_1, ..., n_D)``, positive integers whose product is ``d_out``.

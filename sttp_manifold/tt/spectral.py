@@ -58,7 +58,7 @@ class SpectralTT:
     bond* ``S``, an ``r x r`` matrix: then ``W = U S V^T``.
 
     The value is frozen and keeps dtype, device and batch dimensions of its tensors; nothing is
-    copied. The orthonormality of the cores is the caller's word: :func:`~sttp_manifold.tt_svd` and
+    copied. Cores are not checked to be orthonormal or finite: :func:`~sttp_manifold.tt_svd` and
     :func:`~sttp_manifold.orthogonalize` make values that have it, and
     :meth:`orthonormality_error` measures it.
 

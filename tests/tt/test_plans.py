@@ -15,7 +15,6 @@ from sttp_manifold.tt.cost_model import costs
 from sttp_manifold.tt.plans import (
     LinearPlan,
     cheapest_cut,
-    conv_plan,
     cut_work,
     linear_plan,
     linear_plans,
@@ -69,25 +68,6 @@ def test_work_is_counted_as_it_is_done() -> None:
         with FlopCounterMode(display=False) as counter:
             tt._rows_times_wt(x, plan)
         assert counter.get_total_flops() == work.flops, plan
-
-
-@given(
-    d_out=st.integers(1, 3000), d_in=st.integers(1, 3000), rank=st.integers(1, 500),
-    count=st.integers(1, 10_000),
-)  # fmt: skip
-def test_plans_of_what_is_formed_already(d_out: int, d_in: int, rank: int, count: int) -> None:
-    """Whoever forms ``W`` to apply it also applies it where that is free; factors need to gain."""
-    shape = TTShape.svd(d_out, d_in, min(rank, d_out, d_in))
-    at_hand, of_kernel = linear_plan(shape, count, True), conv_plan(shape, count, True)
-    assert at_hand in ("dense", "lowrank")
-    if linear_plan(shape, count) == "dense":
-        assert at_hand == "dense"
-    if conv_plan(shape, count) == "dense":
-        assert of_kernel == "dense"
-    if shape.rank * (d_out + d_in) >= d_out * d_in:
-        assert at_hand == "dense"
-    if 2 * shape.rank * (d_out + d_in) <= d_out * d_in and d_out * d_in > 1e6:
-        assert at_hand == "lowrank"
 
 
 @given(shape=shapes(), count=st.integers(1, 50), together=st.integers(2, 100))
