@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -16,6 +17,8 @@ from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.models.sizes import check_images, check_sizes
 
 __all__ = ["ResNet", "WideResNet"]
+
+torch.fx.wrap("check_images")
 
 
 def _conv(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:

@@ -1,4 +1,8 @@
-"""Checks of sizes that the networks share."""
+"""Checks of sizes that the networks share.
+
+Those of a forward are leaves to ``torch.fx``, which does not trace conditions on tensors; the
+modules that call them say so by ``torch.fx.wrap``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from torch import Tensor
 from sttp_manifold.errors import ConfigError, ShapeError
 from sttp_manifold.tt.factors import positive_integer
 
-__all__ = ["check_images", "check_sizes"]
+__all__ = ["check_images", "check_sizes", "check_vectors"]
 
 
 def check_sizes(example: str, **sizes: int) -> None:
@@ -52,4 +56,19 @@ def check_images(x: Tensor, channels: int, multiple: int = 1) -> None:
         raise ShapeError(
             f"this network takes images whose height and width are multiples of {multiple}, "
             f"got {height} x {width}"
+        )
+
+
+def check_vectors(z: Tensor, length: int) -> None:
+    """Check a batch of vectors before the first linear layer.
+
+    Shape:
+        - z: ``(n, length)``
+
+    Raises:
+        ShapeError: another number of dimensions, or another length.
+    """
+    if z.ndim != 2 or z.shape[1] != length:
+        raise ShapeError(
+            f"the generator takes vectors of shape (n, {length}), got {tuple(z.shape)}"
         )

@@ -15,13 +15,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from sttp_manifold.errors import ConfigError, ShapeError
-from sttp_manifold.experiments.models.sizes import check_images, check_sizes
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.models.sizes import check_images, check_sizes, check_vectors
 
 __all__ = ["SNGANDiscriminator", "SNGANGenerator"]
+
+torch.fx.wrap("check_images")
+torch.fx.wrap("check_vectors")
 
 
 @dataclass(frozen=True)
@@ -188,10 +192,7 @@ class SNGANGenerator(nn.Module):
         Raises:
             ShapeError: vectors of another length.
         """
-        if z.ndim != 2 or z.shape[1] != self.latent:
-            raise ShapeError(
-                f"the generator takes vectors of shape (n, {self.latent}), got {tuple(z.shape)}"
-            )
+        check_vectors(z, self.latent)
         x = self.linear(z).unflatten(1, (self.widths[0], self.bottom, self.bottom))
         image: Tensor = self.conv(self.norm(self.blocks(x)).relu())
         return image.tanh()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -122,13 +122,41 @@ def test_generator_and_discriminator_fit_each_other(
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def small() -> Iterator[tuple[nn.Module, Tensor]]:
+    """One network of each kind, and an input."""
+    yield ResNet(8, width=4), torch.randn(2, 3, 8, 8)
+    yield WideResNet(10, 1), torch.randn(2, 3, 8, 8)
+    yield SNGANDiscriminator.for_images(32, ndf=8), torch.randn(2, 3, 8, 8)
+    yield SNGANGenerator.for_images(32, ngf=8, latent=6), torch.randn(2, 6)
+
+
+def test_networks_can_be_traced_exported_and_compiled() -> None:
+    for model, x in small():
+        model.eval()
+        batch = ({0: torch.export.Dim("batch", min=2)},)
+        exported = torch.export.export(model, (x,), dynamic_shapes=batch).module()
+        traced = torch.fx.symbolic_trace(model)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        for other in (exported, traced, compiled):
+            for y in (x, torch.cat((x, x, x))):
+                torch.testing.assert_close(other(y), model(y))
+        with pytest.raises(ShapeError):
+            traced(x[:, :1])
+
+
+def test_networks_run_in_lower_precision_and_channels_last() -> None:
+    for model, x in small():
+        y = model.eval()(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            z = model(x)
+        assert z.dtype == torch.bfloat16
+        torch.testing.assert_close(z.float(), y, atol=0.1, rtol=0.1)
+        model.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(model(x), y, atol=1e-4, rtol=1e-4)
+
+
 def test_double_precision_and_evaluation() -> None:
-    for model, x in (
-        (ResNet(8), torch.randn(2, 3, 8, 8)),
-        (WideResNet(10, 1), torch.randn(2, 3, 8, 8)),
-        (SNGANDiscriminator((4, 4), 1), torch.randn(2, 3, 8, 8)),
-        (SNGANGenerator((4, 4), 2, latent=6), torch.randn(2, 6)),
-    ):
+    for model, x in small():
         model.eval()
         double = copy.deepcopy(model).double()(x.double())
         assert double.dtype == torch.float64
@@ -182,13 +210,7 @@ def test_the_shortcut_of_a_wide_block_begins_behind_its_first_relu() -> None:
 
 @pytest.mark.parametrize("method", ["householder", "riemannian"])
 def test_every_layer_can_be_compressed(method: str) -> None:
-    models = [
-        (ResNet(8, width=4), torch.randn(2, 3, 8, 8)),
-        (WideResNet(10, 1), torch.randn(2, 3, 8, 8)),
-        (SNGANDiscriminator.for_images(32, ndf=8), torch.randn(2, 3, 8, 8)),
-        (SNGANGenerator.for_images(32, ngf=8, latent=6), torch.randn(2, 6)),
-    ]
-    for model, x in models:
+    for model, x in small():
         layers = weights(model)
         compress(model, rank=2, method=method, grow="allow")
         assert not weights(model)
