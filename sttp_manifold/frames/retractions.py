@@ -36,30 +36,26 @@ end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
-from sttp_manifold.frames._branch_free import NEAR_IDENTITY, factors, polar_factors
+from sttp_manifold.frames.orthonormal import HALF, orthonormalize, polar_factor, polish, q_factor
 
 __all__ = [
+    "RETRACTIONS",
+    "Retraction",
     "cayley",
     "cholesky_qr",
     "newton_schulz",
-    "orthonormalize",
     "pogo",
     "polar",
-    "polish",
     "project_tangent",
     "qr",
 ]
-
-# Factorizations refuse these, and products of them would lose what is to be restored.
-_HALF = (torch.bfloat16, torch.float16)
-# Taylor coefficients of (1 + x)^(-1/2); with the first m of them the Gram matrix I + D becomes
-# I + O(D^(m + 1)), with the factor below.
-_SERIES = (-0.5, 0.375, -0.3125)
-_LEFT = (0.75, 0.625, 0.546875)
 
 
 def _check(X: Tensor, U: Tensor, name: str) -> None:
@@ -73,11 +69,6 @@ def _check(X: Tensor, U: Tensor, name: str) -> None:
             f"{name}(X, U) takes two arrays of one shape, "
             f"but X has shape {tuple(X.shape)} and U has shape {tuple(U.shape)}"
         )
-
-
-def _may_look(Z: Tensor, look: bool | None) -> bool:
-    """Whether values of ``Z`` may decide what is done: unless told, where that is free."""
-    return Z.device.type == "cpu" if look is None else look
 
 
 def project_tangent(X: Tensor, G: Tensor) -> Tensor:
@@ -120,9 +111,9 @@ def qr(X: Tensor, U: Tensor) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "qr")
-    if X.dtype in _HALF:
+    if X.dtype in HALF:
         return qr(X.float(), U.float()).to(X.dtype)
-    return _householder_qr(X + U)
+    return q_factor(X + U)
 
 
 def cholesky_qr(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
@@ -144,7 +135,7 @@ def cholesky_qr(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "cholesky_qr")
-    if X.dtype in _HALF:
+    if X.dtype in HALF:
         return cholesky_qr(X.float(), U.float(), look=look).to(X.dtype)
     return orthonormalize(X + U, look=look)
 
@@ -172,30 +163,15 @@ def polar(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "polar")
-    if X.dtype in _HALF:
+    if X.dtype in HALF:
         return polar(X.float(), U.float(), look=look).to(X.dtype)
-    Z = X + U
-    if Z.numel() == 0:
-        return Z
-    if not _may_look(Z, look):
-        return polar_factors(Z)
-    D = _excess(Z)
-    worst = float(_sizes(D).amax())
-    if worst <= NEAR_IDENTITY:
-        return _iterate(Z, D, worst)
-    if torch.is_grad_enabled() and Z.requires_grad:
-        # The derivative of the decomposition divides by differences of singular values, which come
-        # in equal pairs for a square frame and a tangent direction.
-        return polar_factors(Z)
-    Z, bad = _without_bad_frames(Z)
-    left, _, right = torch.linalg.svd(Z, full_matrices=False)
-    return _with_nan(left @ right, bad)
+    return polar_factor(X + U, look=look)
 
 
 def newton_schulz(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
     r"""Retract by the polar factor of ``X + U``, by products only; by its Q factor if it is far.
 
-    See :func:`polish`, which does the work.
+    See :func:`~sttp_manifold.frames.orthonormal.polish`, which does the work.
 
     Args:
         X: frames.
@@ -213,48 +189,9 @@ def newton_schulz(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "newton_schulz")
-    if X.dtype in _HALF:
+    if X.dtype in HALF:
         return newton_schulz(X.float(), U.float(), look=look).to(X.dtype)
     return polish(X + U, look=look)
-
-
-def polish(Z: Tensor, out: Tensor | None = None, *, look: bool | None = None) -> Tensor:
-    r"""Orthonormal factors of ``Z``: polar where the Gram matrix is near the identity, else Q.
-
-    With :math:`Z^T Z = I + D`, the polar factor is :math:`Z (I + D)^{-1/2}`; the series of the
-    inverse root is cut at the power that the size of ``D`` and the dtype ask for. Cut after the
-    first it is a step of Newton and Schulz, which one of the usual length in float32 needs; a
-    longer step costs products of ``r x r`` matrices more. Where ``D`` is not below 1/2 in the
-    Frobenius norm, :func:`orthonormalize` is taken, frame by frame.
-
-    Args:
-        Z: matrices of full column rank.
-        out: where to write the result, other memory than ``Z``; for stacks ``(n, d, r)`` without
-            gradient.
-        look: whether values may decide what is done; None: on the CPU only.
-
-    Shape:
-        - Z: ``(*b, d, r)``, ``d >= r``
-        - Output: ``(*b, d, r)``
-    """
-    if Z.numel() == 0:
-        return Z if out is None else out.copy_(Z)
-    if Z.dtype in _HALF:
-        Q = polish(Z.float(), look=look).to(Z.dtype)
-        return Q if out is None else out.copy_(Q)
-    if not _may_look(Z, look):
-        return factors(Z, polar=True, out=out)
-    D = _excess(Z)
-    sizes = _sizes(D)
-    worst = float(sizes.amax())
-    if worst <= NEAR_IDENTITY:
-        return _iterate(Z, D, worst, out)
-    near = sizes <= NEAR_IDENTITY  # false for NaN
-    Q = torch.empty_like(Z) if out is None else out
-    for chosen, factor in ((near, polish), (~near, orthonormalize)):
-        if bool(chosen.any()):
-            Q[chosen] = factor(Z[chosen])
-    return Q
 
 
 def cayley(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
@@ -281,7 +218,7 @@ def cayley(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "cayley")
-    if X.dtype in _HALF:
+    if X.dtype in HALF:
         return cayley(X.float(), U.float(), look=look).to(X.dtype)
     XtU = X.mT @ U
     U = U - X @ ((XtU + XtU.mT) / 2)
@@ -316,106 +253,82 @@ def pogo(X: Tensor, U: Tensor) -> Tensor:
         ShapeError: if ``X`` is wide or the shapes differ.
     """
     _check(X, U, "pogo")
-    M = X + (U @ (X.mT @ X) - X @ (U.mT @ X)) / 2
+    M = _landing(X, U)
     return 1.5 * M - 0.5 * (M @ (M.mT @ M))
 
 
-def orthonormalize(Z: Tensor, *, look: bool | None = None) -> Tensor:
-    r"""Q factor of ``Z``, the diagonal of R positive, at the least cost that keeps it accurate.
+def _landing(X: Tensor, U: Tensor) -> Tensor:
+    return X + (U @ (X.mT @ X) - X @ (U.mT @ X)) / 2
 
-    One Cholesky pass :math:`Z R^{-1}`, :math:`R^T R = Z^T Z`, where the Gram matrix is near the
-    identity. Elsewhere a second pass over the result of the first (CholeskyQR2: Yamamoto et al.
-    2015), which is as orthonormal as LAPACK's provided that the first came out near a frame; that
-    is checked, and where it did not, LAPACK's QR factorization is taken. Where values may not be
-    looked at, both passes are made, the first with a shift.
 
-    Args:
-        Z: matrices of full column rank.
-        look: whether values may decide what is done; None: on the CPU only.
+class Retraction(NamedTuple):
+    r"""A way to move frames, as the optimizers take it: by its name, or as such an object.
 
-    Returns:
-        The orthonormal factors; all NaN where ``Z`` is not finite.
+    Attributes:
+        name: by which a group of an optimizer knows it.
+        along: ``along(X, U, look=None)`` moves frames ``(n, d, r)`` along ``U``, of that shape, to
+            new memory; rows of zeros, which frames of one stack may be padded with, stay zero.
+        of_sum: ``of_sum(Z, look=None)``, if all that counts is ``Z = X + U``.
+        tangent: whether it moves along tangent vectors, so that gradients are projected and
+            momentum is carried along by projection; else along Euclidean directions.
 
-    Shape:
-        - Z: ``(*b, d, r)``, ``d >= r``
-        - Output: ``(*b, d, r)``
+    Example:
+        >>> import torch
+        >>> def along(X, U, look=None):
+        ...     return torch.linalg.qr(X + U).Q
+        >>> Retraction("mine", along).tangent
+        True
     """
-    if Z.numel() == 0:
-        return Z
-    if Z.dtype in _HALF:
-        return orthonormalize(Z.float(), look=look).to(Z.dtype)
-    if not _may_look(Z, look):
-        return factors(Z, polar=False)
-    gram = Z.mT @ Z
-    if _deviation(gram) <= NEAR_IDENTITY:
-        return _divide_by_cholesky(Z, gram)
-    Q = _divide_by_cholesky(Z, gram)
-    gram = Q.mT @ Q
-    # A failed first pass leaves something that is not a frame, or not finite: false for NaN.
-    if _deviation(gram) <= NEAR_IDENTITY:
-        return _divide_by_cholesky(Q, gram)
-    return _householder_qr(Z)
+
+    name: str
+    along: Callable[..., Tensor]
+    of_sum: Callable[..., Tensor] | None = None
+    tangent: bool = True
+
+    def step(
+        self, X: Tensor, direction: Tensor, scale: Tensor | float, *, look: bool | None = None
+    ) -> Tensor:
+        """Move frames along ``scale * direction``.
+
+        Args:
+            X: the frames; what is in their memory afterwards is of no use.
+            direction: where to.
+            scale: how far: one number, or one for each frame.
+            look: whether values may decide what is done; None: on the CPU only.
+
+        Returns:
+            The frames that were arrived at.
+
+        Shape:
+            - X, direction: ``(n, d, r)``, scale: ``()`` or ``(n,)``
+            - Output: ``(n, d, r)``
+        """
+        factor = scale.view(-1, 1, 1) if isinstance(scale, Tensor) and scale.ndim else scale
+        if self.of_sum is None:
+            return self.along(X, direction * factor, look=look)
+        if isinstance(factor, Tensor):
+            return self.of_sum(X.addcmul_(direction, factor), look=look)
+        return self.of_sum(X.add_(direction, alpha=factor), look=look)
 
 
-def _excess(Z: Tensor) -> Tensor:
-    """``Z^T Z - I``."""
-    D = Z.mT @ Z
-    D.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return D
+def _pogo_kept(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
+    """The step of :func:`pogo`, with as many terms of its correction as the length asks for."""
+    return polish(_landing(X, U), look=look)
 
 
-def _sizes(D: Tensor) -> Tensor:
-    """Frobenius norms, to decide by, not to differentiate."""
-    return torch.linalg.vector_norm(D.detach(), dim=(-2, -1))
+RETRACTIONS = {
+    retraction.name: retraction
+    for retraction in (
+        Retraction("newton_schulz", newton_schulz, of_sum=polish),
+        Retraction("qr", cholesky_qr, of_sum=orthonormalize),
+        Retraction("polar", polar, of_sum=polar_factor),
+        Retraction("cayley", cayley),
+        Retraction("pogo", _pogo_kept, tangent=False),
+    )
+}
+"""The retractions that the optimizers know by name.
 
-
-def _deviation(gram: Tensor) -> float:
-    """Largest Frobenius distance of a Gram matrix from the identity; NaN if there is a NaN."""
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return float(_sizes(gram - eye).amax())
-
-
-def _iterate(Z: Tensor, D: Tensor, size: float, out: Tensor | None = None) -> Tensor:
-    """Polar factor of ``Z``, whose excess ``D`` has norms up to ``size <= 1/2``."""
-    eps = torch.finfo(Z.dtype).eps
-    if torch.is_grad_enabled() and Z.requires_grad:
-        size = NEAR_IDENTITY  # a series that is right in value only has a wrong derivative
-    while True:
-        terms = next((m for m in (1, 2) if _LEFT[m - 1] * size ** (m + 1) <= eps), 3)
-        # Z (1 + alpha R), by Horner; the usual short step has one term, and no copy of D.
-        alpha, R = _SERIES[0], D
-        if terms > 1:
-            alpha, R = 1.0, _SERIES[terms - 1] * D
-            for coefficient in reversed(_SERIES[: terms - 1]):
-                R.diagonal(dim1=-2, dim2=-1).add_(coefficient)
-                R = D @ R
-        size = _LEFT[terms - 1] * size ** (terms + 1)
-        if size <= eps:
-            if out is not None:
-                return torch.baddbmm(Z, Z, R, alpha=alpha, out=out)
-            return torch.add(Z, Z @ R, alpha=alpha)
-        Z = torch.add(Z, Z @ R, alpha=alpha)
-        D = _excess(Z)
-
-
-def _divide_by_cholesky(Z: Tensor, gram: Tensor) -> Tensor:
-    R, _ = torch.linalg.cholesky_ex(gram, upper=True)
-    Q: Tensor = torch.linalg.solve_triangular(R, Z, upper=True, left=False)
-    return Q
-
-
-def _householder_qr(Z: Tensor) -> Tensor:
-    Z, bad = _without_bad_frames(Z)
-    Q, R = torch.linalg.qr(Z)
-    sign = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Z.dtype)
-    return _with_nan(Q * sign.unsqueeze(-2), bad)
-
-
-def _without_bad_frames(Z: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero the frames that are not finite, on which LAPACK may raise or not return."""
-    bad = ~torch.isfinite(Z).all(-1, keepdim=True).all(-2, keepdim=True)
-    return torch.where(bad, torch.zeros_like(Z), Z), bad
-
-
-def _with_nan(Q: Tensor, bad: Tensor) -> Tensor:
-    return torch.where(bad, torch.full_like(Q, torch.nan), Q)
+``"pogo"`` there is the step of :func:`pogo` with its correction of one term, which is a step of
+Newton and Schulz, for short steps, and more terms for longer ones. With one term at any length
+frames are lost: by 7e-3 at steps of 0.3 in float32.
+"""

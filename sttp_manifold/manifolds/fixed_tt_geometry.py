@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sttp_manifold.frames.retractions import orthonormalize
+from sttp_manifold.frames.orthonormal import orthonormalize
 from sttp_manifold.manifolds.bond_sets import FullBond
 from sttp_manifold.manifolds.interfaces import (
     Half,

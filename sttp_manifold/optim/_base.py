@@ -21,28 +21,22 @@ from torch import Tensor
 
 from sttp_manifold._geoopt import ManifoldTensor
 from sttp_manifold.errors import OptimizerError
-from sttp_manifold.frames.retractions import (
-    cayley,
-    orthonormalize,
-    pogo,
-    polar,
-    polish,
-    project_tangent,
-)
+from sttp_manifold.frames.orthonormal import polar_factor
+from sttp_manifold.frames.retractions import RETRACTIONS, Retraction, project_tangent
 from sttp_manifold.optim._blocks import (
     check_dense,
+    decay_gradient,
     frame_views,
     full_precision,
     is_framed,
     is_riemannian,
     scalars_shape,
+    working_dtype,
 )
 from sttp_manifold.optim._settings import SettingError, check_settings
-from sttp_manifold.optim._stacks import Stacks
+from sttp_manifold.optim._stacks import Block, Stacks
 
-__all__ = ["RETRACTIONS", "FrameOptimizer"]
-
-RETRACTIONS = ("newton_schulz", "qr", "polar", "cayley", "pogo")
+__all__ = ["FrameOptimizer", "Gradients", "detached"]
 
 _WHY_NOT = {
     "differentiable": "the point is replaced in place by its retraction",
@@ -56,7 +50,7 @@ class FrameOptimizer:
     _momentum_key: ClassVar[str]
     # Lost by pickling, which keeps defaults, state and groups only.
     _stabilize: int | None = None
-    _retraction: str = "newton_schulz"
+    _retraction: str | Retraction = "newton_schulz"
     _stacks: dict[Any, Stacks] | None = None
     _stepping: bool = False
     param_groups: list[dict[str, Any]]
@@ -137,17 +131,24 @@ class FrameOptimizer:
             self._refuse(self._complete(merged))
         # torch keeps the arrays it is given: two optimizers would write to one momentum.
         super().load_state_dict(copy.deepcopy(state_dict))  # type: ignore[misc]
+        for group, new in zip(self.param_groups, saved, strict=True):
+            for p, key in zip(group["params"], new["params"], strict=True):
+                if is_riemannian(p) and p.dtype != working_dtype(p):
+                    # torch has rounded them to the dtype of the parameter.
+                    self._restore(self.state[p], state_dict["state"].get(key, {}), p)
+
+    @staticmethod
+    def _restore(state: dict[str, Any], saved: dict[str, Any], p: Tensor) -> None:
+        """Moments as they were saved, for a parameter in half precision."""
+        for name, value in saved.items():
+            if name != "step" and isinstance(value, Tensor):
+                state[name] = value.to(p.device, working_dtype(p), copy=True)
 
     def _refuse(self, group: dict[str, Any], *, look: bool = True) -> None:
         """Refuse what a group asks for and a step cannot do."""
         name = type(self).__name__
         check_settings(name, group, look=look)
-        if group["retraction"] not in RETRACTIONS:
-            raise SettingError(
-                f"{name} got retraction={group['retraction']!r}; it takes one of "
-                f"{', '.join(map(repr, RETRACTIONS))}, as in {name}(params, lr=..., "
-                f"retraction='newton_schulz')"
-            )
+        _retraction_of(name, group["retraction"])
         manifold = [p for p in group["params"] if is_riemannian(p)]
         if manifold and group.get("capturable"):
             self._refuse_capture(group, manifold)
@@ -259,7 +260,7 @@ class FrameOptimizer:
                 self._lend(group, stacks)
                 # What is in stacks is not kept a second time.
                 for p in members:
-                    for name in (*stacks.arrays, *stacks.scalars):
+                    for name in (*stacks.blocks[0].arrays, *stacks.blocks[0].scalars):
                         self.state[p].pop(name, None)
         return [self._stacks[id(group), own] for own in sorted_]
 
@@ -276,20 +277,17 @@ class FrameOptimizer:
         raise NotImplementedError
 
     def _give_back(self, stacks: Stacks) -> None:
-        """Copy the state of parameters from their stacks to where it is, and empty the stacks."""
+        """Copy the state of parameters from their blocks to where it is, and empty the blocks."""
         kept: Any = self.__dict__["state"]
-        for name, arrays in stacks.arrays.items():
+        for name in (*stacks.blocks[0].arrays, *stacks.blocks[0].scalars):
             for p in stacks.params:
                 if name not in kept[p]:
-                    kept[p][name] = torch.empty_like(p.detach())
-            stacks.put(arrays, [kept[p][name] for p in stacks.params])
-        for name, vector in stacks.scalars.items():
-            for p in stacks.params:
-                if name not in kept[p]:
-                    kept[p][name] = vector.new_empty(scalars_shape(p))
-            stacks.put_scalars(vector, [kept[p][name] for p in stacks.params])
-        stacks.arrays.clear()
-        stacks.scalars.clear()
+                    per_frame = name in stacks.blocks[0].scalars
+                    shape = scalars_shape(p) if per_frame else p.shape
+                    kept[p][name] = torch.empty(shape, dtype=stacks.dtype, device=p.device)
+            stacks.give_back(name, [kept[p][name] for p in stacks.params])
+        for block in stacks.blocks:
+            block.clear()
 
     def _unstack(self, stacks: Stacks) -> None:
         """Move the state of parameters out of their stacks."""
@@ -309,14 +307,17 @@ class FrameOptimizer:
             x, momentum = p.detach(), self.state.get(p, {}).get(self._momentum_key)
             if is_framed(p):
                 for X in frame_views(p, x):
-                    X.copy_(polar(X, torch.zeros_like(X)))
-                if momentum is not None and group["retraction"] != "pogo":
+                    X.copy_(polar_factor(X))
+                if momentum is not None and self._retraction_in(group).tangent:
                     for X, M in zip(frame_views(p, x), frame_views(p, momentum), strict=True):
-                        M.copy_(project_tangent(X, M))
+                        M.copy_(project_tangent(X.to(M.dtype), M))
             else:
-                x.copy_(p.manifold.projx(x))
+                x.copy_(p.manifold.projx(x.to(working_dtype(p))))
                 if momentum is not None:
-                    momentum.copy_(p.manifold.proju(x, momentum))
+                    momentum.copy_(p.manifold.proju(x.to(momentum.dtype), momentum))
+
+    def _retraction_in(self, group: dict[str, Any]) -> Retraction:
+        return _retraction_of(type(self).__name__, group["retraction"])
 
     def _step_plain(self, group: dict[str, Any], params: list[Tensor]) -> None:
         raise NotImplementedError
@@ -339,32 +340,41 @@ def detached(params: list[Tensor]) -> list[Tensor]:
     return [p.detach() if isinstance(p, ManifoldTensor) else p for p in params]
 
 
-def retract_(
-    retraction: str, X: Tensor, direction: Tensor, scale: Tensor | float, *, look: bool | None
-) -> Tensor:
-    """Move frames ``(n, d, r)`` along ``scale * direction``.
+class Gradients:
+    r"""Euclidean gradients of what is minimized, block by block; ``.grad`` stays as it is.
 
     Args:
-        retraction: one of :data:`RETRACTIONS`.
-        X: the frames; what is in their memory afterwards is of no use.
-        direction: as ``X``.
-        scale: a number, or a tensor without dimensions, or one number for each frame, ``(n,)``.
-        look: as in :mod:`~sttp_manifold.frames.retractions`.
-
-    Returns:
-        The frames that were arrived at.
+        stacks: parameters that have gradients.
+        maximize: whether the objective is to grow.
+        weight_decay: weight of the L2 penalty that is added.
     """
-    factor = scale.view(-1, 1, 1) if isinstance(scale, Tensor) and scale.ndim else scale
-    if retraction == "cayley":
-        return cayley(X, direction * factor, look=look)
-    if retraction == "pogo":
-        return pogo(X, direction * factor)
-    if isinstance(factor, Tensor):
-        Z = X.addcmul_(direction, factor)
-    else:
-        Z = X.add_(direction, alpha=factor)
-    if retraction == "newton_schulz":
-        return polish(Z, out=torch.empty_like(Z), look=look)
-    if retraction == "qr":
-        return orthonormalize(Z, look=look)
-    return polar(Z, torch.zeros_like(Z), look=look)
+
+    def __init__(self, stacks: Stacks, *, maximize: bool, weight_decay: float = 0.0) -> None:
+        self._pieces = stacks.take([p.grad for p in stacks.params])  # type: ignore[misc]
+        self._maximize = maximize
+        self._decay = weight_decay
+        self._penalties: list[list[Tensor]] = []
+        if weight_decay:
+            self._penalties = stacks.take([decay_gradient(p) for p in stacks.params])
+
+    def of(self, block: Block, k: int) -> Tensor:
+        """Those of block ``k``, as one flat vector."""
+        gradient = block.fetch(self._pieces[k])
+        if self._maximize:
+            gradient.neg_()
+        if self._penalties:
+            gradient.add_(block.fetch(self._penalties[k]), alpha=self._decay)
+        return gradient
+
+
+def _retraction_of(name: str, retraction: Any) -> Retraction:
+    """A retraction that was asked for by its name or as an object."""
+    if isinstance(retraction, Retraction):
+        return retraction
+    if isinstance(retraction, str) and retraction in RETRACTIONS:
+        return RETRACTIONS[retraction]
+    raise SettingError(
+        f"{name} got retraction={retraction!r}; it takes one of "
+        f"{', '.join(map(repr, RETRACTIONS))}, as in {name}(params, lr=..., "
+        f"retraction='newton_schulz'), or a sttp_manifold.frames.retractions.Retraction"
+    )

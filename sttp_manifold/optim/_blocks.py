@@ -15,13 +15,15 @@ from torch import Tensor
 
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ManifoldTensor
 from sttp_manifold.errors import OptimizerError
+from sttp_manifold.frames.orthonormal import HALF
+from sttp_manifold.manifolds.contract import HasDecay, HasFrames
 
 __all__ = [
     "SparseGradientError",
     "check_dense",
     "compress_scalars",
     "decay_gradient",
-    "effective_gradient",
+    "frame_shapes",
     "frame_views",
     "full_precision",
     "is_framed",
@@ -29,8 +31,13 @@ __all__ = [
     "number",
     "project_",
     "scalars_shape",
+    "shortened",
     "spectrum_slice",
+    "working_dtype",
 ]
+
+# Longest step of a frame: far beyond any that descends.
+_LONGEST = 1e3
 
 
 class SparseGradientError(OptimizerError, RuntimeError):
@@ -48,7 +55,7 @@ def is_framed(p: Tensor) -> bool:
     The exact type for geoopt's own: a subclass may retract another way.
     """
     manifold = getattr(p, "manifold", None)
-    return type(manifold) is EuclideanStiefel or hasattr(manifold, "frame_groups")
+    return type(manifold) is EuclideanStiefel or isinstance(manifold, HasFrames)
 
 
 def check_dense(params: Iterable[Tensor], name: str) -> None:
@@ -80,6 +87,14 @@ def number(value: float | Tensor, *, look: bool = True) -> float | Tensor:
     return value.detach().reshape(())
 
 
+def working_dtype(p: Tensor) -> torch.dtype:
+    """What steps of ``p`` are computed in, and its moments kept in: float32 for half precision.
+
+    The square of a gradient of 256 is infinite in float16.
+    """
+    return torch.float32 if p.dtype in HALF else p.dtype
+
+
 @contextmanager
 def full_precision(params: Sequence[Tensor]) -> Iterator[None]:
     """Lift autocast, under which the products of a step would be rounded to half precision."""
@@ -90,33 +105,17 @@ def full_precision(params: Sequence[Tensor]) -> Iterator[None]:
         yield
 
 
-def effective_gradient(p: Tensor, *, maximize: bool, weight_decay: float) -> Tensor:
-    r"""Euclidean gradient of what is minimized: sign and L2 penalty applied, ``p.grad`` untouched.
-
-    The penalty is :math:`\frac12 |W|_F^2` where the manifold knows its ``W``
-    (``weight_decay_grad``), and half the squared norm of the coordinates elsewhere.
-
-    Args:
-        p: a parameter with a gradient.
-        maximize: whether the objective is to grow.
-        weight_decay: weight of the penalty.
-    """
-    assert p.grad is not None
-    grad = -p.grad if maximize else p.grad
-    # A frame has a constant norm: what its penalty adds, the projection takes away.
-    if weight_decay != 0 and type(p.manifold) is not EuclideanStiefel:  # type: ignore[attr-defined]
-        grad = torch.add(grad, decay_gradient(p), alpha=weight_decay)
-    return grad
-
-
 def decay_gradient(p: Tensor) -> Tensor:
-    """Euclidean gradient of the L2 penalty at a manifold parameter."""
+    r"""Euclidean gradient of the L2 penalty at a manifold parameter.
+
+    The penalty is :math:`\frac12 |W|_F^2` where the manifold knows its ``W``, and half the squared
+    norm of the coordinates elsewhere. That of a single frame is constant.
+    """
     x = p.detach()
     manifold = p.manifold  # type: ignore[attr-defined]
-    if hasattr(manifold, "weight_decay_grad"):
-        decay: Tensor = manifold.weight_decay_grad(x)
-        return decay
-    return x
+    if isinstance(manifold, HasDecay):
+        return manifold.weight_decay_grad(x)
+    return torch.zeros_like(x) if type(manifold) is EuclideanStiefel else x
 
 
 # --- Views of one framed parameter, and of every array laid out as it is. ---
@@ -137,19 +136,31 @@ def frame_views(p: Tensor, flat: Tensor) -> list[Tensor]:
     ]
 
 
+def frame_shapes(p: Tensor) -> tuple[int, list[tuple[int, int, int]]]:
+    """How many points ``p`` holds, and the frames ``(count, d, r)`` of each, as they lie there."""
+    manifold = p.manifold  # type: ignore[attr-defined]
+    if type(manifold) is EuclideanStiefel:
+        d, r = p.shape[-2:]
+        return 1, [(p.numel() // (d * r), d, r)]
+    groups = [(count, d, r) for _, count, d, r in manifold.frame_groups]
+    return p.numel() // p.shape[-1], groups
+
+
 def spectrum_slice(p: Tensor) -> slice | None:
     """Slice of the coordinates of ``p`` that are no frames, if it has any."""
-    part: slice | None = getattr(p.manifold, "spectrum_slice", None)  # type: ignore[attr-defined]
-    return part if part is not None and part.stop > part.start else None
+    manifold = p.manifold  # type: ignore[attr-defined]
+    if type(manifold) is EuclideanStiefel:
+        return None
+    part: slice = manifold.spectrum_slice
+    return part if part.stop > part.start else None
 
 
 def scalars_shape(p: Tensor) -> tuple[int, ...]:
     """Shape of an array with one entry a frame and one a spectrum coordinate of ``p``."""
-    manifold = p.manifold  # type: ignore[attr-defined]
-    if type(manifold) is EuclideanStiefel:
+    if type(p.manifold) is EuclideanStiefel:  # type: ignore[attr-defined]
         return tuple(p.shape[:-2])
     part = spectrum_slice(p)
-    frames = sum(count for _, count, _, _ in manifold.frame_groups)
+    frames = sum(count for count, _, _ in frame_shapes(p)[1])
     return (*p.shape[:-1], frames + (part.stop - part.start if part else 0))
 
 
@@ -172,5 +183,21 @@ def compress_scalars(p: Tensor, full: Tensor) -> Tensor:
 
 def project_(X: Tensor, G: Tensor) -> None:
     """Tangent projection of ``(n, d, r)`` at frames of that shape, in place."""
-    XtG = torch.bmm(X.mT, G)
-    G.baddbmm_(X, XtG + XtG.mT, alpha=-0.5)
+    XtG = torch.bmm(X.transpose(1, 2), G)
+    G.baddbmm_(X, XtG + XtG.transpose(1, 2), alpha=-0.5)
+
+
+def shortened(direction: Tensor, scale: float | Tensor) -> Tensor:
+    """What to multiply the directions of frames with, so that no step is longer than it can be.
+
+    A step of length ``t`` turns a frame by ``arctan t`` at most: from :data:`_LONGEST` on it is the
+    same to three digits, while squares of what is much longer overflow.
+
+    Shape:
+        - direction: ``(n, d, r)``, scale: ``()`` or ``(n,)``
+        - Output: ``(n,)``
+    """
+    lengths = torch.linalg.vector_norm(direction, dim=(1, 2))
+    # What has overflowed is taken for the largest number, which a rate of zero makes zero.
+    lengths.clamp_(max=torch.finfo(lengths.dtype).max).mul_(abs(scale))
+    return lengths.reciprocal_().mul_(_LONGEST).clamp_(max=1).mul_(scale)

@@ -1,78 +1,187 @@
-"""Frames of equal shape of many parameters, and what an optimizer knows of them, in one place.
+"""Frames of many parameters, and what an optimizer knows of them, in stacks for a step.
 
-A step works on stacks ``(n, d, r)``, each of one frame shape of a group, and on one vector of
-coordinates. On the CPU a stack is no larger than a cache likes; on an accelerator it is all there
-is of its shape. Points and gradients belong to the parameters and are copied into stacks and back.
-Momentum and second moments stay in stacks from one step to the next; they are laid out as the
-parameters again for whoever asks for the optimizer's state.
+A step works on *blocks*. A block is one flat vector that consists of stacks ``(n, d, r)`` of frames
+and, at its end, of coordinates that are no frames:
+
+- small frames of all parameters, padded by rows of zeros to the largest of those with as many
+  columns, and all coordinates. They are fetched by one index, which says where in the parameters
+  each entry lies. Rows of zeros change nothing in a product, and stay zero where frames move;
+- large frames, those of one shape in one stack, which are copied piece by piece.
+
+On the CPU a block is no larger than a cache likes; on an accelerator all small frames are one block
+and all large ones another. Points and gradients belong to the parameters and are copied into blocks
+and back. Momentum and second moments stay in blocks from one step to the next; they are laid out as
+the parameters again for whoever asks for the optimizer's state.
 
 Unless they stay with the parameters, as a captured graph needs it: it replays on the memory that it
 saw, so the state of each parameter has to keep its address, also when somebody has read it. Then
-they are copied like the points, into stacks for the length of a step and back.
+they are copied like the points, into blocks for the length of a step and back.
+
+Parameters in half precision are worked on in float32, and so is what is kept of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sttp_manifold._geoopt import EuclideanStiefel
-from sttp_manifold.optim._blocks import spectrum_slice
+from sttp_manifold.optim._blocks import working_dtype
+from sttp_manifold.optim._layout import (
+    Segment,
+    as_they_are,
+    element_index,
+    runs_of,
+    scalar_index,
+    segments_of,
+    sorted_into_stacks,
+)
 
-__all__ = ["Stacks"]
+__all__ = ["Block", "Stacks"]
 
-# Elements of a stack for each thread of a CPU, 512 KB in float32. Measured: with a network of large
+# Elements of a block for each thread of a CPU, 512 KB in float32. Measured: with a network of large
 # stacks a step takes two thirds of the time, with one of small frames a twentieth more.
 _CACHED = 1 << 17
 
 
-class _Parts(NamedTuple):
-    """How one parameter is taken apart, along its last dimension unless it is a frame itself.
-
-    Attributes:
-        sizes: elements of each part.
-        counts: numbers that each part has in an array of scalars.
-        items: shape of what each part consists of; ``()`` for coordinates.
-    """
-
-    sizes: list[int]
-    counts: list[int]
-    items: list[tuple[int, ...]]
-
-
-def _parts_of(p: Tensor, limit: float) -> _Parts | None:
-    """Parts of a parameter; None for a single Stiefel parameter, which is all of one kind.
+class Block:
+    """Stacks of frames, and coordinates, as one flat vector.
 
     Args:
-        p: the parameter.
-        limit: elements that a part of several frames may have.
+        segments: what it consists of, in the order in which it is joined.
+        padded: whether frames are padded, or all of one shape.
+        dtype: of what is computed.
+        device: where.
+
+    Attributes:
+        arrays: by name, what is kept of every element: a flat vector.
+        scalars: by name, what is kept of every frame and coordinate: a vector.
+        coordinates: how many there are.
+        norms: memory for one number for every frame and coordinate.
     """
-    manifold = p.manifold  # type: ignore[attr-defined]
-    if type(manifold) is EuclideanStiefel:
-        return None
-    groups, part = manifold.frame_groups, spectrum_slice(p)
-    parts = _Parts([], [], [])
-    for _, count, d, r in groups:
-        most = int(max(1, min(limit // (d * r), count)))
-        for start in range(0, count, most):
-            few = min(most, count - start)
-            parts.sizes.append(few * d * r)
-            parts.counts.append(few)
-            parts.items.append((d, r))
-    if part is not None:
-        size = part.stop - part.start
-        parts.sizes.append(size)
-        parts.counts.append(size)
-        parts.items.append(())
-    return parts
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        *,
+        padded: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.arrays: dict[str, Tensor] = {}
+        self.scalars: dict[str, Tensor] = {}
+        self._views: dict[str, tuple[list[Tensor], Tensor]] = {}
+        self._dtype = dtype
+        self._sizes = [segment.rows * segment.size for segment in segments]
+        self._counts = [segment.rows * segment.scalars for segment in segments]
+        frames, coordinates = runs_of(segments)
+        stacks = sorted_into_stacks(frames, padded=padded)
+        self._shapes = [stack.shape for stack in stacks]
+        self._frames = sum(map(math.prod, self._shapes))
+        self.coordinates = sum(run.many for run in coordinates)
+        self._index: Tensor | None = None
+        self._inverse: Tensor | None = None
+        self._scalar_index: Tensor | None = None
+        self._scalar_inverse: Tensor | None = None
+        self._zero: Tensor | None = None
+        if not as_they_are(stacks, coordinates):
+            self._zero = torch.zeros(1, dtype=dtype, device=device)
+            total = sum(self._sizes)
+            index = element_index(stacks, coordinates, total, device)
+            inverse = torch.zeros(total + 1, dtype=torch.long, device=device)
+            inverse.scatter_(0, index, torch.arange(len(index), device=device))
+            # Tables of int32 are half as large, and faster to go by.
+            self._index, self._inverse = index.int(), inverse.narrow(0, 0, total).int()
+            scalars = scalar_index(stacks, coordinates, device)
+            self._scalar_index, self._scalar_inverse = scalars, torch.argsort(scalars)
+        count = sum(n for n, _, _ in self._shapes) + self.coordinates
+        self.norms = torch.empty(count, dtype=dtype, device=device)
+        self.norm_views = self.parts(self.norms)
+
+    # -- Elements. ------------------------------------------------------------------------------
+
+    def fetch(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Copy segments into one flat vector of this block's layout."""
+        flat = [piece if piece.ndim == 1 else piece.reshape(-1) for piece in pieces]
+        if self._index is None or self._zero is None:
+            joined = torch.cat(flat)
+        else:
+            if self._zero.dtype != flat[0].dtype:
+                self._zero = self._zero.to(flat[0].dtype)
+            joined = torch.cat([*flat, self._zero]).index_select(0, self._index)
+        return joined if joined.dtype == self._dtype else joined.to(self._dtype)
+
+    def put(self, flat: Tensor, pieces: Sequence[Tensor]) -> None:
+        """Undo :meth:`fetch`, into segments that are there."""
+        _copy(_select(flat, self._inverse), self._sizes, pieces)
+
+    def views(self, flat: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Stacks ``(n, d, r)`` and coordinates of a flat vector; without any, anything."""
+        offset = flat.storage_offset()
+        stacks = []
+        for n, d, r in self._shapes:
+            stacks.append(flat.as_strided((n, d, r), (d * r, r, 1), offset))
+            offset += n * d * r
+        if not self.coordinates:
+            return stacks, flat
+        return stacks, flat.as_strided((self.coordinates,), (1,), offset)
+
+    def kept(self, name: str) -> tuple[list[Tensor], Tensor]:
+        """The same of the array that is kept under a name."""
+        if name not in self._views:
+            self._views[name] = self.views(self.arrays[name])
+        return self._views[name]
+
+    def join(self, stacks: Sequence[Tensor], coordinates: Tensor) -> Tensor:
+        """Flat vector of stacks and coordinates."""
+        flat = [stack.reshape(-1) for stack in stacks]
+        if self.coordinates:
+            flat.append(coordinates)
+        return torch.cat(flat) if len(flat) > 1 else flat[0]
+
+    # -- Scalars. -------------------------------------------------------------------------------
+
+    def fetch_scalars(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Copy arrays with one number for a frame or coordinate into one vector."""
+        flat = torch.cat([piece.reshape(-1) for piece in pieces])
+        return _select(flat, self._scalar_index)
+
+    def put_scalars(self, vector: Tensor, pieces: Sequence[Tensor]) -> None:
+        """Undo :meth:`fetch_scalars`, into arrays that are there."""
+        _copy(_select(vector, self._scalar_inverse), self._counts, pieces)
+
+    def parts(self, vector: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The numbers of each stack, and of the coordinates, in a vector of scalars."""
+        sizes = [n for n, _, _ in self._shapes]
+        if not self.coordinates:
+            return list(torch.split_with_sizes(vector, sizes)), vector
+        *stacks, coordinates = torch.split_with_sizes(vector, [*sizes, self.coordinates])
+        return stacks, coordinates
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self.arrays.clear()
+        self.scalars.clear()
+        self._views.clear()
+
+
+def _select(flat: Tensor, index: Tensor | None) -> Tensor:
+    return flat if index is None else flat.index_select(0, index)
+
+
+def _copy(flat: Tensor, sizes: Sequence[int], pieces: Sequence[Tensor]) -> None:
+    parts = torch.split_with_sizes(flat, sizes)
+    sources = [
+        part if piece.ndim == 1 else part.view(piece.shape)
+        for part, piece in zip(parts, pieces, strict=True)
+    ]
+    torch._foreach_copy_(list(pieces), sources)
 
 
 class Stacks:
-    """Parameters that move together, taken apart into stacks.
+    """Parameters that move together, taken apart into blocks.
 
     Args:
         params: framed parameters of one dtype and device.
@@ -83,127 +192,91 @@ class Stacks:
         params: the same.
         step: the same, counted on by the optimizer.
         stays: the same.
-        arrays: by name, what is kept of every element: one tensor for each stack.
-        scalars: by name, what is kept of every frame and coordinate: one vector, stack by stack.
-        coordinates: index of the stack of coordinates, which is the last; None without any.
+        dtype: of what is computed and kept.
+        blocks: what a step works on, one after the other.
+        points: for each block, its segments of the parameters.
     """
 
     def __init__(self, params: Sequence[Tensor], step: float, *, stays: bool = False) -> None:
         self.params = list(params)
         self.step = step
         self.stays = stays
-        self.arrays: dict[str, list[Tensor]] = {}
-        self.scalars: dict[str, Tensor] = {}
-        on_cpu = params[0].device.type == "cpu" and not stays
+        self.dtype = working_dtype(params[0])
+        device = params[0].device
+        on_cpu = device.type == "cpu" and not stays
         limit = _CACHED * torch.get_num_threads() if on_cpu else math.inf
-        self._parts = [_parts_of(p, limit) for p in params]
-        self._items: list[tuple[int, ...]] = []
-        self._targets = self._assign(limit)
-        self.coordinates = len(self._items) - 1 if () in self._items else None
-        self._pointers = [p.data_ptr() for p in params]
-        self._points = self.take_apart([p.detach() for p in params])
-        self._sizes = [[piece.numel() for piece in pieces] for pieces in self._points]
-        self._counts = [
-            sum(sizes) // math.prod(item)
-            for sizes, item in zip(self._sizes, self._items, strict=True)
+        self._segments = [segments_of(p, limit) for p in params]
+        self._targets, members = self._assign(limit)
+        self.blocks = [
+            Block(segments, padded=segments[0].small, dtype=self.dtype, device=device)
+            for segments in members
         ]
+        self._pointers = [p.data_ptr() for p in params]
+        self.points = self.take([p.detach() for p in params])
 
-    def _assign(self, limit: float) -> list[list[int]]:
-        """For each parameter, the stacks that its parts belong to; the last is for coordinates."""
-        filled: dict[tuple[int, ...], tuple[int, int]] = {}  # the last stack of a shape, its size
+    def _assign(self, limit: float) -> tuple[list[list[int]], list[list[Segment]]]:
+        """The block of each segment of each parameter, and the segments of each block."""
+        members: list[list[Segment]] = []
         targets: list[list[int]] = []
-        for p, parts in zip(self.params, self._parts, strict=True):
+        filled: dict[object, tuple[int, int]] = {}  # the last block of a kind, and its size
+        for segments in self._segments:
             targets.append([])
-            shapes = parts.items if parts else [tuple(p.shape[-2:])]
-            rows = p.numel() // p.shape[-1] if parts else 1
-            for item, size in zip(shapes, parts.sizes if parts else [p.numel()], strict=True):
-                if not item:
-                    targets[-1].append(-1)
-                    continue
-                k, held = filled.get(item, (-1, 0))
-                if k < 0 or held + rows * size > limit:
-                    k, held = len(self._items), 0
-                    self._items.append(item)
-                filled[item] = k, held + rows * size
+            for segment in segments:
+                # On an accelerator large frames of all shapes are one block.
+                shape = segment.groups[0][1:] if limit < math.inf and not segment.small else None
+                kind = (segment.small, shape)
+                size = segment.rows * segment.size
+                k, held = filled.get(kind, (-1, 0))
+                if k < 0 or held + size > limit:
+                    k, held = len(members), 0
+                    members.append([])
+                members[k].append(segment)
+                filled[kind] = k, held + size
                 targets[-1].append(k)
-        if any(-1 in mine for mine in targets):
-            self._items.append(())
-        last = len(self._items) - 1
-        return [[last if k < 0 else k for k in mine] for mine in targets]
+        return targets, members
 
     def is_current(self) -> bool:
         """Whether the parameters are still at the memory they had."""
         return all(p.data_ptr() == q for p, q in zip(self.params, self._pointers, strict=True))
 
-    def parts(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """Views of the numbers of each stack in a vector of scalars."""
-        return torch.split_with_sizes(vector, self._counts)
-
-    @property
-    def frames(self) -> range:
-        """Indices of the stacks of frames."""
-        return range(len(self._items) - (self.coordinates is not None))
-
-    def points(self, k: int) -> Tensor:
-        """Copy the points of stack ``k`` into one tensor."""
-        return self.join(self._points[k], k)
-
-    def put_points(self, k: int, stack: Tensor) -> None:
-        """Copy a stack back to where :meth:`points` found it."""
-        self._put(self._points[k], self._sizes[k], stack)
-
-    def _put(self, pieces: Sequence[Tensor], sizes: Sequence[int], stack: Tensor) -> None:
-        parts = torch.split_with_sizes(stack.reshape(-1), sizes)
-        sources = [
-            part if piece.ndim == 1 else part.view(piece.shape)
-            for part, piece in zip(parts, pieces, strict=True)
-        ]
-        torch._foreach_copy_(list(pieces), sources)
-
-    def stack(self, arrays: Sequence[Tensor]) -> list[Tensor]:
-        """Copy arrays, each laid out as its parameter, into stacks."""
-        return [self.join(pieces, k) for k, pieces in enumerate(self.take_apart(arrays))]
-
-    def stack_scalars(self, arrays: Sequence[Tensor]) -> Tensor:
-        """Copy arrays, each with one number for a frame or coordinate, into one vector."""
-        return torch.cat([piece.reshape(-1) for piece in self._scalar_pieces(arrays)])
-
-    def put(self, stacks: Sequence[Tensor], arrays: Sequence[Tensor]) -> None:
-        """Undo :meth:`stack`, into arrays that are there, each laid out as its parameter."""
-        for pieces, sizes, stack in zip(self.take_apart(arrays), self._sizes, stacks, strict=True):
-            self._put(pieces, sizes, stack)
-
-    def put_scalars(self, vector: Tensor, arrays: Sequence[Tensor]) -> None:
-        """Undo :meth:`stack_scalars`, into arrays that are there."""
-        into = self._scalar_pieces(arrays)
-        cut = torch.split_with_sizes(vector, [piece.numel() for piece in into])
-        torch._foreach_copy_(
-            into, [part.view(piece.shape) for part, piece in zip(cut, into, strict=True)]
-        )
-
-    def _scalar_pieces(self, arrays: Sequence[Tensor]) -> list[Tensor]:
-        """Views of the numbers of each part of each parameter, in the order of the stacks."""
-        pieces: list[list[Tensor]] = [[] for _ in self._items]
-        for array, parts, targets in zip(arrays, self._parts, self._targets, strict=True):
-            cut = array.split(parts.counts, -1) if parts else [array]
-            for piece, k in zip(cut, targets, strict=True):
-                pieces[k].append(piece)
-        return [piece for stack in pieces for piece in stack]
-
-    def take_apart(self, arrays: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Views of the parts of arrays that are laid out as the parameters, sorted by stack."""
-        pieces: list[list[Tensor]] = [[] for _ in self._items]
-        for array, parts, targets in zip(arrays, self._parts, self._targets, strict=True):
-            if parts is None:
+    def take(self, arrays: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Views of the segments of arrays that are laid out as the parameters, block by block."""
+        pieces: list[list[Tensor]] = [[] for _ in self.blocks]
+        for array, segments, targets in zip(arrays, self._segments, self._targets, strict=True):
+            if len(targets) == 1:
                 pieces[targets[0]].append(array)
                 continue
             # One split an array: views are most of what a small step costs.
-            cut = torch.split_with_sizes(array, parts.sizes, -1)  # without the checks of split
+            sizes = [segment.size for segment in segments]
+            cut = torch.split_with_sizes(array, sizes, -1)  # without the checks of split
             for piece, k in zip(cut, targets, strict=True):
                 pieces[k].append(piece)
         return pieces
 
-    def join(self, pieces: Sequence[Tensor], k: int) -> Tensor:
-        """Copy the pieces of stack ``k`` into one tensor."""
-        flat = torch.cat([piece if piece.ndim == 1 else piece.reshape(-1) for piece in pieces])
-        return flat.view(-1, *self._items[k])
+    def take_scalars(self, arrays: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The same of arrays with one number for a frame or coordinate."""
+        pieces: list[list[Tensor]] = [[] for _ in self.blocks]
+        for array, segments, targets in zip(arrays, self._segments, self._targets, strict=True):
+            counts = [segment.scalars for segment in segments]
+            cut = array.split(counts, -1) if len(targets) > 1 else [array]
+            for piece, k in zip(cut, targets, strict=True):
+                pieces[k].append(piece)
+        return pieces
+
+    def lend(self, name: str, arrays: Sequence[Tensor], *, scalars: bool = False) -> None:
+        """Copy arrays into the blocks, to be kept there under a name."""
+        pieces = self.take_scalars(arrays) if scalars else self.take(arrays)
+        for block, mine in zip(self.blocks, pieces, strict=True):
+            if scalars:
+                block.scalars[name] = block.fetch_scalars(mine)
+            else:
+                block.arrays[name] = block.fetch(mine)
+
+    def give_back(self, name: str, arrays: Sequence[Tensor]) -> None:
+        """Undo :meth:`lend`, into arrays that are there."""
+        if name in self.blocks[0].arrays:
+            for block, mine in zip(self.blocks, self.take(arrays), strict=True):
+                block.put(block.arrays[name], mine)
+        else:
+            for block, mine in zip(self.blocks, self.take_scalars(arrays), strict=True):
+                block.put_scalars(block.scalars[name], mine)

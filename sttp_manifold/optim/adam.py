@@ -12,17 +12,20 @@ from torch.optim import adam as torch_adam
 
 from sttp_manifold._geoopt import geoopt
 from sttp_manifold.errors import OptimizerError
-from sttp_manifold.optim._base import FrameOptimizer, detached, retract_
+from sttp_manifold.frames.retractions import Retraction
+from sttp_manifold.optim._base import FrameOptimizer, Gradients, detached
 from sttp_manifold.optim._blocks import (
     compress_scalars,
     decay_gradient,
-    effective_gradient,
     number,
     project_,
     scalars_shape,
+    shortened,
+    working_dtype,
 )
+from sttp_manifold.optim._generic import move, riemannian_gradient, squared
 from sttp_manifold.optim._settings import check_settings
-from sttp_manifold.optim._stacks import Stacks
+from sttp_manifold.optim._stacks import Block, Stacks
 
 __all__ = ["RiemannianAdam"]
 
@@ -34,6 +37,9 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
     is that of Becigneul & Ganea 2019, "Riemannian Adaptive Optimization Methods", as in geoopt,
     with second moments per frame: at equal ``lr`` the step is not that of Adam. On an accelerator a
     step never waits for the device, unless for a manifold that geoopt's own operations move.
+
+    A second moment that overflows is infinite from then on, as in torch, and its frame rests.
+    Moments of manifold parameters in half precision are kept in float32.
 
     Args:
         params: parameters or groups of them.
@@ -55,8 +61,10 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             and by Cholesky QR where the step is too long for them; ``"polar"``: to the nearest
             frame at any length; ``"qr"``: to the Q factor, which is geoopt's; ``"cayley"``: along
             a Cayley transform; ``"pogo"``: by the step of Javaloy & Vergari 2026, without
-            retraction, projection or transport, moments being Euclidean: for small steps, since
-            nothing brings back a frame that is lost. Other manifolds have their own.
+            projection or transport, moments being Euclidean, and with as many terms of its
+            correction as the length of the step asks for, where the published one is lost at long
+            steps. Or a :class:`~sttp_manifold.frames.retractions.Retraction`. Other manifolds have
+            their own.
         capturable: as in torch, that a step can be captured as a graph of kernels: counts are kept
             on the device, and the state of every parameter at one address. For the manifolds of
             this package and ``EuclideanStiefel``, also on the CPU, where torch refuses it.
@@ -89,7 +97,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         amsgrad: bool = False,
         *,
         stabilize: int | None = None,
-        retraction: str = "newton_schulz",
+        retraction: str | Retraction = "newton_schulz",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -168,66 +176,78 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             )
 
     def _step_framed(self, group: dict[str, Any], stacks: Stacks) -> None:
-        decay, (beta1, beta2) = float(group["weight_decay"]), _betas(group)
-        coupled = 0.0 if _decoupled(group) else decay
-        retraction, maximize = group["retraction"], group["maximize"]
-        capturable = bool(group["capturable"])
+        retraction, capturable = self._retraction_in(group), bool(group["capturable"])
+        decay, decoupled = float(group["weight_decay"]), _decoupled(group)
         lr = number(group["lr"], look=not capturable)
-        if group["amsgrad"] and "max_exp_avg_sq" not in stacks.scalars:
-            stacks.scalars["max_exp_avg_sq"] = torch.zeros_like(stacks.scalars["exp_avg_sq"])
-        moments, second = stacks.arrays["exp_avg"], stacks.scalars["exp_avg_sq"]
-        gradients = stacks.take_apart(
-            [effective_gradient(p, maximize=maximize, weight_decay=coupled) for p in stacks.params]
+        gradients = Gradients(
+            stacks, maximize=group["maximize"], weight_decay=0.0 if decoupled else decay
         )
-        squares = torch.empty_like(second)
-        norms = stacks.parts(squares)
-        weight = _weight(beta1, second)
-        # One stack at a time: to copy the points again later is cheaper than to hold them all.
-        for k in stacks.frames:
-            X, grad = stacks.points(k), stacks.join(gradients[k], k)
-            if retraction != "pogo":
+        bounded = _is_bounded(*_betas(group))
+        penalties: list[list[Tensor]] = []
+        if decay and decoupled:
+            penalties = stacks.take([decay_gradient(p) for p in stacks.params])
+        for k, block in enumerate(stacks.blocks):
+            X = block.fetch(stacks.points[k])
+            points, coordinates = block.views(X)
+            self._update_moments(group, block, points, gradients.of(block, k), retraction)
+            scales, last = block.parts(self._scale(group, block, stacks.step, lr))
+            moments, rest = block.kept("exp_avg")
+            moved = []
+            for x, m, scale in zip(points, moments, scales, strict=True):
+                if not bounded:
+                    scale = shortened(m, scale)
+                y = retraction.step(x, m, scale, look=False if capturable else None)
+                if retraction.tangent:
+                    project_(y, m)
+                moved.append(y)
+            if block.coordinates:
+                if penalties:
+                    penalty = block.views(block.fetch(penalties[k]))[1]
+                    coordinates.sub_(penalty * lr, alpha=decay)
+                coordinates.addcmul_(rest, last)
+            block.put(block.join(moved, coordinates), stacks.points[k])
+
+    def _update_moments(
+        self,
+        group: dict[str, Any],
+        block: Block,
+        points: list[Tensor],
+        gradient: Tensor,
+        retraction: Retraction,
+    ) -> None:
+        """Take a Euclidean gradient into the moments."""
+        beta1, beta2 = _betas(group)
+        gradients, coordinates = block.views(gradient)
+        norms, magnitudes = block.norm_views
+        for x, g, norm in zip(points, gradients, norms, strict=True):
+            if retraction.tangent:
                 # Its norm is not taken from |G|^2 - |sym X^T G|^2, which loses all digits near a
                 # minimum where G is normal.
-                project_(X, grad)
-            torch.linalg.vector_norm(grad.view(len(grad), -1), dim=1, out=norms[k])
-            moments[k].lerp_(grad, weight)
-            del X, grad
-        c = stacks.coordinates
-        if c is not None:
-            grad = stacks.join(gradients[c], c)
-            torch.abs(grad, out=norms[c])
-            moments[c].lerp_(grad, weight)
+                project_(x, g)
+            torch.linalg.vector_norm(g, dim=(1, 2), out=norm)
+        if block.coordinates:
+            torch.abs(coordinates, out=magnitudes)
+        block.arrays["exp_avg"].lerp_(gradient, _weight(beta1, gradient))
+        _accumulate(block.scalars["exp_avg_sq"], block.norms, beta2)
 
-        second.lerp_(squares.square_(), _weight(beta2, second))
+    def _scale(
+        self, group: dict[str, Any], block: Block, steps_taken: float, lr: float | Tensor
+    ) -> Tensor:
+        """What each momentum is to be multiplied with."""
+        beta1, beta2 = _betas(group)
+        second = block.scalars["exp_avg_sq"]
         if group["amsgrad"]:
-            peak = stacks.scalars["max_exp_avg_sq"]
+            if "max_exp_avg_sq" not in block.scalars:
+                block.scalars["max_exp_avg_sq"] = torch.zeros_like(second)
+            peak = block.scalars["max_exp_avg_sq"]
             second = torch.maximum(peak, second, out=peak)
-        steps = stacks.scalars.pop("step") if capturable else stacks.step + 1
+        capturable = bool(group["capturable"])
+        steps = block.scalars.pop("step") if capturable else steps_taken + 1
         scale = second.div(_correction(beta2, steps)).sqrt_().add_(group["eps"]).reciprocal_()
         if isinstance(lr, Tensor) or capturable:
             scale.mul_(lr).div_(_correction(beta1, steps)).neg_()
-            scale = scale.to(second.dtype)
-        else:
-            scale.mul_(-lr / _correction(beta1, steps))
-
-        scales = stacks.parts(scale)
-        look = False if capturable else None
-        for k in stacks.frames:
-            X = retract_(retraction, stacks.points(k), moments[k], scales[k], look=look)
-            if retraction != "pogo":
-                project_(X, moments[k])
-            stacks.put_points(k, X)
-            del X
-        if c is not None:
-            x = stacks.points(c)
-            if decay and not coupled:
-                decays = stacks.take_apart([decay_gradient(p) for p in stacks.params])
-                penalty = stacks.join(decays[c], c)
-                if isinstance(lr, Tensor):
-                    x.sub_(penalty.mul_(lr), alpha=decay)
-                else:
-                    x.sub_(penalty, alpha=lr * decay)
-            stacks.put_points(c, x.addcmul_(moments[c], scales[c]))
+            return scale.to(second.dtype)
+        return scale.mul_(-lr / _correction(beta1, steps))
 
     def _stays(self, group: dict[str, Any], p: Tensor) -> bool:
         return bool(group["capturable"])
@@ -242,7 +262,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         states = [
             self._state_of(group, p, shape) for p, shape in zip(stacks.params, shapes, strict=True)
         ]
-        stacks.arrays["exp_avg"] = stacks.stack([state["exp_avg"] for state in states])
+        stacks.lend("exp_avg", [state["exp_avg"] for state in states])
         names = ["exp_avg_sq"]
         if any("max_exp_avg_sq" in state for state in states):
             # Some have it from when amsgrad was on, which others have not seen.
@@ -251,13 +271,14 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
                 if "max_exp_avg_sq" not in state:
                     state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
         for name in names:
-            stacks.scalars[name] = stacks.stack_scalars([state[name] for state in states])
+            stacks.lend(name, [state[name] for state in states], scalars=True)
         if stacks.stays:
             counts = [state["step"] for state in states]
             torch._foreach_add_(counts, 1)
             repeated = [count.expand(shape) for count, shape in zip(counts, shapes, strict=True)]
-            dtype = torch.promote_types(stacks.params[0].dtype, torch.float32)
-            stacks.scalars["step"] = stacks.stack_scalars(repeated).to(dtype)
+            stacks.lend("step", repeated, scalars=True)
+            for block in stacks.blocks:
+                block.scalars["step"] = block.scalars["step"].to(stacks.dtype)
 
     def _unstack(self, stacks: Stacks) -> None:
         if not stacks.stays:
@@ -266,26 +287,25 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         super()._unstack(stacks)
 
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
-        manifold, x, amsgrad = p.manifold, p.detach(), group["amsgrad"]  # type: ignore[attr-defined]
-        lr, decay, (beta1, beta2) = number(group["lr"]), float(group["weight_decay"]), _betas(group)
-        coupled = 0.0 if _decoupled(group) else decay
+        x, lr = p.detach().to(working_dtype(p)), number(group["lr"])
+        manifold = p.manifold  # type: ignore[attr-defined]
+        decay, (beta1, beta2) = float(group["weight_decay"]), _betas(group)
         state = self._state_of(group, p, tuple(p.shape))
         state["step"] += 1
         step = float(state["step"])
-        grad = effective_gradient(p, maximize=group["maximize"], weight_decay=coupled)
-        grad = manifold.egrad2rgrad(x, grad)
+        coupled = 0.0 if _decoupled(group) else decay
+        grad = riemannian_gradient(p, maximize=group["maximize"], weight_decay=coupled)
         momentum, second = state["exp_avg"], state["exp_avg_sq"]
         momentum.mul_(beta1).add_((1 - beta1) * grad)
-        second.mul_(beta2).add_((1 - beta2) * manifold.component_inner(x, grad))
-        if amsgrad:
+        second.mul_(beta2).add_((1 - beta2) * squared(p, grad))
+        if group["amsgrad"]:
             second = torch.maximum(state["max_exp_avg_sq"], second, out=state["max_exp_avg_sq"])
         denominator = second.div(1 - beta2**step).sqrt_().add_(group["eps"])
         direction = momentum.div(1 - beta1**step) / denominator
-        if decay and not coupled:
-            direction = direction + manifold.egrad2rgrad(x, decay * decay_gradient(p))
-        point, transported = manifold.retr_transp(x, -lr * direction, momentum)
-        x.copy_(point)
-        momentum.copy_(transported)
+        if decay and _decoupled(group):
+            penalty = decay_gradient(p).to(x.dtype)
+            direction = direction + manifold.egrad2rgrad(x, decay * penalty)
+        move(p, -lr * direction, momentum)
 
     def _state_of(self, group: dict[str, Any], p: Tensor, shape: tuple[int, ...]) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]
@@ -294,12 +314,16 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             # On the host unless capturable, as torch has it: reading it there is free.
             device = p.device if group["capturable"] else torch.device("cpu")
             state["step"] = torch.zeros((), device=device)
-            state["exp_avg"] = torch.zeros_like(p.detach())
-            state["exp_avg_sq"] = p.detach().new_zeros(shape)
+            state["exp_avg"] = torch.zeros_like(p.detach(), dtype=working_dtype(p))
+            state["exp_avg_sq"] = torch.zeros(shape, dtype=working_dtype(p), device=p.device)
         if group["capturable"] and state["step"].device != p.device:
             state["step"] = state["step"].to(p.device)
         if amsgrad and "max_exp_avg_sq" not in state:
             state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
+        for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            if key in state and state[key].dtype != working_dtype(p):
+                # From when moments were kept in half precision, or before the parameter changed.
+                state[key] = state[key].to(working_dtype(p))
         for key in ("exp_avg_sq", "max_exp_avg_sq"):
             if key in state and state[key].shape != shape:
                 if state[key].shape != p.shape:
@@ -332,9 +356,31 @@ def _betas(group: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
     return number(beta1), number(beta2)
 
 
+def _is_bounded(beta1: float | Tensor, beta2: float | Tensor) -> bool:
+    """Whether steps are bounded by the rate: the second moment forgets no sooner than the first."""
+    if isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
+        return False
+    return beta1 * beta1 <= beta2
+
+
 def _weight(beta: float | Tensor, like: Tensor) -> float | Tensor:
     """Weight of what is new in a moving average."""
     return 1 - beta.to(like) if isinstance(beta, Tensor) else 1 - beta
+
+
+def _accumulate(second: Tensor, values: Tensor, beta: float | Tensor) -> None:
+    """Moving average of the squares of ``values``, which are of no use afterwards.
+
+    One that has overflowed is infinite from then on, as in torch, and what it belongs to rests; to
+    interpolate from infinity would make it NaN.
+    """
+    if isinstance(beta, Tensor):
+        beta = beta.to(second)
+        second.mul_(beta).add_(values.square_().mul_(1 - beta))
+    elif beta == 0:
+        torch.mul(values, values, out=second)
+    else:
+        second.mul_(beta).addcmul_(values, values, value=1 - beta)
 
 
 def _correction(beta: float | Tensor, steps: float | Tensor) -> float | Tensor:

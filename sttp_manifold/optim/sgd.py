@@ -10,8 +10,14 @@ from torch import Tensor
 from torch.optim import sgd as torch_sgd
 
 from sttp_manifold._geoopt import geoopt
-from sttp_manifold.optim._base import FrameOptimizer, detached, retract_
-from sttp_manifold.optim._blocks import effective_gradient, number, project_
+from sttp_manifold.frames.retractions import Retraction
+from sttp_manifold.optim._base import FrameOptimizer, Gradients, detached
+from sttp_manifold.optim._blocks import (
+    number,
+    project_,
+    shortened,
+)
+from sttp_manifold.optim._generic import move, riemannian_gradient
 from sttp_manifold.optim._settings import check_settings
 from sttp_manifold.optim._stacks import Stacks
 
@@ -27,6 +33,9 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
     the tangent space. On an accelerator a step never waits for the device, unless for a manifold
     that geoopt's own operations move, and can be captured, like torch's, after a first one.
 
+    A frame moves by 1,000 at most, which is as far as any step can turn it. Momentum of manifold
+    parameters in half precision is kept in float32.
+
     Args:
         params: parameters or groups of them.
         lr: learning rate, a number or a tensor of one element.
@@ -35,8 +44,7 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
         weight_decay: weight of the L2 penalty, as in :class:`RiemannianAdam`.
         nesterov: use Nesterov momentum.
         stabilize: put points back on their manifolds every that many steps.
-        retraction: as in :class:`RiemannianAdam`; ``"pogo"`` is the published method with the base
-            optimizer SGD.
+        retraction: as in :class:`RiemannianAdam`.
         maximize: ascend.
         foreach: as in :class:`RiemannianAdam`.
         differentiable: plain parameters only.
@@ -59,7 +67,7 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
         nesterov: bool = False,
         *,
         stabilize: int | None = None,
-        retraction: str = "newton_schulz",
+        retraction: str | Retraction = "newton_schulz",
         maximize: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
@@ -137,40 +145,38 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
                 self.state[p]["momentum_buffer"] = buffer
 
     def _step_framed(self, group: dict[str, Any], stacks: Stacks) -> None:
-        lr, decay = number(group["lr"]), float(group["weight_decay"])
-        retraction, started = group["retraction"], stacks.step > 0
-        gradients = stacks.take_apart(
-            [
-                effective_gradient(p, maximize=group["maximize"], weight_decay=decay)
-                for p in stacks.params
-            ]
+        lr, retraction = number(group["lr"]), self._retraction_in(group)
+        started = stacks.step > 0
+        gradients = Gradients(
+            stacks, maximize=group["maximize"], weight_decay=float(group["weight_decay"])
         )
-        if group["momentum"] and not stacks.arrays:
-            # Zeros, with the whole first gradient added: torch's first step.
-            zeros = [torch.zeros_like(p.detach()) for p in stacks.params]
-            stacks.arrays["momentum_buffer"] = stacks.stack(zeros)
-            started = False
-        momenta = stacks.arrays.get("momentum_buffer", [])
-        for k in stacks.frames:
-            X, grad = stacks.points(k), stacks.join(gradients[k], k)
-            if retraction != "pogo":
-                project_(X, grad)
-            buffer = momenta[k] if group["momentum"] else None
-            direction = _sgd_direction(buffer, grad, group, started)
-            X = retract_(retraction, X, direction, -lr, look=None)
-            if buffer is not None and retraction != "pogo":
-                project_(X, buffer)
-            stacks.put_points(k, X)
-        c = stacks.coordinates
-        if c is not None:
-            buffer = momenta[c] if group["momentum"] else None
-            direction = _sgd_direction(buffer, stacks.join(gradients[c], c), group, started)
-            x = stacks.points(c)
-            if isinstance(lr, Tensor):
-                x.sub_(direction * lr)
-            else:
-                x.sub_(direction, alpha=lr)
-            stacks.put_points(c, x)
+        for k, block in enumerate(stacks.blocks):
+            X, gradient = block.fetch(stacks.points[k]), gradients.of(block, k)
+            points, coordinates = block.views(X)
+            if retraction.tangent:
+                for x, g in zip(points, block.views(gradient)[0], strict=True):
+                    project_(x, g)
+            buffer = None
+            if group["momentum"]:
+                if "momentum_buffer" not in block.arrays:
+                    # Zeros, with the whole first gradient added: torch's first step.
+                    block.arrays["momentum_buffer"] = torch.zeros_like(gradient)
+                    started = False
+                buffer = block.arrays["momentum_buffer"]
+            direction = _sgd_direction(buffer, gradient, group, started)
+            moved = []
+            directions, rest = block.views(direction)
+            for n, (x, u) in enumerate(zip(points, directions, strict=True)):
+                y = retraction.step(x, u, shortened(u, -lr))
+                if buffer is not None and retraction.tangent:
+                    project_(y, block.kept("momentum_buffer")[0][n])
+                moved.append(y)
+            if block.coordinates:
+                if isinstance(lr, Tensor):
+                    coordinates.sub_(rest * lr)
+                else:
+                    coordinates.sub_(rest, alpha=lr)
+            block.put(block.join(moved, coordinates), stacks.points[k])
 
     def _stays(self, group: dict[str, Any], p: Tensor) -> bool:
         # torch's SGD has no flag that would tell: it is captured as it is.
@@ -183,24 +189,19 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
     def _lend(self, group: dict[str, Any], stacks: Stacks) -> None:
         states = [self.state[p] for p in stacks.params]
         if "momentum_buffer" in states[0]:
-            buffers = [state["momentum_buffer"] for state in states]
-            stacks.arrays["momentum_buffer"] = stacks.stack(buffers)
+            stacks.lend("momentum_buffer", [state["momentum_buffer"] for state in states])
 
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
-        manifold, x, lr = p.manifold, p.detach(), number(group["lr"])  # type: ignore[attr-defined]
-        grad = effective_gradient(
-            p, maximize=group["maximize"], weight_decay=float(group["weight_decay"])
-        )
-        grad = manifold.egrad2rgrad(x, grad)
+        lr, decay = number(group["lr"]), float(group["weight_decay"])
+        grad = riemannian_gradient(p, maximize=group["maximize"], weight_decay=decay)
         if not group["momentum"]:
-            x.copy_(manifold.retr(x, -lr * grad))
+            move(p, -lr * grad, None)
             return
         started = "momentum_buffer" in self.state[p]
-        buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(x))
+        kept = self.state[p].get("momentum_buffer", torch.zeros_like(grad))
+        buffer = self.state[p]["momentum_buffer"] = kept.to(grad.dtype)
         direction = _sgd_direction(buffer, grad, group, started)
-        point, transported = manifold.retr_transp(x, -lr * direction, buffer)
-        x.copy_(point)
-        buffer.copy_(transported)
+        move(p, -lr * direction, buffer)
 
     def _count_step(
         self, group: dict[str, Any], stacks: list[Stacks], generic: list[Tensor]

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sttp_manifold import SpectralTTManifold, TTShape
 from sttp_manifold.frames import full_frame, full_size
+from sttp_manifold.frames.retractions import RETRACTIONS
 from sttp_manifold.optim import RiemannianAdam
-from sttp_manifold.optim._base import RETRACTIONS
 
 # Which arguments of a product are its operands.
 OPERANDS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "baddbmm_": (1, 2)}

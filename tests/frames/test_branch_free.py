@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sttp_manifold.frames._branch_free import NEAR_IDENTITY, TERMS, _series
+from sttp_manifold.frames.orthonormal import orthonormalize, polish
 from sttp_manifold.frames.retractions import (
     cayley,
     cholesky_qr,
     newton_schulz,
-    orthonormalize,
     pogo,
     polar,
-    polish,
     project_tangent,
     qr,
 )

@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttp_manifold.errors import ShapeError
+from sttp_manifold.frames.orthonormal import orthonormalize, polish
 from sttp_manifold.frames.retractions import (
     cayley,
     cholesky_qr,
     newton_schulz,
-    orthonormalize,
     pogo,
     polar,
-    polish,
     project_tangent,
     qr,
 )
