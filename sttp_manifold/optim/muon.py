@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.errors import OptimizerError
-from sttp_manifold.optim._base import detached, retract_
-from sttp_manifold.optim._blocks import decay_gradient, effective_gradient, number, project_
+from sttp_manifold.frames.retractions import Retraction
+from sttp_manifold.optim._base import Gradients, detached
+from sttp_manifold.optim._blocks import decay_gradient, number, project_
 from sttp_manifold.optim._direction import steepest_direction
 from sttp_manifold.optim._settings import SettingError, check_settings
-from sttp_manifold.optim._stacks import Stacks
+from sttp_manifold.optim._stacks import Block, Stacks
 from sttp_manifold.optim.adam import RiemannianAdam, _correction
 
 torch_muon: Callable[..., None] | None
@@ -97,7 +98,7 @@ class RiemannianMuon(RiemannianAdam):
         weight_decay: float = 0.0,
         plain_matrices: str = "adam",
         stabilize: int | None = None,
-        retraction: str = "newton_schulz",
+        retraction: str | Retraction = "newton_schulz",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -141,10 +142,11 @@ class RiemannianMuon(RiemannianAdam):
         name = type(self).__name__
         _check(name, group, look=look)
         super()._refuse(group, look=look)
-        if group["retraction"] == "pogo":
+        if not self._retraction_in(group).tangent:
             raise SettingError(
-                f"{name} got retraction='pogo', which moves along Euclidean directions, while its "
-                f"own are tangent; call {name}(params, lr=...) for retraction='newton_schulz'"
+                f"{name} got retraction={group['retraction']!r}, which moves along Euclidean "
+                f"directions, while its own are tangent; call {name}(params, lr=...) for "
+                f"retraction='newton_schulz'"
             )
 
     def _step_plain(self, group: dict[str, Any], params: list[Tensor]) -> None:
@@ -195,50 +197,58 @@ class RiemannianMuon(RiemannianAdam):
     def _step_framed(self, group: dict[str, Any], stacks: Stacks) -> None:
         look = False if group["capturable"] else None
         lr, momentum = number(group["lr"], look=look is None), float(group["momentum"])
-        gradients = stacks.take_apart(
-            [
-                effective_gradient(p, maximize=group["maximize"], weight_decay=0.0)
-                for p in stacks.params
-            ]
-        )
-        moments = stacks.arrays["exp_avg"]
-        for k in stacks.frames:
-            X, grad = stacks.points(k), stacks.join(gradients[k], k)
-            size = grad.abs().amax((1, 2), keepdim=True)
-            project_(X, grad)
-            # Of all sizes alike: what is rounding errors, or nothing, must not become a step.
-            least = size * (_ROUNDINGS * torch.finfo(X.dtype).eps)
-            rests = grad.abs().amax((1, 2), keepdim=True) <= least
-            moments[k].lerp_(grad, 1 - momentum)
-            ahead = grad.lerp_(moments[k], momentum) if group["nesterov"] else moments[k]
-            D = steepest_direction(X, ahead).masked_fill_(rests, 0)
-            X = _turned(group["retraction"], X, D, lr, look=look)
-            project_(X, moments[k])
-            stacks.put_points(k, X)
-        c = stacks.coordinates
-        if c is not None:
-            self._step_coordinates(self._adam_group(group), stacks, stacks.join(gradients[c], c))
-        stacks.scalars.pop("step", None)
+        retraction = self._retraction_in(group)
+        gradients = Gradients(stacks, maximize=group["maximize"])
+        penalties: list[list[Tensor]] = []
+        if group["weight_decay"]:
+            penalties = stacks.take([decay_gradient(p) for p in stacks.params])
+        for k, block in enumerate(stacks.blocks):
+            X, gradient = block.fetch(stacks.points[k]), gradients.of(block, k)
+            points, coordinates = block.views(X)
+            moments, _ = block.kept("exp_avg")
+            moved = []
+            for x, grad, m in zip(points, block.views(gradient)[0], moments, strict=True):
+                size = grad.abs().amax((1, 2), keepdim=True)
+                project_(x, grad)
+                # Of all sizes alike: what is rounding errors, or nothing, must not become a step.
+                least = size * (_ROUNDINGS * torch.finfo(x.dtype).eps)
+                rests = grad.abs().amax((1, 2), keepdim=True) <= least
+                m.lerp_(grad, 1 - momentum)
+                ahead = grad.lerp_(m, momentum) if group["nesterov"] else m
+                D = steepest_direction(x, ahead).masked_fill_(rests, 0)
+                y = _turned(retraction, x, D, lr, look=look)
+                project_(y, m)
+                moved.append(y)
+            if block.coordinates:
+                grad = block.views(gradient)[1]
+                penalty = block.views(block.fetch(penalties[k]))[1] if penalties else None
+                adam = self._adam_group(group)
+                self._step_coordinates(adam, block, coordinates, grad, penalty, stacks.step + 1)
+            block.scalars.pop("step", None)
+            block.put(block.join(moved, coordinates), stacks.points[k])
 
-    def _step_coordinates(self, adam: dict[str, Any], stacks: Stacks, grad: Tensor) -> None:
-        """Adam for what is no frame."""
-        c = stacks.coordinates
-        assert c is not None
+    def _step_coordinates(
+        self,
+        adam: dict[str, Any],
+        block: Block,
+        x: Tensor,
+        grad: Tensor,
+        penalty: Tensor | None,
+        steps: float | Tensor,
+    ) -> None:
+        """Adam for what is no frame, in place."""
         beta1, beta2 = map(number, adam["betas"])
         lr = number(adam["lr"], look=not adam["capturable"])
-        first, second = stacks.arrays["exp_avg"][c], stacks.parts(stacks.scalars["exp_avg_sq"])[c]
-        x = stacks.points(c)
-        if adam["weight_decay"]:
-            penalties = stacks.take_apart([decay_gradient(p) for p in stacks.params])
-            x.sub_(stacks.join(penalties[c], c).mul_(lr), alpha=adam["weight_decay"])
+        first, second = block.kept("exp_avg")[1], block.parts(block.scalars["exp_avg_sq"])[1]
+        if penalty is not None:
+            x.sub_(penalty.mul_(lr), alpha=adam["weight_decay"])
         first.mul_(beta1).add_(grad.mul(1 - beta1))
         second.mul_(beta2).add_(grad.square_().mul_(1 - beta2))
-        steps: float | Tensor = stacks.step + 1
         if adam["capturable"]:
-            steps = stacks.parts(stacks.scalars["step"])[c]
+            steps = block.parts(block.scalars["step"])[1]
         scale = second.div(_correction(beta2, steps)).sqrt_().add_(adam["eps"]).reciprocal_()
         scale = scale.mul_(lr).div_(_correction(beta1, steps))
-        stacks.put_points(c, x.sub_(first * scale.to(first.dtype)))
+        x.sub_(first * scale.to(first.dtype))
 
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
         super()._step_generic(self._adam_group(group), p)
@@ -257,15 +267,15 @@ class RiemannianMuon(RiemannianAdam):
 
 
 def _turned(
-    retraction: str, X: Tensor, D: Tensor, angle: float | Tensor, *, look: bool | None
+    retraction: Retraction, X: Tensor, D: Tensor, angle: float | Tensor, *, look: bool | None
 ) -> Tensor:
     """Turn frames by an angle against ``D``; what is in their memory is of no use afterwards."""
     functions: Any = torch if isinstance(angle, Tensor) else math
-    if retraction == "cayley":
-        return retract_(retraction, X, D, -2 * functions.tan(angle / 2), look=look)
-    # The others reach the same point from any multiple; this one is a frame but for roundings.
+    if retraction.of_sum is None:
+        return retraction.step(X, D, -2 * functions.tan(angle / 2), look=look)
+    # These reach the same point from any multiple; this one is a frame but for roundings.
     cos, sin = functions.cos(angle), functions.sin(angle)
-    return retract_(retraction, X.mul_(cos), D, -sin, look=look)
+    return retraction.step(X.mul_(cos), D, -sin, look=look)
 
 
 def _check(name: str, group: dict[str, Any], *, look: bool) -> None:
