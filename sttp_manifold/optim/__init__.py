@@ -8,6 +8,8 @@ from sttp_manifold.optim._options import (
     TrustRegionOptions,
 )
 from sttp_manifold.optim.check import check_optimizer
+from sttp_manifold.optim.clip import clip_grad_norm_, gradient_noise_scale
+from sttp_manifold.optim.groups import param_groups
 from sttp_manifold.optim.minimize import MinimizeResult, minimize
 from sttp_manifold.optim.riemannian import RiemannianAdam, RiemannianMuon, RiemannianSGD
 
@@ -22,5 +24,8 @@ __all__ = [
     "SteepestDescentOptions",
     "TrustRegionOptions",
     "check_optimizer",
+    "clip_grad_norm_",
+    "gradient_noise_scale",
     "minimize",
+    "param_groups",
 ]
