@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained_class
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.gauge import push_rotation
 from sttp_manifold.frames.householder import (
@@ -30,6 +31,7 @@ from sttp_manifold.spectrum import SpectrumMap, hold_spectrum
 from sttp_manifold.tt.contract import left_frame, mirror, mirrored_frame
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
+from sttp_manifold.tt.validate import check_type
 
 __all__ = ["ChartPoint", "HouseholderChart"]
 
@@ -49,6 +51,7 @@ class ChartPoint(NamedTuple):
     signs: Tensor
 
 
+@explained_class
 @dataclass(frozen=True)
 class HouseholderChart:
     """The chart of a plan: coordinates to :class:`~sttp_manifold.SpectralTT` and back.
@@ -57,6 +60,10 @@ class HouseholderChart:
         shape: the plan; its merged chain is what the chart covers.
         spectrum: name of the spectrum map.
         bound: bound of the spectrum map ``"bounded"``.
+
+    Raises:
+        ShapeError: a plan that is none.
+        SpectrumError: an unknown spectrum, or a bound that is not positive and finite.
 
     References:
         [STTP] Sec. 3.2-3.3.
@@ -70,6 +77,10 @@ class HouseholderChart:
     shape: TTShape
     spectrum: str = "free"
     bound: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_type(self.shape, TTShape, "HouseholderChart(shape): shape")
+        SpectrumMap(self.spectrum, self.shape.rank, self.bound)
 
     @cached_property
     def map(self) -> SpectrumMap:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.chart import ChartPoint, HouseholderChart
 from sttp_manifold.errors import ManifoldError, ShapeError
 from sttp_manifold.manifolds import FixedTTRankManifold, SpectralTTManifold
@@ -30,6 +31,7 @@ Held: TypeAlias = Tensor | ChartPoint
 """A flat point of a manifold, or the coordinates of a chart."""
 
 
+@explained
 def transfer(x: Held, source: Holder, target: Holder, *, project: bool = False) -> Held:
     """The point of ``target`` that stands for the same weight as ``x`` in ``source``.
 
@@ -63,6 +65,7 @@ def transfer(x: Held, source: Holder, target: Holder, *, project: bool = False) 
         return target.pack(weight, project=project)
 
 
+@explained
 def transfer_vector(
     x: Held, u: Held, source: Holder, target: Holder, *, project: bool = False
 ) -> tuple[Held, Held]:

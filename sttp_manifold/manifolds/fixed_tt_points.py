@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained, explained_class
 from sttp_manifold._geoopt import Manifold, ManifoldTensor
 from sttp_manifold.errors import ManifoldError, SpectrumError
 from sttp_manifold.frames.gauge import haar_frame
@@ -35,6 +36,7 @@ __all__ = ["FixedTTPoints"]
 RETRACTIONS = ("svd", "qr")
 
 
+@explained_class
 class FixedTTPoints(WeightPoints, Manifold):
     """The set and its coordinates; :class:`~sttp_manifold.FixedTTRankManifold` adds the geometry.
 
@@ -45,6 +47,7 @@ class FixedTTPoints(WeightPoints, Manifold):
     ndim = 1
     reversible = False
 
+    @explained
     def __init__(
         self,
         shape: TTShape,

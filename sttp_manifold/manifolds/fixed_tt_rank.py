@@ -36,6 +36,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained_class
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.manifolds import fixed_tt_geometry as geometry
 from sttp_manifold.manifolds.contract import LinearMap, flat_metric
@@ -51,6 +52,7 @@ from sttp_manifold.tt.validate import check_places
 __all__ = ["FixedTTRankManifold"]
 
 
+@explained_class
 class FixedTTRankManifold(FixedTTPoints):
     r"""Weights of fixed TT rank with the metric of the matrices around them.
 

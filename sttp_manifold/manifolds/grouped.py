@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained_class
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ProductManifold
 from sttp_manifold.frames.retractions import cholesky_qr, polar, project_tangent
 from sttp_manifold.manifolds.contract import FrameGroup, flat_metric
@@ -23,6 +24,7 @@ __all__ = ["GroupedProduct"]
 BatchMap = Callable[..., Tensor]
 
 
+@explained_class
 class GroupedProduct(ProductManifold):
     r"""Product of Stiefel manifolds and one Euclidean factor, in the Euclidean metric.
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.contract import HasHessian, HasLength, LinearMap
 from sttp_manifold.manifolds.cost import Evaluation, ManifoldCost
@@ -24,6 +25,7 @@ __all__ = ["pymanopt_problem", "to_pymanopt"]
 Array = Any
 
 
+@explained
 def to_pymanopt(
     manifold: Any,
     *,
@@ -70,6 +72,7 @@ def to_pymanopt(
     return _adapter()(manifold, tuple(size), dtype, torch.device(device))
 
 
+@explained
 def pymanopt_problem(
     manifold: Any,
     cost: Callable[..., Tensor] | ManifoldCost,

@@ -23,6 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained, explained_class
 from sttp_manifold._geoopt import ManifoldTensor
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.gauge import haar_frame
@@ -37,6 +38,7 @@ from sttp_manifold.tt.spectral import SpectralTT
 __all__ = ["SpectralTTManifold"]
 
 
+@explained_class
 class SpectralTTManifold(WeightPoints, GroupedProduct):
     r"""Product of the Stiefel manifolds of all cores and a Euclidean spectrum.
 
@@ -67,6 +69,7 @@ class SpectralTTManifold(WeightPoints, GroupedProduct):
         True
     """
 
+    @explained
     def __init__(self, shape: TTShape, spectrum: str = "free", bound: float = 1.0) -> None:
         plan = shape.merged
         spectrum_map = SpectrumMap(spectrum, plan.rank, bound)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained_class
 from sttp_manifold._geoopt import ManifoldParameter, ManifoldTensor
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.tt.decompose import tt_svd
@@ -44,6 +45,7 @@ def broadcast_vectors(n_elements: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ) from error
 
 
+@explained_class
 class WeightPoints:
     """Mixed into a geoopt manifold whose flat points stand for weights."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.recipe import KernelOptions, takes
 from sttp_manifold.nn.weight import SpectralWeight
@@ -66,6 +67,7 @@ class SpectralConv2d(SpectralLayer):
     stock = nn.Conv2d
     _options = KernelOptions
 
+    @explained
     @takes(KernelOptions)
     def __init__(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.carry import carry_over, check_own, check_tensors, mark_like
 from sttp_manifold.nn.counts import count_elements, largest_rank
@@ -35,6 +36,7 @@ class SkippedLayerWarning(UserWarning):
     """Layers that `compress` left as they were, with the reason for each."""
 
 
+@explained
 @takes(KernelOptions, init=PRETRAINED)
 def compress(
     model: nn.Module,
@@ -171,6 +173,7 @@ def _rank_within(
     )
 
 
+@explained
 def decompress(model: nn.Module, form: str = "dense") -> nn.Module:
     """Stock layers in place of spectral ones, with the same outputs to rounding.
 
@@ -279,6 +282,7 @@ def _check_sharing(model: nn.Module, layers: dict[SpectralLayer, str]) -> None:
                 )
 
 
+@explained
 def switch(model: nn.Module, method: str) -> nn.Module:
     """Hold every spectral weight of a network by another method, without loss, in place.
 

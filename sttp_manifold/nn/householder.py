@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.chart import HouseholderChart
 from sttp_manifold.nn.initial import computing_dtype, initial_point, kind_of
 from sttp_manifold.nn.state import warn_once
@@ -63,6 +64,7 @@ class HouseholderWeight(SpectralWeight):
     coordinates: nn.Parameter
     signs: Tensor | None
 
+    @explained
     def __init__(
         self,
         shape: TTShape,
@@ -88,6 +90,7 @@ class HouseholderWeight(SpectralWeight):
             self.encode_(init, project=project)
 
     @staticmethod
+    @explained
     def count(shape: TTShape, spectrum: str) -> int:
         """Numbers stored for a plan."""
         return shape.num_parameters(spectrum)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.carry import carry_over, check_bare, check_stock, check_tensors, mark_like
 from sttp_manifold.nn.methods import make_weight
@@ -51,11 +52,13 @@ class SpectralLayer(nn.Module, ABC):
     def _around(cls, layer: Any, weights: Mapping[str, SpectralWeight]) -> Self:
         """The layer with the settings of a stock one and with given weights, without bias."""
 
+    @explained
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of a parameter of the stock layer that is a spectral weight here."""
         return tuple(self._stock()._parameters[name].shape)
 
     @classmethod
+    @explained
     @takes(KernelOptions, init=PRETRAINED)
     def from_layer(
         cls,
@@ -100,6 +103,7 @@ class SpectralLayer(nn.Module, ABC):
         return cls.in_place_of(layer, weights, copied=True)
 
     @classmethod
+    @explained
     def in_place_of(
         cls, layer: nn.Module, weights: Mapping[str, SpectralWeight], copied: bool = False
     ) -> Self:
@@ -243,6 +247,7 @@ class SpectralLayer(nn.Module, ABC):
             check_tensors(self, weight.parameters())
             check_bare(weight, plain_weight(weight))
 
+    @explained
     def hand_over(self, layer: M, copied: bool = False) -> M:
         """Give what hangs on this layer, and its bias, to what takes its place.
 
@@ -290,6 +295,7 @@ def plain_weight(weight: SpectralWeight) -> SpectralWeight:
     return make_weight(weight.method, weight.shape, weight.spectrum, "eye", weight.bound)
 
 
+@explained
 def weights_of(module: nn.Module) -> dict[str, SpectralWeight]:
     """Spectral weights of a layer, by the names of the stock layer's parameters.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.recipe import WeightOptions, takes
 from sttp_manifold.nn.scope import partners
@@ -59,6 +60,7 @@ class SpectralLinear(SpectralLayer):
 
     stock = nn.Linear
 
+    @explained
     @takes(WeightOptions)
     def __init__(
         self,

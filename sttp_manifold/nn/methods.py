@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.householder import HouseholderWeight
@@ -28,6 +29,7 @@ EXACT_WEIGHTS = (HouseholderWeight, RiemannianWeight)
 EXACT_TENSORS = (Tensor, nn.Parameter, ManifoldParameter)
 
 
+@explained
 def make_weight(
     method: str,
     shape: TTShape,

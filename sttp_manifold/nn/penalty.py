@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.errors import SpectrumError
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.spectrum import PENALTIES
@@ -13,6 +14,7 @@ from sttp_manifold.tt.precision import widened
 __all__ = ["spectral_penalty"]
 
 
+@explained
 def spectral_penalty(model: nn.Module, name: str) -> Tensor:
     r"""Mean penalty of all singular values of a network, :math:`\sum r_l p_l / \sum r_l`.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.chart import HouseholderChart
 from sttp_manifold.manifolds import SpectralTTManifold
@@ -53,6 +54,7 @@ class RiemannianWeight(SpectralWeight):
 
     point: ManifoldParameter
 
+    @explained
     def __init__(
         self,
         shape: TTShape,
@@ -79,6 +81,7 @@ class RiemannianWeight(SpectralWeight):
             self.encode_(init, project=project)
 
     @staticmethod
+    @explained
     def count(shape: TTShape, spectrum: str) -> int:
         """Numbers stored for a plan: whole frames, and the spectrum."""
         return sum(d * r for d, r in shape.merged.frame_shapes) + shape.spectrum_size(spectrum)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.nn.torch_state import Circumstances, circumstances
 
 if TYPE_CHECKING:
@@ -306,6 +307,7 @@ def is_together(module: nn.Module) -> bool:
     return enter in module._forward_pre_hooks.values()
 
 
+@explained
 def together(model: nn.Module, on: bool = True) -> nn.Module:
     """Compute all spectral weights of a network together, once in each of its forwards; or stop.
 

@@ -9,6 +9,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.display import box_html, table_html
 from sttp_manifold.nn.counts import count_elements, ratio
 from sttp_manifold.nn.layer import SpectralLayer, weights_of
@@ -123,6 +124,7 @@ def _cells(row: SummaryRow, name: str) -> tuple[str, ...]:
     return (name, row.kind, shape, ranks, *counts, f"{row.Z:.3f}", top)
 
 
+@explained
 @torch.no_grad()
 def summary(model: nn.Module) -> Summary:
     r"""What each weight of a network is, stores and would store.

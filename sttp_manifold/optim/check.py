@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import geoopt
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.optim._blocks import is_riemannian
@@ -11,6 +12,7 @@ from sttp_manifold.optim._blocks import is_riemannian
 __all__ = ["check_optimizer"]
 
 
+@explained
 def check_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module | None = None) -> None:
     """Raise if a plain torch optimizer holds manifold parameters.
 

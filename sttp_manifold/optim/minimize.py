@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.geometry import plain
 from sttp_manifold.optim._conjugate_gradient import conjugate_gradient, steepest_descent
@@ -50,6 +51,7 @@ METHODS = tuple(_METHODS)
 """What :func:`minimize` takes as ``method``."""
 
 
+@explained
 def minimize(
     manifold: Any,
     cost: Callable[..., Tensor],
