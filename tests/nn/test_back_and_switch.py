@@ -83,19 +83,6 @@ def test_full_rank_there_and_back_is_the_identity() -> None:
         torch.testing.assert_close(value, before[key], rtol=0, atol=1e-6)
 
 
-def test_decompress_keeps_frozen_weights_and_hooks() -> None:
-    model = compress(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), 3)
-    model[0].spectral_weight.requires_grad_(False)
-    seen: list[int] = []
-    model[1].register_forward_hook(lambda *_: seen.append(1))
-    decompress(model)
-    assert not model[0].weight.requires_grad
-    assert model[0].bias.requires_grad
-    assert model[1].weight.requires_grad
-    model(torch.randn(1, 8))
-    assert seen == [1]
-
-
 def test_decompress_of_a_layer_and_of_a_stock_network() -> None:
     layer = SpectralConv2d(3, 4, 3, 2)
     back = decompress(layer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from sttp_manifold import TTShape, tt_svd
 from sttp_manifold.errors import ConversionError, RankError, ShapeError, SpectrumError
 from sttp_manifold.nn import (
-    RiemannianWeight,
     SpectralConv2d,
     SpectralLayer,
     SpectralLinear,
@@ -217,21 +215,6 @@ def test_repr_adds_to_torchs(method: str) -> None:
 # -- from and to stock layers ------------------------------------------------------------------
 
 
-@every_method
-@every_kind
-@pytest.mark.parametrize("spectrum", ["free", "full"])
-def test_pretrained_layers_at_full_rank_are_exact(method: str, kind: str, spectrum: str) -> None:
-    how: Any = {"kind": kind, "method": method, "spectrum": spectrum}
-    linear, conv = nn.Linear(20, 12, **DOUBLE), nn.Conv2d(6, 8, 3, padding=1, **DOUBLE)
-    x, image = torch.randn(5, 20, **DOUBLE), torch.randn(2, 6, 5, 5, **DOUBLE)
-    made = SpectralLinear.from_layer(linear, 1000, **how)
-    torch.testing.assert_close(made(x), linear(x), rtol=0, atol=1e-12)
-    assert made.bias is linear.bias
-    folded = SpectralConv2d.from_layer(conv, 1000, kernel="factored", **how)
-    torch.testing.assert_close(folded(image), conv(image), rtol=0, atol=1e-12)
-    assert folded.spectral_weight.shape.in_modes == ((2, 3, 3, 3) if kind == "sttp" else (54,))
-
-
 @every_kind
 def test_pretrained_is_the_tt_svd(kind: str) -> None:
     conv = nn.Conv2d(6, 8, 3, **DOUBLE)
@@ -313,31 +296,6 @@ def test_what_is_no_plain_layer_is_refused() -> None:
 
 
 # -- as modules --------------------------------------------------------------------------------
-
-
-@every_method
-@every_kind
-def test_copies_states_and_dtypes(method: str, kind: str) -> None:
-    how: Any = {"kind": kind, "method": method, "init": "random"}
-    model = nn.Sequential(
-        SpectralConv2d(4, 8, 3, 4, **how), nn.Flatten(), SpectralLinear(72, 5, 4, **how)
-    )
-    x = torch.randn(2, 4, 5, 5)
-    y = model(x)
-    assert torch.equal(copy.deepcopy(model)(x), y)
-    other = nn.Sequential(
-        SpectralConv2d(4, 8, 3, 4, **how), nn.Flatten(), SpectralLinear(72, 5, 4, **how)
-    )
-    assert not torch.allclose(other(x), y)
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other(x), y)
-    wide = other.to(torch.float64)(x.double())
-    assert wide.dtype == torch.float64
-    torch.testing.assert_close(wide.float(), y)
-    assert model.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
-    for module in model.modules():
-        if isinstance(module, RiemannianWeight):
-            assert module.manifold.check_point(module.point)
 
 
 @every_method

@@ -1,0 +1,372 @@
+"""Every layer of the table keeps every law.
+
+A new layer is a row of `sttp_manifold.nn.stock.TABLE`, and one or more rows here: a stock layer and
+an input. What belongs to one layer alone is in `tests/nn`.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sttp_manifold.nn import (
+    SpectralLayer,
+    SpectralWeight,
+    compress,
+    decompress,
+    spectral_penalty,
+    summary,
+    switch,
+    weights_of,
+)
+from sttp_manifold.nn.stock import TABLE, stock_weights
+from sttp_manifold.tt import SPECTRA
+
+DOUBLE: Any = {"dtype": torch.float64}
+METHODS = ("householder", "riemannian")
+FULL, LOW = 10_000, 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stock layer, and the input that it takes.
+
+    Attributes:
+        make: makes the stock layer, of a dtype.
+        size: of an input.
+        has_factors: whether ``form="factors"`` has two thin layers for it.
+    """
+
+    make: Callable[..., nn.Module]
+    size: tuple[int, ...]
+    has_factors: bool = True
+
+    def input(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """An input, the same at each call."""
+        return torch.randn(self.size, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+    def spectral(self, rank: int = LOW, dtype: torch.dtype = torch.float64, **how: Any) -> Any:
+        """The spectral layer of a stock one."""
+        how = {"grow": "allow", "project": True, **how}
+        return compress(self.make(dtype=dtype), rank=rank, **how)
+
+
+ROWS: dict[str, Row] = {
+    "linear": Row(lambda **k: nn.Linear(20, 12, **k), (5, 20)),
+    "linear, no bias": Row(lambda **k: nn.Linear(20, 12, bias=False, **k), (2, 3, 20)),
+    "linear, a vector": Row(lambda **k: nn.Linear(9, 16, **k), (9,)),
+    "conv": Row(lambda **k: nn.Conv2d(8, 12, (3, 2), 2, 1, **k), (2, 8, 7, 6)),
+    "conv, no bias": Row(lambda **k: nn.Conv2d(8, 12, 3, bias=False, **k), (8, 5, 6)),
+    "conv, same": Row(
+        lambda **k: nn.Conv2d(8, 12, 3, padding="same", dilation=2, padding_mode="circular", **k),
+        (2, 8, 7, 6),
+    ),
+    "conv, groups": Row(lambda **k: nn.Conv2d(8, 12, 3, groups=4, **k), (2, 8, 5, 5), False),
+}
+
+every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+every_method = pytest.mark.parametrize("method", METHODS)
+every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
+
+
+def other(method: str) -> str:
+    return METHODS[1 - METHODS.index(method)]
+
+
+def dense_twin(row: Row, layer: SpectralLayer) -> Callable[[Tensor], Tensor]:
+    """The stock layer's own forward, of the dense weights as functions of the parameters."""
+    stock = row.make(**DOUBLE)
+    tensors = {name: getattr(layer, name) for name in weights_of(layer)}
+    if layer.bias is not None:
+        tensors["bias"] = layer.bias
+    return lambda x: torch.func.functional_call(stock, tensors, (x,))
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-11) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_the_table_is_complete() -> None:
+    made = {type(row.make()) for row in ROWS.values()}
+    assert made == {row.stock for row in TABLE}
+    for row in TABLE:
+        assert row.spectral.stock is row.stock
+
+
+# -- values and gradients ----------------------------------------------------------------------
+
+
+@every_row
+@every_method
+@pytest.mark.parametrize("kind", ["sttp", "svdp"])
+def test_at_full_rank_nothing_changes(row: Row, method: str, kind: str) -> None:
+    stock = row.make(**DOUBLE)
+    layer = compress(copy.deepcopy(stock), rank=FULL, method=method, kind=kind, grow="allow")
+    assert isinstance(layer, SpectralLayer)
+    close(layer(row.input()), stock(row.input()))
+
+
+@every_row
+@every_method
+@every_spectrum
+@pytest.mark.parametrize("rank", [LOW, FULL])
+def test_values_and_gradients_are_those_of_the_dense_weights(
+    row: Row, method: str, spectrum: str, rank: int
+) -> None:
+    layer = row.spectral(rank, method=method, spectrum=spectrum)
+    x = row.input().requires_grad_()
+    y, wanted = layer(x), dense_twin(row, layer)(x)
+    close(y, wanted)
+    target = torch.linspace(-1, 1, y.numel(), **DOUBLE).view_as(y)
+    variables = [x, *(p for p in layer.parameters() if p.numel())]
+    found, right = (
+        torch.autograd.grad((out.sin() * target).sum(), variables, allow_unused=True)
+        for out in (y, wanted)
+    )
+    for a, b in zip(found, right, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            close(a, b, 1e-9)
+
+
+@every_row
+@every_method
+def test_second_derivatives(row: Row, method: str) -> None:
+    layer = row.spectral(method=method)
+    parameters = [p for p in layer.parameters() if p.numel()]
+
+    def curved(forward: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        y = forward(row.input())
+        first = torch.autograd.grad(y.square().sum(), parameters, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), parameters))  # type: ignore[arg-type]
+
+    for a, b in zip(curved(layer), curved(dense_twin(row, layer)), strict=True):
+        close(a, b, 1e-8)
+
+
+# -- dtypes, copies, states --------------------------------------------------------------------
+
+
+@every_row
+@every_method
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-5), (torch.bfloat16, 6e-2), (torch.float16, 1e-2)],
+)
+def test_every_dtype(row: Row, method: str, dtype: torch.dtype, tolerance: float) -> None:
+    layer = row.spectral(method=method)
+    wanted = layer(row.input()).detach()
+    narrow = copy.deepcopy(layer).to(dtype)
+    y = narrow(row.input(dtype))
+    assert y.dtype == dtype
+    error = float((y.detach().double() - wanted).norm() / wanted.norm())
+    assert error < tolerance
+    y.float().square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in narrow.parameters())
+    made = row.spectral(method=method, dtype=dtype)
+    assert {p.dtype for p in made.parameters()} == {dtype}
+    assert {p.dtype for p in switch(made, other(method)).parameters()} == {dtype}
+    assert {p.dtype for p in decompress(made).parameters()} == {dtype}
+
+
+@every_row
+@every_method
+@every_spectrum
+def test_copies_and_states(row: Row, method: str, spectrum: str) -> None:
+    layer, twin = (row.spectral(method=method, spectrum=spectrum) for _ in range(2))
+    x = row.input()
+    y = layer(x)
+    for made in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(made(x), y)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    twin.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(twin(x), y)
+    with torch.device("meta"):
+        empty = row.spectral(method=method, spectrum=spectrum, init="eye")
+    empty.to_empty(device="cpu").load_state_dict(layer.state_dict())
+    assert torch.equal(empty(x), y)
+
+
+@every_row
+@every_method
+def test_another_plan_is_refused(row: Row, method: str) -> None:
+    state = row.spectral(1, method=method).state_dict()
+    with pytest.raises(RuntimeError, match="does not fit"):
+        row.spectral(method=method).load_state_dict(state, strict=False)
+    with pytest.raises(RuntimeError, match="compress"):
+        row.spectral(method=method).load_state_dict(row.make(**DOUBLE).state_dict())
+
+
+# -- conversions -------------------------------------------------------------------------------
+
+
+@every_row
+@every_method
+@every_spectrum
+def test_switch_and_decompress_keep_the_outputs(row: Row, method: str, spectrum: str) -> None:
+    layer, x = row.spectral(method=method, spectrum=spectrum), row.input()
+    y, names = layer(x).detach(), list(weights_of(layer))
+    assert switch(layer, other(method)) is layer
+    assert {weight.method for weight in weights_of(layer).values()} == {other(method)}
+    assert list(weights_of(layer)) == names
+    close(layer(x), y)
+    thin = decompress(copy.deepcopy(layer), form="factors")
+    close(thin(x), y)
+    assert isinstance(thin, nn.Sequential) == row.has_factors
+    dense = decompress(layer)
+    close(dense(x), y)
+    assert repr(dense) == repr(row.make())
+    assert set(stock_weights(dense)) == set(names)
+    for model in (thin, dense):
+        assert all(type(m).__module__.startswith("torch.") for m in model.modules())
+        assert all(type(p) is nn.Parameter and p.is_leaf for p in model.parameters())
+
+
+@every_row
+@every_method
+def test_ties_biases_freezing_and_modes_are_kept(row: Row, method: str) -> None:
+    model = nn.ModuleList([row.make(), row.make()])
+    for name, weight in stock_weights(model[0]).items():
+        model[1].register_parameter(name, weight)
+        weight.requires_grad_(False)
+    model[0].eval()
+    biases = [layer.bias for layer in model]
+
+    def look() -> None:
+        assert [layer.training for layer in model] == [False, True]
+        for a, b in zip(weights_of(model[0]).values(), weights_of(model[1]).values(), strict=True):
+            assert a is b
+            assert not a.trainable
+        assert [layer.bias for layer in model] == biases
+        assert all(b is None or b.requires_grad for b in biases)
+
+    compress(model, rank=LOW, method=method, grow="allow")
+    look()
+    switch(model, other(method))
+    look()
+    thin = decompress(copy.deepcopy(model), form="factors")
+    frozen = [{id(p) for p in layer.parameters() if not p.requires_grad} for layer in thin]
+    assert frozen[0] == frozen[1] != set()
+    assert [layer.training for layer in thin] == [False, True]
+    decompress(model)
+    for name, weight in stock_weights(model[0]).items():
+        assert stock_weights(model[1])[name] is weight
+        assert not weight.requires_grad
+    assert all(layer.bias is bias for layer, bias in zip(model, biases, strict=True))
+
+
+@every_row
+@every_method
+def test_hooks_and_attributes_go_along(row: Row, method: str) -> None:
+    model = nn.Sequential(row.make(**DOUBLE))
+    model[0].factor = 2.0
+    handle = model[0].register_forward_hook(lambda m, _, y: m.factor * y)
+    compress(model, rank=FULL, method=method, grow="allow")
+    for change in (
+        lambda m: m,
+        lambda m: switch(m, other(method)),
+        lambda m: decompress(m, form="factors"),
+    ):
+        change(model)
+        y = model(row.input())
+        handle.remove()
+        close(y, 2 * model(row.input()))
+        handle = model[0].register_forward_hook(lambda m, _, y: m.factor * y)
+
+
+@every_row
+@every_method
+def test_tools_for_whole_networks_see_the_layer(row: Row, method: str) -> None:
+    stock = row.make()
+    layer = row.spectral(method=method)
+    found = weights_of(layer)
+    assert list(found) == list(stock_weights(stock))
+    assert all(isinstance(weight, SpectralWeight) for weight in found.values())
+    for name, weight in stock_weights(stock).items():
+        assert layer.shape_of(name) == tuple(getattr(layer, name).shape) == tuple(weight.shape)
+    table = summary(layer)
+    assert [r.shape for r in table.rows] == [tuple(w.shape) for w in stock_weights(stock).values()]
+    assert table.total.dense == summary(stock).total.dense
+    assert spectral_penalty(layer, "d_optimal").isfinite()
+
+
+# -- torch's machinery -------------------------------------------------------------------------
+
+
+def compile_all() -> None:
+    """Compile every row; in a process of its own, since tests check types where they are called."""
+    for row in ROWS.values():
+        for method in METHODS:
+            layer, x = row.spectral(method=method), row.input()
+            compiled = torch.compile(layer, backend="eager", fullgraph=True)
+            close(compiled(x), layer(x))
+            compiled(x).square().sum().backward()
+            assert all(p.grad is not None for p in layer.parameters() if p.numel())
+
+
+@pytest.mark.slow
+def test_every_layer_compiles_in_one_graph() -> None:
+    here = Path(__file__).resolve()
+    path = os.pathsep.join([str(here.parent), str(here.parents[2])])
+    subprocess.run(
+        [sys.executable, "-c", f"import {here.stem}; {here.stem}.compile_all()"],
+        check=True,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+
+
+@every_row
+@every_method
+@pytest.mark.parametrize("form", ["spectral", "dense", "factors"])
+def test_exports(row: Row, method: str, form: str) -> None:
+    layer, x = row.spectral(method=method), row.input()
+    y = layer(x).detach()
+    model = layer if form == "spectral" else decompress(layer, form=form)
+    close(torch.export.export(model, (x,)).module()(x), y)
+
+
+@every_row
+@pytest.mark.parametrize(
+    ("method", "form"),
+    [("riemannian", "spectral"), *((m, form) for m in METHODS for form in ("dense", "factors"))],
+)
+def test_traces(row: Row, method: str, form: str) -> None:
+    layer, x = row.spectral(method=method), row.input()
+    y = layer(x).detach()
+    model = layer if form == "spectral" else decompress(layer, form=form)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, x)
+    close(traced(x), y)
+
+
+@every_row
+@every_method
+def test_transforms_of_torch_func(row: Row, method: str) -> None:
+    layer, x = row.spectral(method=method), row.input()
+    parameters = dict(layer.named_parameters())
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(layer, values, (x,)).square().sum()
+
+    gradients = torch.func.grad(loss)(parameters)
+    layer(x).square().sum().backward()
+    for name, p in parameters.items():
+        if p.numel():
+            close(gradients[name], p.grad, 1e-9)  # type: ignore[arg-type]
