@@ -67,7 +67,7 @@ def second_order(place: Place, u: Tensor, curve: Curve) -> Slope:
 
     def from_geodesic(t: float) -> tuple[float, float]:
         there = place.ambient.point(plain(curve(place.x, t * u)))
-        exact = place.ambient.point(plain(place.M.expmap(place.x, t * u)))
+        exact = place.ambient.point(plain(place.manifold.expmap(place.x, t * u)))
         return norm(there - exact), size + abs(t) * speed
 
     place.notes.append("the metric is not that of the ambient space: compared to expmap")
@@ -75,8 +75,8 @@ def second_order(place: Place, u: Tensor, curve: Curve) -> Slope:
         return place.slope("|R(tu) - Exp(tu)|", from_geodesic, 3)
     except NotImplementedError:
         raise ManifoldError(
-            f"the second order is not known on {place.M!r}: its metric is not that of the ambient "
-            "space and it has no expmap; check_retraction(M, order=1) needs neither"
+            f"the second order is not known on {place.manifold!r}: its metric is not that of the "
+            "ambient space and it has no expmap; check_retraction(M, order=1) needs neither"
         ) from None
 
 
@@ -116,7 +116,7 @@ def field_model(
     scale = norm(start) + norm(derivative) + norm(second) * radius
 
     def error(t: float) -> tuple[float, float]:
-        y = plain(place.M.retr(place.x, t * u))
+        y = plain(place.manifold.retr(place.x, t * u))
         there = place.ambient.velocity(y, plain(f.gradient(y)[1]))
         moved = place.ambient.tangential(place.x, there - start - t * second)
         return norm(moved), scale + norm(there)
@@ -126,18 +126,18 @@ def field_model(
 
 def without_acceleration(place: Place, u: Tensor, euclidean: bool, critical: bool) -> Curve | None:
     """A curve along which the second derivative of a cost is its Hessian, if there is one."""
-    M = place.M
+    manifold = place.manifold
     if critical:
         place.notes.append("c is retr: the point is critical")
-        return M.retr
-    if euclidean and second_order(place, u, M.retr).passed:
+        return manifold.retr
+    if euclidean and second_order(place, u, manifold.retr).passed:
         place.notes.append("c is retr, which is of second order here")
-        return M.retr
+        return manifold.retr
     try:
-        M.expmap(place.x, u)
-        if not euclidean or second_order(place, u, M.expmap).passed:
+        manifold.expmap(place.x, u)
+        if not euclidean or second_order(place, u, manifold.expmap).passed:
             place.notes.append("c is expmap")
-            return M.expmap
+            return manifold.expmap
     except NotImplementedError:
         pass
     place.notes.append("retr is of first order and there is no expmap: no model of second order")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sttp_manifold.checks.place import Place, norm
 from sttp_manifold.checks.result import Law
+from sttp_manifold.manifolds.contract import dimension_of
 from sttp_manifold.manifolds.geometry import plain
 
 __all__ = ["gradient_laws", "hessian_laws", "manifold_laws", "point_laws", "transport_laws"]
@@ -22,7 +23,7 @@ _A, _B = 0.7, -1.3
 
 def point_laws(place: Place) -> None:
     """Where points come from, and what a projection of points does."""
-    M, x = place.M, place.x
+    manifold, x = place.manifold, place.x
     size = tuple(x.shape)
 
     def random() -> float:
@@ -32,30 +33,30 @@ def point_laws(place: Place) -> None:
     def projected() -> float:
         y = place.normal()
         y = x + 0.1 * norm(x) / max(norm(y), 1e-300) * y
-        return place.off_manifold(plain(M.projx(y)))
+        return place.off_manifold(plain(manifold.projx(y)))
 
     place.law("x is on the manifold", lambda: place.off_manifold(x))
     place.law("random is on the manifold", random)
     place.law(
         "origin is on the manifold",
-        lambda: place.off_manifold(plain(M.origin(*size, dtype=x.dtype, device=x.device))),
+        lambda: place.off_manifold(plain(manifold.origin(*size, dtype=x.dtype, device=x.device))),
     )
     point = place.ambient.point
-    place.law("projx leaves points", lambda: place.same(point(plain(M.projx(x))), point(x)))
+    place.law("projx leaves points", lambda: place.same(point(plain(manifold.projx(x))), point(x)))
     place.law("projx lands on the manifold", projected)
 
 
 def manifold_laws(place: Place, u: Tensor) -> None:
     """Projection, metric, gradient, dimension, batches; and where the retraction lands."""
-    M, x = place.M, place.x
+    manifold, x = place.manifold, place.x
     e, f = place.normal(), place.normal()
-    pe, pf = plain(M.proju(x, e)), plain(M.proju(x, f))
+    pe, pf = plain(manifold.proju(x, e)), plain(manifold.proju(x, f))
     size = norm(e) * norm(f)
     place.law(
         "proju is linear",
-        lambda: place.same(M.proju(x, _A * e + _B * f), _A * pe + _B * pf, norm(e)),
+        lambda: place.same(manifold.proju(x, _A * e + _B * f), _A * pe + _B * pf, norm(e)),
     )
-    place.law("proju is idempotent", lambda: place.same(M.proju(x, pe), pe, norm(e)))
+    place.law("proju is idempotent", lambda: place.same(manifold.proju(x, pe), pe, norm(e)))
     place.law("proju lands in the tangent space", lambda: place.off_tangent(x, pe, norm(e)))
     metric = max(place.inner(e, e), size)
     place.law(
@@ -72,7 +73,9 @@ def manifold_laws(place: Place, u: Tensor) -> None:
             / max(norm(Z) * norm(place.velocity(u)), 1e-300)
         ),
     )
-    place.law("retr lands on the manifold", lambda: place.off_manifold(plain(M.retr(x, 0.1 * u))))
+    place.law(
+        "retr lands on the manifold", lambda: place.off_manifold(plain(manifold.retr(x, 0.1 * u)))
+    )
     place.law("arguments are left as they are", lambda: _overwritten(place, u))
     _dimension_law(place)
     _batch_laws(place)
@@ -84,10 +87,10 @@ def _overwritten(place: Place, u: Tensor) -> float:
     x, e, u = arguments
     before = [a.clone() for a in arguments]
     for operation, vector in (
-        (place.M.proju, e),
-        (place.M.egrad2rgrad, e),
-        (place.M.inner, u),
-        (place.M.retr, u),
+        (place.manifold.proju, e),
+        (place.manifold.egrad2rgrad, e),
+        (place.manifold.inner, u),
+        (place.manifold.retr, u),
     ):
         operation(x, vector)
     return max(place.same(a, b) for a, b in zip(arguments, before, strict=True))
@@ -130,30 +133,30 @@ def hessian_laws(
 
 def transport_laws(place: Place, u: Tensor, v: Tensor) -> None:
     """Where a transport lands, that it is linear, and that its three forms agree."""
-    M, x = place.M, place.x
+    manifold, x = place.manifold, place.x
     u = 0.3 * u
     w = place.tangent()
-    y = plain(M.retr(x, u))
+    y = plain(manifold.retr(x, u))
     try:
-        moved = plain(M.transp_follow_retr(x, u, v))
+        moved = plain(manifold.transp_follow_retr(x, u, v))
     except NotImplementedError:
         place.skipped.append(("transport", "not implemented"))
         return
     place.law("transport lands in the tangent space", lambda: place.off_tangent(y, moved, norm(v)))
 
     def linear() -> float:
-        other = plain(M.transp_follow_retr(x, u, w))
-        both = plain(M.transp_follow_retr(x, u, _A * v + _B * w))
+        other = plain(manifold.transp_follow_retr(x, u, w))
+        both = plain(manifold.transp_follow_retr(x, u, _A * v + _B * w))
         return place.same(both, _A * moved + _B * other, norm(v) + norm(w))
 
     def at_zero() -> float:
         zero = torch.zeros_like(u)
-        stays = plain(M.transp_follow_retr(x, zero, v))
-        x0 = plain(M.retr(x, zero))
+        stays = plain(manifold.transp_follow_retr(x, zero, v))
+        x0 = plain(manifold.retr(x, zero))
         return place.same(place.ambient.velocity(x0, stays), place.velocity(v))
 
     def at_once() -> float:
-        z, carried = map(plain, M.retr_transp(x, u, v))
+        z, carried = map(plain, manifold.retr_transp(x, u, v))
         point, velocity = place.ambient.point, place.ambient.velocity
         if z.shape != y.shape or carried.shape != moved.shape:
             return float("inf")
@@ -166,12 +169,12 @@ def transport_laws(place: Place, u: Tensor, v: Tensor) -> None:
     place.law("retr_transp is retr and transport", at_once)
     place.law(
         "transp_follow_retr is transp",
-        lambda: place.same(plain(M.transp(x, y, v)), moved),
+        lambda: place.same(plain(manifold.transp(x, y, v)), moved),
     )
 
 
 def _metric_laws(place: Place, vectors: list[Tensor]) -> None:
-    M, x = place.M, place.x
+    manifold, x = place.manifold, place.x
     u, v, w, _ = vectors
     rows = [[place.inner(a, b) for b in vectors] for a in vectors]
     gram = torch.tensor(rows, dtype=torch.float64)
@@ -191,16 +194,16 @@ def _metric_laws(place: Place, vectors: list[Tensor]) -> None:
     place.law("inner is positive", positive)
     place.law(
         "norm is the root of inner",
-        lambda: place.same(M.norm(x, u), M.inner(x, u, u).clamp_min(0).sqrt()),
+        lambda: place.same(manifold.norm(x, u), manifold.inner(x, u, u).clamp_min(0).sqrt()),
     )
 
 
 def _dimension_law(place: Place) -> None:
-    M = place.M
-    dim = getattr(M, "total_dim", None) or getattr(M, "dim", None)
+    manifold = place.manifold
+    dim = dimension_of(manifold)
     name = "rank of proju is the dimension"
-    shape = place.x.shape[place.x.ndim - M.ndim :]
-    if not isinstance(dim, int):
+    shape = place.x.shape[place.x.ndim - manifold.ndim :]
+    if dim is None:
         place.skipped.append((name, "no dim"))
         return
     if shape.numel() > _RANK_LIMIT:
@@ -208,26 +211,26 @@ def _dimension_law(place: Place) -> None:
         return
     x = place.x.reshape(-1, *shape)[0]
     eye = torch.eye(shape.numel(), dtype=x.dtype, device=x.device)
-    rows = torch.stack([plain(M.proju(x, e.reshape(shape))).flatten() for e in eye])
+    rows = torch.stack([plain(manifold.proju(x, e.reshape(shape))).flatten() for e in eye])
     rank = int(torch.linalg.matrix_rank(rows, rtol=max(place.tol, 1e-8)))
     place.law(name, lambda: float(abs(rank - dim)), f"{rank} of {dim}")
 
 
 def _batch_laws(place: Place) -> None:
     """Three points with a vector each, and one point with three vectors, against one by one."""
-    M, point, velocity = place.M, place.ambient.point, place.ambient.velocity
+    manifold, point, velocity = place.manifold, place.ambient.point, place.ambient.velocity
     x = place.x
     e = torch.stack([place.normal() for _ in range(3)])
-    u = torch.stack([0.3 * place.unit(M.proju(x, one)) for one in e])
+    u = torch.stack([0.3 * place.unit(manifold.proju(x, one)) for one in e])
 
     def transported(at: Tensor, w: Tensor) -> Tensor:
-        return velocity(plain(M.retr(at, w)), plain(M.transp_follow_retr(at, w, w)))
+        return velocity(plain(manifold.retr(at, w)), plain(manifold.transp_follow_retr(at, w, w)))
 
     operations: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = {
-        "proju": (lambda at, w: plain(M.proju(at, w)), e),
-        "egrad2rgrad": (lambda at, w: plain(M.egrad2rgrad(at, w)), e),
-        "inner": (lambda at, w: M.inner(at, w), u),
-        "retr": (lambda at, w: point(plain(M.retr(at, w))), u),
+        "proju": (lambda at, w: plain(manifold.proju(at, w)), e),
+        "egrad2rgrad": (lambda at, w: plain(manifold.egrad2rgrad(at, w)), e),
+        "inner": (lambda at, w: manifold.inner(at, w), u),
+        "retr": (lambda at, w: point(plain(manifold.retr(at, w))), u),
         "transport": (transported, u),
     }
     points = {"three points": torch.stack([x] * 3), "one point, three vectors": x}

@@ -17,7 +17,7 @@ from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.contract import HasLength, OfWeights
 from sttp_manifold.manifolds.geometry import geometry_of, plain
 
-__all__ = ["Place", "norm"]
+__all__ = ["Place", "norm", "place_at"]
 
 _TINY = 1e-300
 
@@ -53,7 +53,7 @@ class Place:
         device: torch.device | str | None,
         seed: int,
     ) -> None:
-        self.M = manifold
+        self.manifold = manifold
         self.seed = seed
         self.ambient = Ambient(manifold)
         self.laws: list[Law] = []
@@ -79,25 +79,25 @@ class Place:
         dtype: torch.dtype | None,
         device: torch.device | str | None,
     ) -> Tensor:
-        M = self.M
-        base = geometry_of(M).base
+        manifold = self.manifold
+        base = geometry_of(manifold).base
         if size is None and isinstance(base, HasLength):
             size = (base.n_elements,)
         if size is None and not isinstance(base, OfWeights):
-            example = {0: "()", 1: "(5,)", 2: "(5, 5)"}.get(M.ndim, "(5, 5)")
+            example = {0: "()", 1: "(5,)", 2: "(5, 5)"}.get(manifold.ndim, "(5, 5)")
             raise ManifoldError(
-                f"{type(M).__name__} has points of any shape: give a point, as x=..., or the shape "
-                f"of a random one, as in check_manifold(M, size={example})"
+                f"{type(manifold).__name__} has points of any shape: give a point, as x=..., or "
+                f"the shape of a random one, as in check_manifold(M, size={example})"
             )
         # A manifold with parameters, such as a curvature, has points of their dtype only.
-        dtype = dtype or getattr(M, "dtype", None) or torch.float64
-        device = getattr(M, "device", None) if device is None else device
+        dtype = dtype or getattr(manifold, "dtype", None) or torch.float64
+        device = getattr(manifold, "device", None) if device is None else device
         try:
             with self.seeded(device):
                 return self.random(size, dtype, device)
         except NotImplementedError:
             raise ManifoldError(
-                f"{type(M).__name__} draws no random points: give one, as x=..."
+                f"{type(manifold).__name__} draws no random points: give one, as x=..."
             ) from None
 
     def random(
@@ -107,7 +107,7 @@ class Place:
         device: torch.device | str | None,
     ) -> Tensor:
         """A random point, plain."""
-        return plain(self.M.random(*(size or ()), dtype=dtype, device=device))
+        return plain(self.manifold.random(*(size or ()), dtype=dtype, device=device))
 
     @contextlib.contextmanager
     def seeded(self, device: torch.device | str | None) -> Iterator[None]:
@@ -127,7 +127,7 @@ class Place:
     def tangent(self) -> Tensor:
         """A random unit tangent vector; zero where the tangent space is."""
         e = self.normal()
-        u = plain(self.M.proju(self.x, e))
+        u = plain(self.manifold.proju(self.x, e))
         return self.unit(u) if norm(u) > self.tol * norm(e) else torch.zeros_like(u)
 
     def unit(self, u: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Place:
                 f"{tuple(self.x.shape)} and {self.x.dtype}; got {tuple(u.shape)}, {u.dtype}, of "
                 f"norm {norm(u):.1e}"
             )
-        tangent, reason = self.M.check_vector_on_tangent(self.x, u / norm(u), explain=True)
+        tangent, reason = self.manifold.check_vector_on_tangent(self.x, u / norm(u), explain=True)
         if not tangent:
             raise ManifoldError(f"{name} is not tangent at x, M.proju(x, {name}) is: {reason}")
         return self.unit(u)
@@ -160,7 +160,7 @@ class Place:
     def inner(self, u: Tensor, v: Tensor, x: Tensor | None = None) -> float:
         """The metric, summed over the batch."""
         # keepdim: without it, PoincareBall of geoopt 0.5 returns every pair of a batch.
-        return float(self.M.inner(self.x if x is None else x, u, v, keepdim=True).sum())
+        return float(self.manifold.inner(self.x if x is None else x, u, v, keepdim=True).sum())
 
     def velocity(self, u: Tensor) -> Tensor:
         """The ambient vector of a tangent vector at the point."""
@@ -173,7 +173,7 @@ class Place:
 
     def off_manifold(self, x: Tensor) -> float:
         """The smallest tolerance at which the manifold accepts a point, to a factor of ten."""
-        return self._level(lambda tol: self.M.check_point_on_manifold(x, atol=tol, rtol=tol))
+        return self._level(lambda tol: self.manifold.check_point_on_manifold(x, atol=tol, rtol=tol))
 
     def off_tangent(self, y: Tensor, v: Tensor, size: float | None = None) -> float:
         """How far a vector is from the tangent space at ``y``, relative to its length or ``size``.
@@ -186,17 +186,19 @@ class Place:
             return norm(v)
         v = v / size
         own = self._level(
-            lambda tol: self.M.check_vector_on_tangent(y, v, ok_point=True, atol=tol, rtol=tol)
+            lambda tol: self.manifold.check_vector_on_tangent(
+                y, v, ok_point=True, atol=tol, rtol=tol
+            )
         )
-        moved = norm(self.M.proju(y, v) - v) if self.projects else 0.0
+        moved = norm(self.manifold.proju(y, v) - v) if self.projects else 0.0
         return max(own, moved)
 
     @property
     def projects(self) -> bool:
         """Whether ``proju`` is idempotent here."""
         if self._projects is None:
-            u = self.M.proju(self.x, self.normal())
-            self._projects = self.same(self.M.proju(self.x, u), u) <= self.tol
+            u = self.manifold.proju(self.x, self.normal())
+            self._projects = self.same(self.manifold.proju(self.x, u), u) <= self.tol
         return self._projects
 
     def _level(self, accepts: Callable[[float], bool]) -> float:
@@ -208,9 +210,9 @@ class Place:
 
     def is_euclidean(self, u: Tensor) -> bool:
         """Whether the metric is that of the ambient space, at the point and near it."""
-        y = plain(self.M.retr(self.x, 0.3 * u))
+        y = plain(self.manifold.retr(self.x, 0.3 * u))
         for z in (self.x, y):
-            a, b = (plain(self.M.proju(z, self.normal())) for _ in range(2))
+            a, b = (plain(self.manifold.proju(z, self.normal())) for _ in range(2))
             va, vb = self.ambient.velocity(z, a), self.ambient.velocity(z, b)
             for first, second, v, w in ((a, a, va, va), (a, b, va, vb)):
                 gap = abs(self.inner(first, second, z) - float((v * w).sum()))
@@ -248,14 +250,14 @@ class Place:
 
     def result(self, check: str, *slopes: Slope) -> CheckResult:
         """Everything that was measured, as a result."""
-        subject = f"{self.M!r}, {self.x.dtype}"
+        subject = f"{self.manifold!r}, {self.x.dtype}"
         return CheckResult(
             check, subject, tuple(self.laws), slopes, tuple(self.skipped), tuple(self.notes)
         )
 
 
 def _refuse_conflicts(
-    M: Any,
+    manifold: Any,
     x: Tensor,
     size: tuple[int, ...] | None,
     dtype: torch.dtype | None,
@@ -272,6 +274,26 @@ def _refuse_conflicts(
             f"dtype and device are those of a random point: x is {x.dtype} on {x.device}, and a "
             f"point rounded to {dtype or x.dtype} would be off the manifold"
         )
-    fits, reason = M.check_point_on_manifold(plain(x), explain=True)
+    fits, reason = manifold.check_point_on_manifold(plain(x), explain=True)
     if not fits:
-        raise ManifoldError(f"x is no point of {M!r}, M.projx(x) is near it: {reason}")
+        raise ManifoldError(f"x is no point of {manifold!r}, M.projx(x) is near it: {reason}")
+
+
+def place_at(
+    manifold: Any,
+    x: Tensor | None,
+    u: Tensor | None,
+    size: tuple[int, ...] | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    seed: int,
+) -> tuple[Place, Tensor]:
+    """A place, and a unit tangent vector there.
+
+    Raises:
+        ManifoldError: a vector without its point; and as :class:`Place`.
+    """
+    if u is not None and x is None:
+        raise ManifoldError("u is tangent at a point: give x as well")
+    place = Place(manifold, x, size, dtype, device, seed)
+    return place, place.direction(u)

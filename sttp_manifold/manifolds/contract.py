@@ -16,6 +16,7 @@ protocol               what to implement                             what for
 :class:`HasScale`      ``typical_dist(x)``                           the first trust region
 :class:`HasAmbient`    ``unpack(x)``, ``ambient_vector(x, u)``       checks of points with a gauge
 :class:`HasProjection` ``project_matrix(x, Z)``                      the same, faster
+``dimension_of``       ``dim``, ``total_dim`` where there is a gauge check_manifold, pymanopt
 ====================== ============================================= ==============================
 
 A geoopt manifold whose metric is that of the space of its tensors needs no Hessian of its own:
@@ -42,6 +43,7 @@ __all__ = [
     "HasScale",
     "LinearMap",
     "OfWeights",
+    "dimension_of",
     "flat_metric",
 ]
 
@@ -49,6 +51,15 @@ LinearMap: TypeAlias = Callable[[Tensor], Tensor]
 """A linear map of tangent vectors at one point."""
 
 InnerT = TypeVar("InnerT", bound=Callable[..., Any])
+
+
+def dimension_of(manifold: Any) -> int | None:
+    """The dimension that a manifold states, of the space that it moves in: with a gauge, if any."""
+    for name in ("total_dim", "dim"):
+        value = getattr(manifold, name, None)
+        if isinstance(value, int):
+            return value
+    return None
 
 
 def flat_metric(inner: InnerT) -> InnerT:

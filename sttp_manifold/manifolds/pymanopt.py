@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ManifoldError
-from sttp_manifold.manifolds.contract import HasHessian, HasLength, LinearMap
+from sttp_manifold.manifolds.contract import HasHessian, HasLength, LinearMap, dimension_of
 from sttp_manifold.manifolds.cost import Evaluation, ManifoldCost
 from sttp_manifold.manifolds.geometry import Geometry, geometry_of, is_embedded, plain
 
@@ -46,13 +46,14 @@ def to_pymanopt(
 
     Args:
         manifold: any that has geoopt's ``inner``, ``proju``, ``egrad2rgrad``, ``retr``, ``transp``.
-        size: shape of a point; needed where the manifold does not know it (``n_elements``).
+        size: shape of a point, or of a batch, which is one point of a product; needed where the
+            manifold does not know it (``n_elements``).
         dtype: what is computed in.
         device: where.
 
     Raises:
         ImportError: without pymanopt.
-        ManifoldError: without a size where one is needed.
+        ManifoldError: without a size where one is needed, or with one that no point has.
 
     Example:
         >>> from sttp_manifold import SpectralTTManifold, TTShape
@@ -69,7 +70,23 @@ def to_pymanopt(
                 "to_pymanopt(manifold, size=(5, 3))"
             )
         size = (int(base.n_elements),)
-    return _adapter()(manifold, tuple(size), dtype, torch.device(device))
+    return _adapter()(manifold, _checked(manifold, size), dtype, torch.device(device))
+
+
+def _checked(manifold: Any, size: Any) -> tuple[int, ...]:
+    """A size that points of the manifold can have."""
+    try:
+        shape = tuple(map(int, size))
+        fits = len(shape) >= manifold.ndim and all(n > 0 for n in shape)
+        fits = fits and manifold._check_shape(shape, "x")[0]
+    except (TypeError, ValueError):
+        shape, fits = size, False
+    if not fits:
+        raise ManifoldError(
+            f"size={size!r} is the shape of no point of {type(manifold).__name__}, nor of a batch "
+            f"of them: it ends in the {manifold.ndim} dimensions of a point, as M.random(*size)"
+        )
+    return shape
 
 
 @explained
@@ -200,108 +217,118 @@ def _pymanopt() -> Any:
     return pymanopt
 
 
+class _Operations:
+    """The operations of a manifold of torch tensors, on numpy arrays.
+
+    Args:
+        manifold: as for :func:`to_pymanopt`.
+        size: shape of a point, or of a batch of them.
+        dtype: what is computed in.
+        device: where.
+    """
+
+    dim: int
+
+    def __init__(
+        self, manifold: Any, size: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.manifold = manifold
+        self.geometry = geometry_of(manifold)
+        self.size = size
+        self.dtype = dtype
+        self.device = device
+        # That of pymanopt's class, which comes next.
+        super().__init__(  # type: ignore[call-arg]
+            f"{manifold!r} by torch", _dimension(self.geometry, size, dtype, device)
+        )
+
+    def tensor(self, array: Array) -> Tensor:
+        return torch.as_tensor(np.array(array), dtype=self.dtype, device=self.device)
+
+    def array(self, tensor: Tensor) -> Array:
+        return plain(tensor).cpu().numpy().copy()
+
+    @property
+    def typical_dist(self) -> float:
+        return math.sqrt(self.dim)
+
+    def inner_product(self, point: Array, u: Array, v: Array) -> float:
+        with torch.no_grad():
+            x, u, v = self.tensor(point), self.tensor(u), self.tensor(v)
+            return float(self.geometry.inner(x, u, v))
+
+    def norm(self, point: Array, u: Array) -> float:
+        return math.sqrt(max(self.inner_product(point, u, u), 0.0))
+
+    def projection(self, point: Array, vector: Array) -> Array:
+        return self._map(self.geometry.proju, point, vector)
+
+    def to_tangent_space(self, point: Array, vector: Array) -> Array:
+        return self.projection(point, vector)
+
+    def random_point(self) -> Array:
+        try:
+            x = self.manifold.random(*self.size, dtype=self.dtype, device=self.device)
+        except NotImplementedError as error:
+            raise ManifoldError(
+                f"{type(self.manifold).__name__} draws no random points; give a solver one, as "
+                "in optimizer.run(problem, initial_point=x)"
+            ) from error
+        return self.array(x)
+
+    def random_tangent_vector(self, point: Array) -> Array:
+        noise = torch.randn(self.size, dtype=self.dtype, device=self.device)
+        u = self._map(self.geometry.proju, point, self.array(noise))
+        return u / self.norm(point, u)
+
+    def zero_vector(self, point: Array) -> Array:
+        return np.zeros_like(point)
+
+    def retraction(self, point: Array, u: Array) -> Array:
+        return self._map(self.geometry.retr, point, u)
+
+    def exp(self, point: Array, u: Array) -> Array:
+        return self._map(self.geometry.expmap, point, u)
+
+    def log(self, point_a: Array, point_b: Array) -> Array:
+        return self._map(self.geometry.logmap, point_a, point_b)
+
+    def transport(self, point_a: Array, point_b: Array, u: Array) -> Array:
+        return self._map(self.geometry.transp, point_a, point_b, u)
+
+    def dist(self, point_a: Array, point_b: Array) -> float:
+        with torch.no_grad():
+            return float(self.geometry.dist(self.tensor(point_a), self.tensor(point_b)))
+
+    def euclidean_to_riemannian_gradient(self, point: Array, gradient: Array) -> Array:
+        return self._map(self.geometry.gradient, point, gradient)
+
+    def euclidean_to_riemannian_hessian(
+        self, point: Array, gradient: Array, hessian: Array, u: Array
+    ) -> Array:
+        if not is_embedded_flat(self.manifold):
+            raise NotImplementedError(
+                f"{type(self.manifold).__name__} is no submanifold of the space of its "
+                "arrays; pymanopt_problem(manifold, cost) has its Hessian"
+            )
+        # The derivative of the gradient field along u, the Euclidean gradient moving by the
+        # Euclidean Hessian (Absil, Mahony & Sepulchre 2008, Prop. 5.3.2).
+        _, moved = torch.autograd.functional.jvp(
+            self.manifold.egrad2rgrad,
+            (self.tensor(point), self.tensor(gradient)),
+            (self.tensor(u), self.tensor(hessian)),
+        )
+        return self.projection(point, self.array(moved))
+
+    def _map(self, function: Callable[..., Tensor], *arrays: Array) -> Array:
+        with torch.no_grad():
+            return self.array(function(*map(self.tensor, arrays)))
+
+
 @functools.cache
 def _adapter() -> Any:
-    pymanopt = _pymanopt()
-
-    class TorchManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[name-defined]
-        """A manifold of torch tensors, seen through numpy arrays."""
-
-        def __init__(
-            self, manifold: Any, size: tuple[int, ...], dtype: torch.dtype, device: torch.device
-        ) -> None:
-            self.manifold = manifold
-            self.geometry = geometry_of(manifold)
-            self.size = size
-            self.dtype = dtype
-            self.device = device
-            super().__init__(
-                f"{manifold!r} by torch", _dimension(self.geometry, size, dtype, device)
-            )
-
-        def tensor(self, array: Array) -> Tensor:
-            return torch.as_tensor(np.array(array), dtype=self.dtype, device=self.device)
-
-        def array(self, tensor: Tensor) -> Array:
-            return plain(tensor).cpu().numpy().copy()
-
-        @property
-        def typical_dist(self) -> float:
-            return math.sqrt(self.dim)
-
-        def inner_product(self, point: Array, u: Array, v: Array) -> float:
-            with torch.no_grad():
-                x, u, v = self.tensor(point), self.tensor(u), self.tensor(v)
-                return float(self.geometry.inner(x, u, v))
-
-        def norm(self, point: Array, u: Array) -> float:
-            return math.sqrt(max(self.inner_product(point, u, u), 0.0))
-
-        def projection(self, point: Array, vector: Array) -> Array:
-            return self._map(self.geometry.proju, point, vector)
-
-        def to_tangent_space(self, point: Array, vector: Array) -> Array:
-            return self.projection(point, vector)
-
-        def random_point(self) -> Array:
-            try:
-                x = self.manifold.random(*self.size, dtype=self.dtype, device=self.device)
-            except NotImplementedError as error:
-                raise ManifoldError(
-                    f"{type(self.manifold).__name__} draws no random points; give a solver one, as "
-                    "in optimizer.run(problem, initial_point=x)"
-                ) from error
-            return self.array(x)
-
-        def random_tangent_vector(self, point: Array) -> Array:
-            noise = torch.randn(self.size, dtype=self.dtype, device=self.device)
-            u = self._map(self.geometry.proju, point, self.array(noise))
-            return u / self.norm(point, u)
-
-        def zero_vector(self, point: Array) -> Array:
-            return np.zeros_like(point)
-
-        def retraction(self, point: Array, u: Array) -> Array:
-            return self._map(self.geometry.retr, point, u)
-
-        def exp(self, point: Array, u: Array) -> Array:
-            return self._map(self.geometry.expmap, point, u)
-
-        def log(self, point_a: Array, point_b: Array) -> Array:
-            return self._map(self.geometry.logmap, point_a, point_b)
-
-        def transport(self, point_a: Array, point_b: Array, u: Array) -> Array:
-            return self._map(self.geometry.transp, point_a, point_b, u)
-
-        def dist(self, point_a: Array, point_b: Array) -> float:
-            with torch.no_grad():
-                return float(self.geometry.dist(self.tensor(point_a), self.tensor(point_b)))
-
-        def euclidean_to_riemannian_gradient(self, point: Array, gradient: Array) -> Array:
-            return self._map(self.geometry.gradient, point, gradient)
-
-        def euclidean_to_riemannian_hessian(
-            self, point: Array, gradient: Array, hessian: Array, u: Array
-        ) -> Array:
-            if not is_embedded_flat(self.manifold):
-                raise NotImplementedError(
-                    f"{type(self.manifold).__name__} is no submanifold of the space of its "
-                    "arrays; pymanopt_problem(manifold, cost) has its Hessian"
-                )
-            # The derivative of the gradient field along u, the Euclidean gradient moving by the
-            # Euclidean Hessian (Absil, Mahony & Sepulchre 2008, Prop. 5.3.2).
-            _, moved = torch.autograd.functional.jvp(
-                self.manifold.egrad2rgrad,
-                (self.tensor(point), self.tensor(gradient)),
-                (self.tensor(u), self.tensor(hessian)),
-            )
-            return self.projection(point, self.array(moved))
-
-        def _map(self, function: Callable[..., Tensor], *arrays: Array) -> Array:
-            with torch.no_grad():
-                return self.array(function(*map(self.tensor, arrays)))
-
-    return TorchManifold
+    base = _pymanopt().manifolds.manifold.Manifold
+    return type("TorchManifold", (_Operations, base), {})
 
 
 def is_embedded_flat(manifold: Any) -> bool:
@@ -315,10 +342,9 @@ def _dimension(
     """Dimension of a batch of points: the manifold's own word, or the rank of its projection."""
     manifold = geometry.manifold
     single, batch = size[len(size) - manifold.ndim :], size[: len(size) - manifold.ndim]
-    for name in ("total_dim", "dim"):
-        value = getattr(geometry.base, name, None)
-        if isinstance(value, int):
-            return math.prod(batch) * value
+    stated = dimension_of(geometry.base)
+    if stated is not None:
+        return math.prod(batch) * stated
     try:
         x = manifold.random(*single, dtype=dtype, device=device)
     except NotImplementedError:

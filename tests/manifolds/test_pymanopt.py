@@ -220,3 +220,21 @@ def test_errors_say_what_to_call(monkeypatch) -> None:
     with pytest.raises(ImportError, match=r"pip install 'sttp-manifold\[pymanopt\]'"):
         sm.to_pymanopt(sm.SpectralTTManifold(sm.TTShape.svd(6, 5, rank=2)))
     _adapter.cache_clear()
+
+
+@pytest.mark.parametrize("size", [(3,), (5, 7), (), (0, 24), 24, ("a",), None])
+def test_sizes_that_no_point_has_are_refused(size) -> None:
+    M = sm.SpectralTTManifold(sm.TTShape.svd(6, 5, rank=2))
+    if size is None:
+        with pytest.raises(ManifoldError, match="does not know the shape"):
+            sm.to_pymanopt(geoopt.Sphere())
+        return
+    with pytest.raises(ManifoldError, match="is the shape of no point of SpectralTTManifold"):
+        sm.to_pymanopt(M, size=size)
+
+
+def test_manifolds_without_random_points_say_so() -> None:
+    M = sm.to_pymanopt(geoopt.Lorentz(), size=(3, 4))
+    assert M.dim == 9
+    with pytest.raises(ManifoldError, match="Lorentz draws no random points"):
+        M.random_point()
