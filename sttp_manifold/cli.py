@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments import terminal
+from sttp_manifold.experiments.options import numbers, rates, words
+from sttp_manifold.experiments.terminal import ending, err
+from sttp_manifold.experiments.terminal import out as console
 
 if TYPE_CHECKING:
     from sttp_manifold.experiments.compare import Settings
@@ -80,8 +82,9 @@ Stopped half-way and started again with the same options, it goes on where it wa
 
   0    every run is on record; one that diverged is a result, and said
   1    a run failed with an error (tried again next time), or none was ok
-  2    a wrong name, option or value, or data that is not there
-  130  interrupted; the same command goes on from here
+  2    a wrong name, option or value; data, a folder or a disk that is not there, not
+       readable, not writable or full; a worker that was killed
+  130  interrupted or terminated; the same command goes on from here
 """)
 
 _PAPER = _flow("""Recompute the counts of the paper's experiments.
@@ -116,9 +119,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_out = Console(soft_wrap=False)
-_err = Console(stderr=True)
-
 
 def _say_version(value: bool) -> None:
     if value:
@@ -136,53 +136,6 @@ def _root(
     ] = False,
 ) -> None:
     """Options of the program itself."""
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Settings that make no sense end with their message and exit code 2, without a traceback."""
-    try:
-        yield
-    except ConfigError as error:
-        _err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-
-
-def _words(values: Sequence[str]) -> list[str]:
-    """Options that may be repeated, or hold several values parted by commas or spaces."""
-    return [word for value in values for word in re.split(r"[,\s]+", value.strip()) if word]
-
-
-def _numbers(values: Sequence[str] | None, option: str) -> list[int] | None:
-    """Whole numbers and ranges of them: ``0,1,2`` and ``0-2`` are the same."""
-    if values is None:
-        return None
-    numbers: list[int] = []
-    for word in _words(values):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
-        if match is None:
-            raise ConfigError(f"{option} {word!r}: expected whole numbers, as in 4,8 or 0-2")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise ConfigError(f"{option} {word!r}: the range ends before it starts")
-        numbers += range(first, last + 1)
-    if not numbers:
-        raise ConfigError(f"{option} is empty: expected whole numbers, as in 4,8 or 0-2")
-    return list(dict.fromkeys(numbers))
-
-
-def _rates(values: Sequence[str] | None) -> dict[str, float]:
-    """Learning rates: ``0.01`` for all methods, ``dense-adam=0.01`` for one."""
-    rates: dict[str, float] = {}
-    for word in _words(values or ()):
-        name, _, text = word.rpartition("=")
-        try:
-            rates[name or "all"] = float(text)
-        except ValueError:
-            raise ConfigError(
-                f"--lr {word!r}: expected a number, or a method and a number as in dense-adam=0.01"
-            ) from None
-    return rates
 
 
 @app.command(help=_COMPARE)
@@ -272,30 +225,27 @@ def compare(
 ) -> None:
     """Run a comparison."""
     from sttp_manifold.experiments.compare import Settings
+    from sttp_manifold.experiments.files import file_name
 
-    with _usage_errors():
+    with ending("Stopped. What is done is kept; the same command goes on from here."):
         settings = Settings(
             task=task,
-            methods=_words(methods or ["all"]),
-            ranks=_numbers(ranks, "--ranks"),
-            seeds=_numbers(seeds, "--seeds") or (0, 1, 2),
+            methods=words(["all"] if methods is None else methods),
+            ranks=numbers(ranks, "--ranks"),
+            seeds=numbers(seeds, "--seeds") or (0, 1, 2),
             epochs=epochs,
             max_iterations=max_iterations,
             max_evaluations=max_evaluations,
             max_seconds=max_seconds,
-            lrs=_rates(lr),
+            lrs=rates(lr),
             device=device,
             dtype=dtype,
             jobs=jobs,
-            out=out or Path("runs") / task,
+            out=out or Path("runs") / file_name(task),
             data_dir=data_dir,
             tuned_file=tuned_file,
         )
-        try:
-            records = _compare(settings, tune=tune, quiet=quiet)
-        except KeyboardInterrupt:
-            _err.print("\nStopped. What is done is kept; the same command goes on from here.")
-            raise typer.Exit(130) from None
+        records = _compare(settings, tune=tune, quiet=quiet)
     statuses = [record["status"] for record in records]
     if "failed" in statuses or "ok" not in statuses:
         raise typer.Exit(1)
@@ -314,22 +264,20 @@ def _compare(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
         # Names and numbers first: an error must not leave a folder behind.
         comparing.plan(settings)
     for method in [] if quiet else left_out(task, settings.methods):
-        _err.print(
+        err.print(
             f"{method.name} is left out: {method.requires} is not installed "
             f"(pip install 'sttp-manifold[{method.requires}]')",
-            markup=False,
-            highlight=False,
             soft_wrap=True,
         )
     if tune:
-        with RunProgress(_err, metric, "tuning", quiet=quiet) as progress:
+        with RunProgress(err, metric, "tuning", quiet=quiet) as progress:
             path, found = comparing.tune(
                 settings, on_start=progress.start, on_record=progress.record
             )
         if not quiet:
-            _show_rates(path, found)
+            terminal.show_rates(path, found)
     runs = comparing.plan(settings)
-    with RunProgress(_err, metric, settings.task, quiet=quiet) as progress:
+    with RunProgress(err, metric, settings.task, quiet=quiet) as progress:
 
         def begin(total: int, skipped: int, torn_bytes: int) -> None:
             comparing.save_comparison(settings, runs)
@@ -342,41 +290,16 @@ def _compare(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
     return records
 
 
-def _show_rates(path: Path, found: dict[str, dict[str, object]]) -> None:
-    table = Table("method", "learning rate", "", title="Tuned", title_justify="left", box=SIMPLE)
-    for name, entry in found.items():
-        table.add_row(name, f"{entry['lr']:g}", "at the edge of the grid" * bool(entry["at_edge"]))
-    _out.print(table)
-    _out.print(f"Kept in {path}", markup=False, highlight=False, soft_wrap=True)
-
-
 def _show_outcome(out: Path, written: Sequence[Path]) -> None:
     from sttp_manifold.experiments.reading.comparison import load_comparison
 
     comparison = load_comparison(out)
     *effort, results = comparison.tables
     if any(row.epochs is not None for row in comparison.rows):
-        _show_table(comparison.task, results.titles, results.lines)
+        terminal.show_table(comparison.task, results.titles, results.lines)
     for table in effort:
-        _show_table(f"{comparison.task}: what it took", table.titles, table.lines)
-    _out.print(f"Report: {written[-1]}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _show_table(name: str, titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A table whose first column is the rank, with a rule between ranks."""
-    table = Table(title=name, title_justify="left", box=SIMPLE)
-    for title in titles:
-        table.add_column(
-            title, justify="left" if title in ("method", "notes") else "right", no_wrap=True
-        )
-    for k, line in enumerate(lines):
-        last = k + 1 == len(lines) or lines[k + 1][0] != line[0]
-        table.add_row(*line, end_section=last)
-    if _out.is_terminal:
-        _out.print(table)
-    else:
-        # A narrow pipe would fold the columns beyond recognition.
-        Console(width=200).print(table)
+        terminal.show_table(f"{comparison.task}: what it took", table.titles, table.lines)
+    console.print(f"Report: {written[-1]}", soft_wrap=True)
 
 
 @app.command()
@@ -389,13 +312,13 @@ def report(
     """
     from sttp_manifold.experiments.reading.report import write_outputs
 
-    with _usage_errors():
+    with ending():
         written = write_outputs(folder)
-    if not written:
-        _err.print(f"No run of the comparison in {folder} is on record yet.")
-        raise typer.Exit(1)
-    for path in written:
-        typer.echo(path)
+        if not written:
+            err.print(f"No run of the comparison in {folder} is on record yet.", soft_wrap=True)
+            raise typer.Exit(1)
+        for path in written:
+            typer.echo(path)
 
 
 @app.command(help=_PAPER)
@@ -416,22 +339,20 @@ def paper(
     ] = None,
 ) -> None:
     """Recompute the counts of the paper."""
-    from sttp_manifold.experiments.files import write_text
+    from sttp_manifold.experiments.files import named_errors, write_text
     from sttp_manifold.experiments.paper import RANKS, paper_counts, written
 
-    with _usage_errors():
-        names = None if networks is None else _words(networks)
+    with ending():
+        names = None if networks is None else words(networks)
         if names == []:
             raise ConfigError("--networks is empty: expected names, as in wrn-28-10,resnet-32")
-        counts = paper_counts(names, _numbers(ranks, "--ranks") or RANKS)
+        counts = paper_counts(names, numbers(ranks, "--ranks") or RANKS)
         text = written(counts, form)
-        try:
-            if out is not None:
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            with named_errors(out, "name another file with --out"):
                 write_text(out, text)
-        except OSError as error:
-            raise ConfigError(f"--out {out}: {error.strerror}") from error
-    if out is None:
-        typer.echo(text, nl=False)
     if any(count.agrees is False for count in counts):
         raise typer.Exit(1)
 
@@ -448,11 +369,12 @@ def methods() -> None:
     for method in METHODS:
         fits = [task.name for task in TASKS if method.applies_to(task)]
         if fits != reach:
-            table.add_row("", f"[bold]{', '.join(fits)}[/bold]")
+            table.add_row("", Text(", ".join(fits), style="bold"))
             reach = fits
         absent = "" if method.is_available else f" ({method.requires} is not installed)"
         table.add_row(method.name, method.summary + absent)
-    _out.print(table)
+    with ending():
+        console.print(table)
 
 
 @app.command()
@@ -464,7 +386,7 @@ def tasks() -> None:
     table = Table(Column("task", no_wrap=True), "what it is, and what a comparison does", box=None)
     for task in TASKS:
         unit = f" ({task.metric.unit})" if task.metric.unit else ""
-        with _usage_errors():
+        with ending():
             tuned = len(load_tuned(task))
         facts = [
             f"judged by test {task.metric.name}{unit}",
@@ -475,8 +397,10 @@ def tasks() -> None:
         if task.budget is not None:
             facts.append(f"{task.budget.evaluations:,} calls of the cost")
         facts.append(f"learning rates of {tuned} method{'s' * (tuned != 1)} tuned")
-        table.add_row(task.name, f"{task.summary}\n[dim]{'; '.join(facts)}[/dim]")
-    _out.print(table)
+        words = Text.assemble(task.summary, "\n", ("; ".join(facts), "dim"))
+        table.add_row(task.name, words)
+    with ending():
+        console.print(table)
 
 
 @app.command("refit-costs")
@@ -488,14 +412,28 @@ def refit_costs(
 
     Takes a minute, best on an idle machine. The file is read when STTP_COSTS names it.
     """
+    from shlex import quote
+
+    from sttp_manifold.experiments.files import named_errors, replacing
     from sttp_manifold.tt.cost_model import VARIABLE
     from sttp_manifold.tt.refit_costs import refit
 
-    found = refit(file, repeats=repeats)
-    _out.print(found, soft_wrap=True)
-    _out.print(f"To use them: export {VARIABLE}={file.resolve()}", soft_wrap=True, highlight=False)
+    with ending(), named_errors(file, "name a file that can be written"):
+        if file.is_dir():
+            raise ConfigError(f"{file} is a folder; name a file, as in {file / 'costs.json'}")
+        # Before a minute of timing, not after it.
+        with replacing(file) as temporary:
+            try:
+                found = refit(temporary, repeats=repeats)
+            except RuntimeError as error:
+                raise ConfigError(f"{error}; try again when it is idle") from error
+        console.print(str(found), soft_wrap=True)
+        console.print(
+            f"To use them: export {VARIABLE}={quote(str(file.resolve()))}", soft_wrap=True
+        )
 
 
 def main() -> None:
     """Entry point of ``sttp``."""
+    terminal.prepare_streams()
     app(prog_name="sttp")

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sttp_manifold.experiments.executor import run_plan
-from sttp_manifold.experiments.files import COMPARISON, TUNING, write_text
+from sttp_manifold.experiments.files import COMPARISON, TUNING, named_errors, write_text
 from sttp_manifold.experiments.methods import METHODS, left_out, methods_for
 from sttp_manifold.experiments.plan import Planned, Settings, plan, tuning_plan
 from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.runs.device import resolve_device
 from sttp_manifold.experiments.task import Budget
 from sttp_manifold.experiments.tasks import TASKS
-from sttp_manifold.experiments.tune import best_rate, load_tuned, save_tuned
+from sttp_manifold.experiments.tune import best_rate, check_writable, load_tuned, save_tuned
 
 __all__ = ["Planned", "Settings", "plan", "run_plan", "save_comparison", "tune"]
 
@@ -37,10 +37,12 @@ def tune(
         grid is not among them.
 
     Raises:
-        ConfigError: as :func:`tuning_plan`.
+        ConfigError: as :func:`tuning_plan`, or the file of rates cannot be written.
     """
+    planned = tuning_plan(settings)
+    check_writable(TASKS[settings.task], settings.tuned_file)
     records = run_plan(
-        tuning_plan(settings),
+        planned,
         settings,
         file_name=TUNING,
         on_start=on_start,
@@ -83,7 +85,11 @@ def command_line(settings: Settings) -> str:
 
 
 def save_comparison(settings: Settings, runs: Sequence[Planned]) -> None:
-    """Note which records of the folder belong to this comparison, for its report."""
+    """Note which records of the folder belong to this comparison, for its report.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     task = TASKS[settings.task]
     tuned = load_tuned(task, settings.tuned_file)
     used = {run.spec.method for run in runs if run.lr_source == "tuned"}
@@ -102,4 +108,6 @@ def save_comparison(settings: Settings, runs: Sequence[Planned]) -> None:
             for name in sorted(used)
         },
     }
-    write_text(settings.out / COMPARISON, json.dumps(content, indent=1) + "\n")
+    path = settings.out / COMPARISON
+    with named_errors(path, "make room or name another folder with --out"):
+        write_text(path, json.dumps(content, indent=1) + "\n")

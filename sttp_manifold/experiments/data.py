@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import gzip
+import math
 import os
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -37,6 +40,11 @@ _FASHION_MNIST_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+
+
+_MOST_DIMENSIONS = 8
+_MOST_BYTES = 2**31
+_A_FEW_MORE = 2**16
 
 
 @dataclass(frozen=True)
@@ -125,31 +133,47 @@ def read_idx(path: Path) -> np.ndarray:
     """Read an IDX file of bytes, gzipped or not: MNIST's format.
 
     Two zero bytes, a type byte (8: unsigned bytes), the number of dimensions, then each dimension
-    as a big-endian 32-bit integer, then the elements in row-major order.
+    as a big-endian 32-bit integer, then the elements in row-major order. No more is read, or
+    unfolded, than the header promises.
 
     Raises:
-        ConfigError: the file is no such file, or is not whole.
+        ConfigError: the file is no such file, is not whole, or promises more than
+            2 GiB.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
-            content = file.read()
-    except (OSError, EOFError) as error:
+            start = file.read(4)
+            if len(start) < 4 or start[:3] != b"\x00\x00\x08":
+                raise ConfigError(f"{path} is no IDX file of unsigned bytes: it starts {start!r}")
+            ndim = start[3]
+            header = file.read(4 * ndim)
+            if len(header) < 4 * ndim:
+                raise ConfigError(f"{path} ends within its header")
+            shape = struct.unpack(f">{ndim}I", header)
+            size = math.prod(shape)
+            promise = f"its header says {' x '.join(map(str, shape[:8]))} = {size}"
+            if not 1 <= ndim <= _MOST_DIMENSIONS or size > _MOST_BYTES:
+                raise ConfigError(
+                    f"{path} has {ndim} dimensions, and {promise} bytes; expected 1 to "
+                    f"{_MOST_DIMENSIONS} dimensions and {_MOST_BYTES:,} bytes at most"
+                )
+            content = _read(file, size + _A_FEW_MORE)
+    except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ConfigError(f"{path} is no IDX file of unsigned bytes: it starts {content[:4]!r}")
-    ndim = content[3]
-    header = 4 + 4 * ndim
-    if len(content) < header:
-        raise ConfigError(f"{path} ends within its header")
-    shape = struct.unpack(f">{ndim}I", content[4:header])
-    size = int(np.prod(shape, dtype=np.int64))
-    if len(content) != header + size:
-        raise ConfigError(
-            f"{path} holds {len(content) - header} elements where its header says "
-            f"{' x '.join(map(str, shape))} = {size}"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    if len(content) != size:
+        more = " or more" if len(content) == size + _A_FEW_MORE else ""
+        raise ConfigError(f"{path} holds {len(content)} elements{more} where {promise}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read(file: BinaryIO | gzip.GzipFile, size: int) -> bytes:
+    """At most ``size`` bytes, in memory of what is there rather than of what is asked for."""
+    parts: list[bytes] = []
+    while size and (part := file.read(min(size, 2**20))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 def _fashion_mnist_folder(root: Path | None) -> Path:
@@ -190,18 +214,26 @@ def _fashion_mnist(folder: Path) -> Splits:
     train_x, train_y, test_x, test_y = (load(name) for name in _FASHION_MNIST_FILES)
 
     def examples(x: np.ndarray, y: np.ndarray) -> Examples:
-        if x.ndim != 3 or y.ndim != 1 or len(x) != len(y):
+        if x.shape[1:] != (28, 28) or y.shape != x.shape[:1] or not len(x):
             raise ConfigError(
                 f"{folder}: images of shape {x.shape} with labels of shape {y.shape}; expected "
-                "(n, height, width) and (n,)"
+                "(n, 28, 28) and (n,), n at least 1"
             )
+        if y.max() > 9:
+            raise ConfigError(f"{folder}: a label is {y.max()}; expected 0 to 9")
         # Mean and standard deviation of the pixels of the training images.
         scaled = (torch.from_numpy(x.copy()).float() / 255 - 0.2860) / 0.3530
         return Examples(scaled[:, None], torch.from_numpy(y.astype(np.int64)))
 
     whole = examples(train_x, train_y)
     # 5,000 of the 60,000; a twelfth of a smaller set.
-    train, val = _split(train_y, (len(whole) // 12,), 2021)
+    try:
+        train, val = _split(train_y, (len(whole) // 12,), 2021)
+    except ValueError as error:
+        raise ConfigError(
+            f"{folder}: {len(whole)} training images do not split in equal shares of classes "
+            f"({error})"
+        ) from error
     return Splits(
         whole[torch.from_numpy(train)], whole[torch.from_numpy(val)], examples(test_x, test_y)
     )

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import joblib
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.files import RECORDS
 from sttp_manifold.experiments.methods import METHODS
 from sttp_manifold.experiments.plan import Planned, Settings
@@ -16,23 +25,8 @@ from sttp_manifold.experiments.tasks import TASKS
 
 __all__ = ["run_plan"]
 
-
-def _execute_all(todo: Sequence[Planned], jobs: int, data_dir: Path | None) -> Iterator[Record]:
-    calls = [
-        (run.spec, TASKS[run.spec.task], METHODS[run.spec.method], run.lr_source, data_dir)
-        for run in todo
-    ]
-    if jobs == 1 or len(calls) <= 1:
-        for call in calls:
-            yield execute(*call)
-        return
-    parallel = joblib.Parallel(
-        n_jobs=min(jobs, len(calls)),
-        backend="loky",
-        batch_size=1,
-        return_as="generator_unordered",
-    )
-    yield from parallel(joblib.delayed(execute)(*call) for call in calls)
+_PR_SET_PDEATHSIG = 1
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def run_plan(
@@ -49,22 +43,18 @@ def run_plan(
         runs: what :func:`plan` gave.
         settings: where, and how many at a time.
         file_name: file in the folder.
-        on_start: told the number of runs, how many of them are done, and the bytes of a torn line.
+        on_start: told the number of runs, how many of them are done, and the bytes of a last line
+            that is no record.
         on_record: told each record, old ones first.
 
     Returns:
         One record for each planned run, in the order of the plan.
 
     Raises:
-        ConfigError: the task's data is not there, or the file is held by another process.
+        ConfigError: the task's data is not there, the file is held by another process or cannot
+            be written, or a worker was killed.
     """
-    load = TASKS[runs[0].spec.task].load if runs else None
-    if load is not None:
-        load(settings.data_dir)
-    jobs = settings.jobs
-    if jobs is None:
-        on_gpu = any(run.spec.device == "cuda" for run in runs)
-        jobs = 1 if on_gpu else joblib.cpu_count()
+    _look_at_data(runs, settings.data_dir)
     wanted = {run.spec.hash for run in runs}
     with RecordFile(settings.out / file_name) as file:
         found = {
@@ -78,9 +68,82 @@ def run_plan(
             for record in found.values():
                 on_record(record)
         todo = [run for run in runs if run.spec.hash not in found]
-        for record in _execute_all(todo, jobs, settings.data_dir):
+        for record in _execute_all(todo, _jobs(runs, settings), settings.data_dir):
             file.append(record)
             found[record["hash"]] = record
             if on_record:
                 on_record(record)
     return [found[run.spec.hash] for run in runs]
+
+
+def _look_at_data(runs: Sequence[Planned], data_dir: Path | None) -> None:
+    """Data that is not there, or has no examples, is found before the first run.
+
+    Raises:
+        ConfigError: such data.
+    """
+    task = TASKS[runs[0].spec.task] if runs else None
+    if task is None or task.load is None:
+        return
+    splits = task.load(data_dir)
+    for name in ("train", "val", "test"):
+        if not len(getattr(splits, name)):
+            raise ConfigError(
+                f"the {name} split of the task {task.name!r} is empty"
+                + (f" (from {data_dir})" if data_dir else "")
+                + "; every split needs examples"
+            )
+
+
+def _jobs(runs: Sequence[Planned], settings: Settings) -> int:
+    if settings.jobs is not None:
+        return settings.jobs
+    return 1 if any(run.spec.device == "cuda" for run in runs) else int(joblib.cpu_count())
+
+
+def _execute_all(todo: Sequence[Planned], jobs: int, data_dir: Path | None) -> Iterator[Record]:
+    calls = [
+        (run.spec, TASKS[run.spec.task], METHODS[run.spec.method], run.lr_source, data_dir)
+        for run in todo
+    ]
+    if jobs == 1 or len(calls) <= 1:
+        for call in calls:
+            yield execute(*call)
+        return
+    parallel = joblib.Parallel(
+        n_jobs=min(jobs, len(calls)),
+        backend="loky",
+        batch_size=1,
+        return_as="generator_unordered",
+        initializer=end_with_parent,
+        initargs=(os.getpid(),),
+    )
+    try:
+        yield from parallel(joblib.delayed(execute)(*call) for call in calls)
+    except TerminatedWorkerError as error:
+        raise ConfigError(
+            "a worker process was killed, by a user or for want of memory. The runs that ended "
+            "are kept; the same command goes on from here, with less memory under --jobs 1"
+        ) from error
+
+
+def end_with_parent(parent: int) -> None:
+    """See to it that this process ends when its parent has, however that ended.
+
+    A worker that outlived its parent would compute for nobody, and hold the pipes that it
+    inherited. Linux can signal it; elsewhere a thread looks.
+
+    Args:
+        parent: the process that this one was started by.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # a libc without it
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have ended before that call, and other systems have no such signal.
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)

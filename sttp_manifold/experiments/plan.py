@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.json_values import LARGEST
 from sttp_manifold.experiments.methods import METHODS, methods_for
 from sttp_manifold.experiments.runs.device import DTYPES, resolve_device
 from sttp_manifold.experiments.runs.solve import Solver
@@ -18,6 +18,10 @@ from sttp_manifold.experiments.tasks import TASKS
 from sttp_manifold.experiments.tune import TUNING_SEEDS, load_tuned
 
 __all__ = ["Planned", "Settings", "plan", "tuning_plan"]
+
+# Far beyond what anyone runs, and well within what a plan can hold.
+_MOST = 10**9
+_MOST_RUNS = 10**6
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def _checked(settings: Settings) -> Task:
     """
     task = TASKS[settings.task]
     names = methods_for(task, settings.methods)
+    if not names:
+        raise ConfigError("no method given; see `sttp methods`, or take --methods all")
     numbers: tuple[tuple[str, Sequence[float], float], ...] = (
         ("rank", task.ranks if settings.ranks is None else settings.ranks, 1),
         ("seed", settings.seeds, 0),
@@ -90,6 +96,16 @@ def _checked(settings: Settings) -> Task:
         for value in values:
             if not value >= least:
                 raise ConfigError(f"{noun} {value}: expected {least} or more")
+            if value > _MOST:
+                raise ConfigError(f"{noun} {value}: expected {_MOST:,} or less")
+    ranks = task.ranks if settings.ranks is None else settings.ranks
+    count = len(names) * len(set(ranks)) * len(set(settings.seeds))
+    if count > _MOST_RUNS:
+        raise ConfigError(
+            f"{len(names)} methods x {len(set(ranks))} ranks x {len(set(settings.seeds))} seeds "
+            f"are {count:,} runs; expected {_MOST_RUNS:,} or less. Choose fewer with --methods, "
+            "--ranks, --seeds"
+        )
     dtype = settings.dtype or task.dtype
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}. The dtypes are: {', '.join(DTYPES)}")
@@ -127,7 +143,7 @@ def _check_options(settings: Settings, task: Task, names: Sequence[str]) -> None
     for name, lr in settings.lrs.items():
         if all(METHODS[hit].untuned_lr is None for hit in METHODS.select([name])):
             raise ConfigError(f"--lr {name}={lr:g}: {name} has no learning rate")
-        if not (math.isfinite(lr) and lr > 0):
+        if not 0 < lr <= LARGEST:
             raise ConfigError(f"learning rate {lr}: expected a positive number")
     device = resolve_device(settings.device)
     cpu_only = [method.name for method in methods if method.cpu_only]

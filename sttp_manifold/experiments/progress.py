@@ -42,13 +42,13 @@ class RunProgress:
         self._skipped = 0
         self._last_line = time.monotonic()
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             Elapsed(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[best]}"),
+            TextColumn("{task.fields[best]}", markup=False),
             console=console,
             disable=quiet or not console.is_terminal,
         )
@@ -72,8 +72,9 @@ class RunProgress:
         self._bar.reset(self._task, total=total, best="")
         if torn_bytes:
             self._say(
-                f"The last record was torn ({torn_bytes} bytes, the mark of a process killed while "
-                "writing): dropped, and its run is done again."
+                f"The last line was no record ({torn_bytes} bytes; a process that is killed while "
+                "it writes leaves such): moved to the file *.not-records beside it. If it was "
+                "one, its run is done again."
             )
         if skipped:
             self._say(f"{skipped} of {total} runs are on record already; going on with the rest.")
@@ -104,4 +105,6 @@ class RunProgress:
 
     def _say(self, text: str) -> None:
         if not self._quiet:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            # A reason may be an error's text of many lines, or hold what moves a terminal's cursor.
+            line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)

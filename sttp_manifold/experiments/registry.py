@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Generic, Protocol, TypeVar
@@ -10,6 +11,8 @@ from typing import Generic, Protocol, TypeVar
 from sttp_manifold.errors import ConfigError
 
 __all__ = ["Named", "Registry"]
+
+_NAME = re.compile(r"[^\W_][\w.+-]{0,99}")
 
 
 class Named(Protocol):
@@ -39,8 +42,13 @@ class Registry(Generic[T]):
         """Register an entry under its own name and hand it back.
 
         Raises:
-            ConfigError: the name is taken.
+            ConfigError: the name is taken, or is none that a user can type.
         """
+        if not _NAME.fullmatch(entry.name):
+            raise ConfigError(
+                f"{self.noun} name {entry.name!r}: expected letters, digits and . _ + - (files are "
+                "named after it), a letter or digit first"
+            )
         if entry.name in self._entries:
             raise ConfigError(f"a {self.noun} named {entry.name!r} is registered already")
         self._entries[entry.name] = entry

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.json_values import check_numbers, check_words
 
 __all__ = ["RunSpec", "derived_seed"]
 
@@ -29,6 +30,12 @@ def derived_seed(*parts: object) -> int:
 
 
 _BUDGET = ("target", "max_iterations", "max_evaluations", "max_seconds")
+_WORDS = ("task", "method", "kind", "parameterization", "optimizer", "dtype", "device", "purpose")
+_NULLABLE_WORDS = ("spectrum", "schedule")
+_WHOLE = (
+    *("data", "rank", "seed", "epochs", "batch_size", "repeats"),
+    *("max_iterations", "max_evaluations"),
+)
 
 
 @dataclass(frozen=True)
@@ -98,12 +105,25 @@ class RunSpec:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ConfigError: a field is missing or unknown.
+            ConfigError: a field is missing, unknown, or of another type.
         """
         names = {field.name for field in fields(cls)}
         odd = sorted(names.symmetric_difference({*values, *_BUDGET}))
         if odd:
             raise ConfigError(f"a specification with missing or unknown fields: {', '.join(odd)}")
+        for name, value in values.items():
+            if name in _WORDS:
+                check_words(f"specification field {name!r}", [value])
+            elif name in _NULLABLE_WORDS:
+                check_words(f"specification field {name!r}", [] if value is None else [value])
+            else:
+                check_numbers(
+                    f"specification field {name!r}",
+                    [value],
+                    null=name not in ("data", "rank", "seed"),
+                    whole=name in _WHOLE,
+                    least=0,
+                )
         return cls(**values)
 
     @property

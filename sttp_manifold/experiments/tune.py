@@ -8,30 +8,34 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
+import tempfile
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments.files import write_text
+from sttp_manifold.experiments.files import file_name, locked, named_errors, unlinking, write_text
+from sttp_manifold.experiments.json_values import check_numbers, check_words, loads
 from sttp_manifold.experiments.reading.result_table import average
 from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.task import Task
 
-__all__ = ["TUNING_SEEDS", "best_rate", "load_tuned", "save_tuned", "tuned_path"]
+__all__ = ["TUNING_SEEDS", "best_rate", "check_writable", "load_tuned", "save_tuned", "tuned_path"]
 
 # Far from the seeds that anyone reports.
 TUNING_SEEDS = (1000, 1001)
 
 _FOLDER = Path(__file__).with_name("tuned")
 _SCHEMA = 1
+_NAME_ANOTHER = "cannot keep rates there; name another file with --tuned-file"
 
 
 def tuned_path(task: str, given: Path | None = None) -> Path:
     """Where a task's learning rates are kept: with the package, unless a file is given."""
-    return given or _FOLDER / f"{task}.json"
+    return given or _FOLDER / f"{file_name(task)}.json"
 
 
 def load_tuned(task: Task, given: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -41,42 +45,75 @@ def load_tuned(task: Task, given: Path | None = None) -> dict[str, dict[str, Any
         ConfigError: the file that was given is not there, or is no such file.
     """
     path = tuned_path(task.name, given)
-    if not path.exists():
-        if given is not None:
-            raise ConfigError(f"no tuned rates in {path}; make them with `sttp compare --tune`")
-        return {}
+    with named_errors(path, "name another file with --tuned-file"):
+        if not path.exists():
+            if given is not None:
+                raise ConfigError(f"no tuned rates in {path}; make them with `sttp compare --tune`")
+            return {}
+        text = path.read_bytes()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = loads(text)
         if content["schema"] != _SCHEMA:
             raise ValueError(f"schema {content['schema']}, expected {_SCHEMA}")
         if content["task"] != task.name:
             raise ValueError(f"rates of the task {content['task']!r}, expected {task.name!r}")
         methods: dict[str, dict[str, Any]] = content["methods"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is no file of tuned rates: {error}") from error
-    return methods if content["data"] == task.data else {}
+        for name, found in methods.items():
+            check_words("method", [name])
+            check_numbers(f"learning rate of {name}", [found["lr"]], least=1e-100)
+            if not isinstance(found["at_edge"], bool):
+                raise ValueError(f"at_edge of {name} is no truth value")
+            for key in ("epochs", "max_evaluations"):
+                check_numbers(f"{key} of {name}", [found.get(key)], null=True, least=0)
+            for key in ("ranks", "seeds"):
+                check_numbers(f"{key} of {name}", found.get(key, []), whole=True, least=0)
+        same = content["data"] == task.data
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(
+            f"{path} is no file of tuned rates: {why}; make one with `sttp compare --tune "
+            "--tuned-file` and a new name"
+        ) from error
+    return methods if same else {}
+
+
+def check_writable(task: Task, given: Path | None = None) -> None:
+    """Find out before hours of tuning whether what they find can be kept.
+
+    Raises:
+        ConfigError: the file cannot be written, or what is there is no file of tuned rates.
+    """
+    path = tuned_path(task.name, given)
+    with named_errors(path, _NAME_ANOTHER), locked(path):
+        if path.exists():
+            load_tuned(task, path)
+            path.open("ab").close()
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file, unlinking(Path(name)):
+            # A folder may take names, and its disk no content.
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def save_tuned(task: Task, found: dict[str, dict[str, Any]], given: Path | None = None) -> Path:
     """Keep what was found; methods that were not tuned this time keep what they had.
 
+    One process at a time reads, adds to and replaces the file.
+
     Raises:
         ConfigError: the file cannot be written.
     """
     path = tuned_path(task.name, given)
-    before = load_tuned(task, given) if path.exists() else {}
-    content = {
-        "schema": _SCHEMA,
-        "task": task.name,
-        "data": task.data,
-        "methods": {**before, **found},
-    }
-    try:
+    with named_errors(path, _NAME_ANOTHER), locked(path):
+        before = load_tuned(task, given) if path.exists() else {}
+        content = {
+            "schema": _SCHEMA,
+            "task": task.name,
+            "data": task.data,
+            "methods": {**before, **found},
+        }
         write_text(path, json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path} ({error}); name another file with --tuned-file"
-        ) from error
     return path
 
 

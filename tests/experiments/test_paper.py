@@ -137,7 +137,7 @@ def test_a_figure_that_does_not_come_out_is_said(monkeypatch: pytest.MonkeyPatch
         (["--ranks", "4.5"], "--ranks '4.5': expected whole numbers"),
         (["--ranks", ""], "--ranks is empty"),
         (["--format", "html"], "unknown format 'html'. The formats are: text, markdown, csv"),
-        (["--out", "here"], "--out here: "),
+        (["--out", "here"], "here: Is a directory; name another file with --out"),
     ],
 )
 def test_bad_usage_is_answered(tmp_path: Path, monkeypatch, words: list[str], message: str) -> None:

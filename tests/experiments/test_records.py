@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments import files, records
+from sttp_manifold.experiments import records
 from sttp_manifold.experiments.specs import RunSpec
 
 from .test_specs import SPEC
@@ -71,6 +72,53 @@ def test_a_torn_last_line_is_dropped_and_its_place_reused(tmp_path, cut):
         assert file.torn_bytes == len(whole) - cut - whole.index(b"\n") - 1
         file.append(a_record(1))
     assert path.read_bytes() == whole
+    torn = whole[whole.index(b"\n") + 1 : -cut]
+    assert file.aside.read_bytes() == torn + b"\n"
+
+
+@pytest.mark.parametrize("line", [b"a note to myself\n", b"{}\n", b"[1]\n", b"\xff\xfe\n", b"\n"])
+def test_a_last_line_that_nobody_here_wrote_is_kept_beside(tmp_path, line):
+    path = tmp_path / "records.jsonl"
+    with records.RecordFile(path) as file:
+        file.append(a_record(0))
+    whole = path.read_bytes()
+    for times in (1, 2):
+        path.write_bytes(whole + line)
+        assert records.read_records(path) == ([a_record(0)], len(line))
+        assert path.read_bytes() == whole + line
+        with records.RecordFile(path) as file:
+            assert (file.records, file.torn_bytes) == ([a_record(0)], len(line))
+        assert path.read_bytes() == whole
+        assert (tmp_path / "records.jsonl.not-records").read_bytes() == line * times
+
+
+def test_a_last_line_of_another_schema_is_no_rubbish(tmp_path):
+    path = tmp_path / "records.jsonl"
+    content = json.dumps(a_record(schema=99)).encode() + b"\n"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"line 1 is no record .*schema 99"):
+        records.RecordFile(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no such limits")
+def test_a_disk_that_is_full_leaves_whole_lines_and_a_message(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "records.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with records.RecordFile(path) as file:
+        file.append(a_record(0))
+        whole = path.read_bytes()
+        # A limit on the size of files takes a part of a line and no more, as a full disk does.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 100, hard))
+        try:
+            with pytest.raises(ConfigError, match=r"records\.jsonl: File too large; make room"):
+                file.append(a_record(1))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.read_bytes() == whole
+        file.append(a_record(1))
+    assert records.read_records(path) == ([a_record(0), a_record(1)], 0)
 
 
 def test_a_last_line_of_zeros_counts_as_torn(tmp_path):
@@ -116,6 +164,28 @@ def test_two_processes_do_not_write_one_file(tmp_path):
         ({"effort": {"target": 1.0}}, "record effort has"),
         ({"spectra": {"0": [[1.0]]}}, "different lengths"),
         ({"spec": {"task": "digits"}}, "specification with missing"),
+        ({"seconds": math.nan}, "'seconds' holds nan; expected a finite number"),
+        ({"seconds": 1e308}, "'seconds' holds 1e\\+308"),
+        ({"dense_elements": 10**5000}, "holds an integer of more than 30 digits"),
+        ({"val_metric": None}, "ok without val_metric"),
+        ({"test_metric": None}, "ok without test_metric"),
+        ({"device": "a\nb"}, "record device holds 'a.*expected a text of one line"),
+        ({"versions": {"python": 3}}, "record versions holds 3"),
+        ({"examples": {"train": 1}}, "record examples has"),
+        ({"metric": {"name": "x"}}, "record metric has"),
+        (
+            {"metric": {"name": "x", "unit": "", "higher": 1, "log": False, "spec": ".2f"}},
+            "record metric 'higher' holds 1; expected bool",
+        ),
+        (
+            {"metric": {"name": "x", "unit": "", "higher": True, "log": False, "spec": "9999d"}},
+            "record metric 'spec' holds '9999d'",
+        ),
+        ({"curves": {name: 3 for name in records.CURVES}}, "expected a list"),
+        ({"curves": {name: ["x", 1] for name in records.CURVES}}, "holds 'x'; expected a finite"),
+        ({"curves": {name: [] for name in records.CURVES}, "spectra": {}}, "ok without curves"),
+        ({"spectra": {"0": [[1.0], [1.0, 2.0]]}}, "expected lists of one length"),
+        ({"effort": dict.fromkeys(records.EFFORT)}, "record effort .* holds None"),
     ],
 )
 def test_the_schema_is_kept(tmp_path, changes, message):
@@ -157,14 +227,21 @@ def test_records_of_the_first_schema_are_read(tmp_path):
     assert records.read_records(path) == ([expected], 0)
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file.txt"
-    files.write_text(path, "old")
-    with pytest.raises(RuntimeError), files.replacing(path) as temporary:  # noqa: PT012
-        temporary.write_text("half of the n")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    files.write_text(path, "new")
-    assert path.read_text() == "new"
-    assert path.stat().st_mode & 0o400
+OLD = Path(__file__).with_name("old_records")
+
+
+@pytest.mark.parametrize(("folder", "count"), [("mixed", 10), ("digits", 4)])
+def test_records_of_the_second_schema_are_read(folder, count):
+    # Written by an earlier version of this package, committed as they were.
+    found, torn = records.read_records(OLD / folder / "records.jsonl")
+    assert (len(found), torn) == (count, 0)
+    for record in found:
+        records.validate(record)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "1e200"])
+def test_numbers_that_are_none_are_read_as_null(tmp_path, value):
+    path = tmp_path / "records.jsonl"
+    text = json.dumps(a_record(w0_gap=12345)).replace("12345", value)
+    path.write_text(f"{text}\n")
+    assert records.read_records(path) == ([a_record(w0_gap=None)], 0)

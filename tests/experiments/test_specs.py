@@ -60,3 +60,23 @@ def test_a_budget_that_is_not_there_leaves_the_hash_alone():
 def test_derived_seeds_tell_their_parts_apart():
     assert derived_seed("a", "bc") != derived_seed("ab", "c")
     assert 0 <= derived_seed("order", "digits", 0) < 2**63
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("rank", "4", "'rank' holds '4'; expected a whole number, 0 or more"),
+        ("rank", 4.5, "'rank' holds 4.5"),
+        ("rank", None, "'rank' holds None"),
+        ("seed", -1, "'seed' holds -1"),
+        ("seed", True, "'seed' holds True"),
+        ("lr", float("nan"), "'lr' holds nan"),
+        ("method", None, "'method' holds None; expected a text of one line"),
+        ("optimizer", "adam\x1b[31m", "'optimizer' holds"),
+        ("task", "x" * 999, "'task' holds 'xxx"),
+        ("spectrum", 3, "'spectrum' holds 3"),
+    ],
+)
+def test_fields_of_another_type_are_named(name, value, message):
+    with pytest.raises(ConfigError, match=message):
+        RunSpec.from_dict({**SPEC.to_dict(), name: value})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from sttp_manifold.display import box_html, table_html
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments.files import COMPARISON, RECORDS
+from sttp_manifold.experiments.files import COMPARISON, RECORDS, named_errors
+from sttp_manifold.experiments.json_values import check_numbers, check_words, loads
 from sttp_manifold.experiments.reading.conclusions import conclude
 from sttp_manifold.experiments.reading.effort_table import NOTE as EFFORT_NOTE
 from sttp_manifold.experiments.reading.effort_table import (
@@ -37,7 +38,7 @@ from sttp_manifold.experiments.reading.result_table import (
 from sttp_manifold.experiments.records import Record, latest, read_records
 from sttp_manifold.experiments.task import Metric
 
-__all__ = ["Comparison", "ResultTable", "load_comparison"]
+__all__ = ["Comparison", "ResultTable", "escaped", "load_comparison"]
 
 _LEFT = ("method", "notes")
 # Under its table, where the text of the first column begins.
@@ -56,6 +57,18 @@ class ResultTable(NamedTuple):
     titles: Sequence[str]
     lines: Sequence[Sequence[str]]
     note: str
+
+
+def escaped(text: str) -> str:
+    r"""A text as GitHub's Markdown shows it letter by letter, on one line.
+
+    >>> print(escaped("a|b <i>`x`</i>"))
+    a\|b &lt;i>\`x\`&lt;/i>
+    """
+    line = " ".join(text.split())
+    # An underscore within a word marks nothing.
+    line = re.sub(r"[\\`|\[\]*~]|\b_|_\b|^[#+=>-](?=.)|(?<=^\d)[.)]", r"\\\g<0>", line)
+    return line.replace("&", "&amp;").replace("<", "&lt;")
 
 
 @dataclass(frozen=True)
@@ -138,11 +151,19 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Tables, sentences and the command that repeats it, in GitHub's Markdown."""
-        tables = "".join(f"{grid(t.titles, t.lines)}\n\n{t.note}\n\n" for t in self.tables)
-        said = "\n".join(f"- {sentence}" for sentence in self.conclusions)
+        tables = "".join(
+            f"{grid(t.titles, [[*map(escaped, line)] for line in t.lines])}\n\n{t.note}\n\n"
+            for t in self.tables
+        )
+        said = "\n".join(f"- {escaped(sentence)}" for sentence in self.conclusions)
+        command = self.note["command"]
+        # A fence longer than any within: nothing in the command ends it.
+        longest = max((len(run) for run in re.findall("`+", command)), default=0)
+        fence = "`" * max(3, longest + 1)
         return (
-            f"# {self.task}\n\n{self.note['summary']}\n\n{tables}## What this says\n\n{said}\n\n"
-            f"## To repeat it\n\n```\n{self.note['command']}\n```\n"
+            f"# {escaped(self.task)}\n\n{escaped(self.note['summary'])}\n\n{tables}"
+            f"## What this says\n\n{said}\n\n"
+            f"## To repeat it\n\n{fence}\n{command}\n{fence}\n"
         )
 
     def __str__(self) -> str:
@@ -174,15 +195,49 @@ def load_comparison(out: Path | str) -> Comparison:
     """The latest comparison of a folder that ``sttp compare`` wrote, as far as it has come.
 
     Raises:
-        ConfigError: the folder holds no comparison.
+        ConfigError: the folder holds no comparison, or one that cannot be read.
     """
     out = Path(out)
-    note = out / COMPARISON
-    if not note.is_file() or not (out / RECORDS).is_file():
+    path = out / COMPARISON
+    again = f"`sttp compare --out {shlex.quote(str(out))}`"
+    with named_errors(path, f"name a folder that {again} wrote"):
+        if not path.is_file() or not (out / RECORDS).is_file():
+            raise ConfigError(
+                f"no comparison in {out}: expected {COMPARISON} and {RECORDS} there; make one with "
+                f"{again}"
+            )
+        text = path.read_bytes()
+    try:
+        note: dict[str, Any] = loads(text)
+        _check_note(note)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigError(
-            f"no comparison in {out}: expected {COMPARISON} and {RECORDS} there; make one with "
-            f"`sttp compare --out {shlex.quote(str(out))}`"
-        )
-    content: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+            f"{path} is no note of a comparison ({why}); {again} with the same options writes it "
+            "again, and does no run twice"
+        ) from error
     records = {record["hash"]: record for record in latest(read_records(out / RECORDS)[0])}
-    return Comparison(content, [records[key] for key in content["hashes"] if key in records])
+    return Comparison(note, [records[key] for key in note["hashes"] if key in records])
+
+
+def _check_note(note: dict[str, Any]) -> None:
+    """Check that a note has what is read of it.
+
+    Raises:
+        ConfigError: a value of another kind.
+        KeyError: a field that is not there.
+    """
+    check_words("field", [note["task"], note["summary"][:200], note.get("seed_draws", "")])
+    if not all(isinstance(note[name], str) for name in ("summary", "command")):
+        raise ConfigError("summary and command: expected texts")
+    if not isinstance(note["hashes"], list) or not note["hashes"]:
+        raise ConfigError("hashes: expected a list of them")
+    check_words("hashes", note["hashes"])
+    left_out = note.get("left_out") or {}
+    check_words("left_out", [*left_out, *left_out.values()])
+    check_words("tuned", list(note["tuned"]))
+    for name, found in note["tuned"].items():
+        if not isinstance(found["at_edge"], bool):
+            raise ConfigError(f"tuned {name}: at_edge is no truth value")
+        for key in ("epochs", "max_evaluations"):
+            check_numbers(f"tuned {name} {key}", [found.get(key)], null=True, whole=True)

@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sttp_manifold.experiments.reading.pictures import Picture, png
-from sttp_manifold.experiments.reading.style import STYLE, Look, legend, solver_looks
+from sttp_manifold.experiments.reading.style import (
+    STYLE,
+    Look,
+    legend,
+    ranks_note,
+    shown_ranks,
+    solver_looks,
+)
 from sttp_manifold.experiments.records import Record
 
 __all__ = ["draw_convergence"]
@@ -34,7 +41,7 @@ def draw_convergence(records: Sequence[Record]) -> list[Picture]:
     looks = solver_looks(shown)
     if not any(record["spec"]["epochs"] is None for record in shown):
         return []
-    ranks = sorted({record["spec"]["rank"] for record in shown})
+    ranks = shown_ranks(shown)
     target = shown[0]["effort"]["target"]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12.6, 3.4 * len(ranks) + 1.1), layout="constrained")
@@ -59,7 +66,7 @@ def draw_convergence(records: Sequence[Record]) -> list[Picture]:
             "function, and time. Every line is one run; a marker shows where it ends. The dotted "
             f"line is the target, {target:g}. Hessian products are in the time, not in the calls."
         )
-        return [Picture("convergence", caption, png(figure))]
+        return [Picture("convergence", caption + ranks_note(shown), png(figure))]
 
 
 def _draw(axes: Axes, record: Record, x: str, look: Look) -> None:

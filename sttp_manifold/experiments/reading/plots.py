@@ -17,10 +17,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from sttp_manifold.experiments.files import file_name
 from sttp_manifold.experiments.reading.convergence import draw_convergence
 from sttp_manifold.experiments.reading.pictures import Picture, png
 from sttp_manifold.experiments.reading.result_table import Row, average, metric_of, rows
-from sttp_manifold.experiments.reading.style import STYLE, legend, looks_of
+from sttp_manifold.experiments.reading.style import (
+    STYLE,
+    legend,
+    looks_of,
+    plain,
+    ranks_note,
+    shown_ranks,
+)
 from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.task import Metric
 
@@ -42,9 +50,10 @@ def _mean_curve(
     xs, ys, low, high = [], [], [], []
     for k in range(length):
         values = [curve[y][k] for curve in curves]
-        if any(value is None for value in values):
+        places = [curve[x][k] for curve in curves]
+        if None in values or None in places:
             continue
-        xs.append(statistics.fmean(curve[x][k] for curve in curves))
+        xs.append(statistics.fmean(places))
         ys.append(average(values, log=log))
         low.append(min(values))
         high.append(max(values))
@@ -59,10 +68,6 @@ def _by_method(records: Sequence[Record], rank: int) -> Iterator[tuple[str, list
     yield from methods.items()
 
 
-def _ranks(records: Sequence[Record]) -> list[int]:
-    return sorted({record["spec"]["rank"] for record in records})
-
-
 def _curves(
     records: Sequence[Record],
     value: str,
@@ -75,7 +80,7 @@ def _curves(
 ) -> Picture:
     """A value against epoch and against time: a line of panels for each rank."""
     looks = looks_of(records)
-    ranks = _ranks(records)
+    ranks = shown_ranks(records)
     figure, panels = _panels(len(ranks), 2)
     for rank, (by_epoch, by_time) in zip(ranks, panels, strict=True):
         for axes, x in ((by_epoch, "epoch"), (by_time, "seconds")):
@@ -105,16 +110,16 @@ def _curves(
         by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
         by_time.set_xlabel("training time (s)")
     legend(figure, list(looks.values()))
-    return Picture(name, caption, png(figure))
+    return Picture(name, caption + ranks_note(records), png(figure))
 
 
 def _label(metric: Metric, split: str) -> str:
-    return f"{split} {metric.name}" + (f" ({metric.unit})" if metric.unit else "")
+    return plain(f"{split} {metric.name}" + (f" ({metric.unit})" if metric.unit else ""))
 
 
 def _spectra(records: Sequence[Record], optimizer: str) -> Picture | None:
     """Singular values over training, of the first seed, at the largest rank."""
-    rank = _ranks(records)[-1]
+    rank = shown_ranks(records)[-1]
     seed = records[0]["spec"]["seed"]
     shown = [
         record
@@ -151,9 +156,9 @@ def _spectra(records: Sequence[Record], optimizer: str) -> Picture | None:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         # Shared along the line, so once all of it is drawn.
         line[0].set_ylim(bottom=0)
-        line[0].set_ylabel(f"layer {layer}\nsingular values")
+        line[0].set_ylabel(f"layer {plain(layer)}\nsingular values")
     for axes, record in zip(grid[0], shown, strict=True):
-        axes.set_title(looks[record["spec"]["method"]].label, fontsize=10)
+        axes.set_title(plain(looks[record["spec"]["method"]].label), fontsize=10)
     for axes in grid[-1]:
         axes.set_xlabel("epoch")
     handles = [
@@ -169,7 +174,7 @@ def _spectra(records: Sequence[Record], optimizer: str) -> Picture | None:
         f"common initial weight. A dense weight may leave the rank it started from; of it, "
         f"{2 * rank} values at most are shown."
     )
-    return Picture(f"spectrum-{optimizer}", caption, png(figure))
+    return Picture(f"spectrum-{file_name(optimizer)}", caption, png(figure))
 
 
 def _drift(records: Sequence[Record]) -> Picture | None:
@@ -177,7 +182,7 @@ def _drift(records: Sequence[Record]) -> Picture | None:
     if not held:
         return None
     looks = looks_of(held)
-    ranks = _ranks(held)
+    ranks = shown_ranks(held)
     figure, panels = _panels(1, len(ranks), 3.8)
     for rank, axes in zip(ranks, panels[0], strict=True):
         for method, group in _by_method(held, rank):
@@ -207,7 +212,7 @@ def _drift(records: Sequence[Record]) -> Picture | None:
         "How far the frames are from orthonormal: the largest entry over layers, cores and seeds. "
         f"One rounding of {records[0]['spec']['dtype']} is {epsilon}."
     )
-    return Picture("drift", caption, png(figure))
+    return Picture("drift", caption + ranks_note(held), png(figure))
 
 
 def _trade(records: Sequence[Record], metric: Metric) -> Picture:
@@ -249,7 +254,7 @@ def _trade(records: Sequence[Record], metric: Metric) -> Picture:
     axes.set_xlabel("numbers stored in the weights")
     axes.set_ylabel(_label(metric, "test"))
     legend(figure, list(looks.values()))
-    ranks = ", ".join(map(str, _ranks(records)))
+    ranks = ", ".join(map(str, sorted({row.rank for row in table})))
     caption = (
         f"Test {metric.name} against what the weights store, ranks {ranks} joined by lines. "
         "Bars go from the least to the greatest over seeds. A chart stores as many numbers as the "

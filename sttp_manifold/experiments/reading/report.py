@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import jinja2
 
-from sttp_manifold.experiments.files import write_bytes, write_text
+from sttp_manifold.experiments.files import file_name, named_errors, write_bytes, write_text
 from sttp_manifold.experiments.reading.comparison import Comparison, load_comparison
 from sttp_manifold.experiments.reading.effort_table import NOTE as EFFORT_NOTE
 from sttp_manifold.experiments.reading.effort_table import effort_cells, effort_header, target_of
@@ -48,21 +49,24 @@ def write_outputs(out: Path) -> list[Path]:
         The files, the report last.
 
     Raises:
-        ConfigError: the folder holds no comparison.
+        ConfigError: the folder holds no comparison, or cannot be written.
     """
     comparison = load_comparison(out)
     if not comparison.records:
         return []
-    written = [out / "summary.csv", out / "summary.md"]
-    write_text(written[0], to_csv(comparison.rows, comparison.efforts))
-    write_text(written[1], comparison.to_markdown())
-    for picture in comparison.pictures.values():
-        path = out / "figures" / f"{picture.name}.png"
-        write_bytes(path, picture.png)
-        written.append(path)
-    written.append(out / "report.html")
-    write_text(written[-1], _page(comparison))
-    return written
+    pages: dict[str, str | bytes] = {
+        "summary.csv": to_csv(comparison.rows, comparison.efforts),
+        "summary.md": comparison.to_markdown(),
+        **{f"figures/{file_name(p.name)}.png": p.png for p in comparison.pictures.values()},
+        "report.html": _page(comparison),
+    }
+    with named_errors(out, f"make room, or allow writing; then `sttp report {quote(str(out))}`"):
+        for name, content in pages.items():
+            if isinstance(content, bytes):
+                write_bytes(out / name, content)
+            else:
+                write_text(out / name, content)
+    return [out / name for name in pages]
 
 
 def _page(comparison: Comparison) -> str:

@@ -16,7 +16,16 @@ from matplotlib.lines import Line2D
 
 from sttp_manifold.experiments.records import Record
 
-__all__ = ["STYLE", "Look", "legend", "looks_of", "solver_looks"]
+__all__ = [
+    "STYLE",
+    "Look",
+    "legend",
+    "looks_of",
+    "plain",
+    "ranks_note",
+    "shown_ranks",
+    "solver_looks",
+]
 
 STYLE: Any = {
     "figure.dpi": 130,
@@ -110,6 +119,7 @@ _ALGORITHMS: dict[str, tuple[Any, str]] = {
     "adam": ((0, (5, 1.5, 1, 1.5)), "D"),
 }
 _TRAINED = "#bbbbbb"
+_MOST_PANELS = 12
 # The one method that shares geometry and algorithm with another.
 _SOLVERS = {"pymanopt-fixed-rank-cg": "#CC79A7"}
 
@@ -139,9 +149,37 @@ def legend(figure: Figure, looks: Sequence[Look]) -> None:
             linestyle=look.line,
             marker=look.marker,
             markerfacecolor=look.face,
-            label=look.label,
+            label=plain(look.label),
         )
         for look in looks
     ]
     # Columns fill downwards: two rows put the two optimizers of a method above each other.
     figure.legend(handles=handles, loc="outside lower center", ncols=max(1, -(-len(handles) // 2)))
+
+
+def plain(text: str) -> str:
+    """A text that is drawn letter by letter: no mathematics between dollars.
+
+    A legend leaves out what begins with an underscore.
+    """
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def shown_ranks(records: Sequence[Record]) -> list[int]:
+    """The ranks that have panels: all, or some from the least to the greatest where many are.
+
+    Two hundred panels would make a picture that no viewer opens.
+    """
+    ranks = sorted({record["spec"]["rank"] for record in records})
+    if len(ranks) <= _MOST_PANELS:
+        return ranks
+    step = (len(ranks) - 1) / (_MOST_PANELS - 1)
+    return [ranks[round(k * step)] for k in range(_MOST_PANELS)]
+
+
+def ranks_note(records: Sequence[Record]) -> str:
+    """What a caption adds where not every rank has a panel."""
+    count = len({record["spec"]["rank"] for record in records})
+    shown = len(shown_ranks(records))
+    return "" if shown == count else f" Of {count} ranks, {shown} are shown."

@@ -52,6 +52,10 @@ def execute(
             status, reason = "diverged", f"linear algebra: {error}"
         except Exception as error:
             status, reason = "failed", f"{type(error).__name__}: {error}"
+    end = rounded(end)
+    if status == "ok" and None in end.values():
+        names = ", ".join(name for name, value in end.items() if value is None)
+        status, reason = "diverged", f"at the end not finite: {names}"
     facts = dict.fromkeys(
         (
             "stored_parameters",
@@ -89,6 +93,6 @@ def execute(
         "spectra": rounded(run.trace.spectra, digits=5),
         "effort": None if run.trace.effort is None else rounded(run.trace.effort.to_dict()),
         **ends,
-        **rounded(end),
+        **end,
     }
     return record
