@@ -28,10 +28,16 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sttp_manifold.errors import FrameOverflowError
 
-__all__ = ["Pull", "full", "reduced", "strictly_lower", "vjp"]
-
-
-Pull = Callable[[Tensor], Tensor]
+__all__ = [
+    "Chart",
+    "FullChart",
+    "Parts",
+    "ReducedChart",
+    "full",
+    "reduced",
+    "refuse_overflow",
+    "strictly_lower",
+]
 
 
 class _Constants(NamedTuple):
@@ -45,6 +51,7 @@ class _Constants(NamedTuple):
         upper: ones above the diagonal, one half on it.
         minus: the negative of its transpose.
         eye: the identity.
+        one: a one, which is added by fewer calls than a number.
     """
 
     unpack: Tensor
@@ -53,6 +60,7 @@ class _Constants(NamedTuple):
     upper: Tensor
     minus: Tensor
     eye: Tensor
+    one: Tensor
 
 
 _KEPT: dict[tuple[int, torch.dtype, torch.device], _Constants] = {}
@@ -89,6 +97,7 @@ def _make_constants(r: int, dtype: torch.dtype, device: torch.device) -> _Consta
         upper,
         -upper.mT.contiguous(),
         eye,
+        eye.new_ones(()),
     )
 
 
@@ -107,7 +116,7 @@ def full(parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
         - parameters: ``(b, d r - r (r + 1) / 2)``
         - output: ``(b, d, r)``, or ``(b, r, d)`` if ``transposed``
     """
-    return _frame(_Full, parameters, d, r, transposed)
+    return _frame(FullChart, parameters, d, r, transposed)
 
 
 def reduced(parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
@@ -117,25 +126,10 @@ def reduced(parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
         - parameters: ``(b, r (d - r))``
         - output: ``(b, d, r)``, or ``(b, r, d)`` if ``transposed``
     """
-    return _frame(_Reduced, parameters, d, r, transposed)
+    return _frame(ReducedChart, parameters, d, r, transposed)
 
 
-def vjp(parameters: Tensor, d: int, r: int, is_full: bool, transposed: bool) -> tuple[Tensor, Pull]:
-    """Frames of a chart, and the map from their cotangents to those of the parameters.
-
-    For whoever writes out a derivative of his own: nothing is recorded, and the map may be called
-    any number of times. Takes autocast to be lifted and gradients to be off.
-    """
-    chart = _Full if is_full else _Reduced
-    parts = chart.parts(parameters, d, r, _refuse_overflow)
-
-    def pull(G: Tensor) -> Tensor:
-        return chart.pull_back(parts, G.mT if transposed else G)
-
-    return chart.assemble(parts, transposed), pull
-
-
-def _frame(chart: type[_Chart], parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
+def _frame(chart: type[Chart], parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
     kind = parameters.device.type
     if _is_autocast(kind):
         with torch.autocast(kind, enabled=False):
@@ -145,15 +139,17 @@ def _frame(chart: type[_Chart], parameters: Tensor, d: int, r: int, transposed: 
     if torch.is_grad_enabled() and parameters.requires_grad:
         apply: Callable[..., Tensor] = _Frame.apply
         return apply(parameters, chart, d, r, transposed)
+    Y = chart.unpack(parameters, d, r)
     if _lapack_is_faster(chart, parameters, d, r):
-        Q = _by_lapack(chart.reflectors(parameters, d, r))
+        Q = _by_lapack(chart.from_lapack(Y, r))
         return Q.mT if transposed else Q
-    return chart.assemble(chart.parts(parameters, d, r, _refuse_overflow), transposed)
+    return chart.assemble(chart.parts(Y, refuse_overflow), transposed)
 
 
-def _composite(chart: type[_Chart], parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
+def _composite(chart: type[Chart], parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
     """The frame by plain operations: differentiable in every mode, and never looking at a value."""
-    return chart.assemble(chart.parts(parameters, d, r, _poison_overflow), transposed)
+    parts = chart.parts(chart.unpack(parameters, d, r), _poison_overflow)
+    return chart.assemble(parts, transposed)
 
 
 def _is_autocast(kind: str) -> bool:
@@ -164,10 +160,12 @@ def _is_autocast(kind: str) -> bool:
 def _is_traced(x: Tensor) -> bool:
     """Whether something else than the autograd engine wants to see every operation.
 
-    A compiler, a transform of ``torch.func``, or forward-mode differentiation.
+    A compiler, the tracer of TorchScript, a transform of ``torch.func``, or forward-mode
+    differentiation.
     """
     return (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or _transforms_active()
         or torch.autograd.forward_ad.unpack_dual(x).tangent is not None
     )
@@ -178,7 +176,7 @@ def _is_traced(x: Tensor) -> bool:
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
-def _lapack_is_faster(chart: type[_Chart], x: Tensor, d: int, r: int) -> bool:
+def _lapack_is_faster(chart: type[Chart], x: Tensor, d: int, r: int) -> bool:
     """Whether LAPACK's product of reflectors beats the compact WY form, without gradient.
 
     Measured: the products of the WY form pay off in float32, from some size of the whole stack on;
@@ -190,7 +188,7 @@ def _lapack_is_faster(chart: type[_Chart], x: Tensor, d: int, r: int) -> bool:
     if x.dtype != torch.float32:
         return True
     size = x.shape[0] * d * r
-    if chart is _Reduced or torch.get_num_threads() > 1:
+    if chart is ReducedChart or torch.get_num_threads() > 1:
         return size < 2**13
     return size < 2**14 or (d < 4 * r and r > 32)
 
@@ -208,11 +206,11 @@ class _Frame(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, parameters: Tensor, chart: type[_Chart], d: int, r: int, transposed: bool
+        ctx: Any, parameters: Tensor, chart: type[Chart], d: int, r: int, transposed: bool
     ) -> Tensor:
-        parts = chart.parts(parameters, d, r, _refuse_overflow)
+        parts = chart.parts(chart.unpack(parameters, d, r), refuse_overflow)
         ctx.save_for_backward(parameters, *parts)
-        ctx.chart, ctx.d, ctx.transposed = chart, d, transposed
+        ctx.chart, ctx.size, ctx.transposed = chart, (d, r), transposed
         return chart.assemble(parts, transposed)
 
     @staticmethod
@@ -222,18 +220,18 @@ class _Frame(torch.autograd.Function):
             with torch.autocast(kind, enabled=False):
                 return _Frame.backward(ctx, G)
         parameters, *saved = ctx.saved_tensors
-        parts = _Parts(*saved)
+        parts = Parts(*saved)
         if torch.is_grad_enabled():
             # For a second derivative the parts are needed as functions of the parameters.
-            parts = ctx.chart.parts(parameters, ctx.d, parts.M.shape[-1], _poison_overflow)
+            parts = ctx.chart.parts(ctx.chart.unpack(parameters, *ctx.size), _poison_overflow)
         gradient = ctx.chart.pull_back(parts, G.mT if ctx.transposed else G)
-        return gradient, None, None, None, None
+        return ctx.chart.pack(gradient, *ctx.size), None, None, None, None
 
 
 # --- Overflow. ---
 
 
-def _refuse_overflow(M: Tensor, d: int) -> Tensor:
+def refuse_overflow(M: Tensor, d: int) -> Tensor:
     """Raise if a squared norm overflowed, where looking is free; else make its frame NaN."""
     if M.device.type != "cpu" or isinstance(M, FakeTensor):
         return _poison_overflow(M, d)
@@ -265,11 +263,12 @@ def _explain_overflow(squares: Tensor, d: int, r: int) -> None:
 # --- The two charts. ---
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     """What a frame is assembled from, and what its backward needs.
 
     Attributes:
-        Y: the reflectors, ``(b, d, r)``; of a reduced chart the lower ``(b, d - r, r)``.
+        Y: the reflectors with their ones, ``(b, d, r)``; of a reduced chart ``B``, the rows below
+            those, ``(b, d - r, r)``.
         M: minus ``T^{-T}``, lower triangular, ``(b, r, r)``.
         Zt: ``-Z^T``, ``(b, r, r)``.
     """
@@ -282,27 +281,42 @@ class _Parts(NamedTuple):
 _Guard = Callable[[Tensor, int], Tensor]
 
 
-class _Chart:
-    """From parameters to parts to a frame, and from a cotangent of the frame to parameters."""
+class Chart:
+    """From parameters to reflectors to parts to a frame, and from its cotangent back."""
 
     @staticmethod
-    def reflectors(parameters: Tensor, d: int, r: int) -> Tensor:
-        """``Y`` without its unit diagonal, as LAPACK takes it."""
+    def unpack(parameters: Tensor, d: int, r: int) -> Tensor:
+        """Reflectors without their ones, ``(b, d, r)``; of a reduced chart ``(b, d - r, r)``."""
         raise NotImplementedError
 
     @staticmethod
-    def parts(parameters: Tensor, d: int, r: int, guard: _Guard) -> _Parts:
-        """Everything but the frame; ``guard`` sees ``M`` before it is divided by."""
+    def pack(Y: Tensor, d: int, r: int) -> Tensor:
+        """Parameters, or their cotangent, of reflectors, or of theirs."""
         raise NotImplementedError
 
     @staticmethod
-    def assemble(parts: _Parts, transposed: bool) -> Tensor:
+    def from_lapack(Y: Tensor, r: int) -> Tensor:
+        """Reflectors as LAPACK takes them, ``(b, d, r)``."""
+        raise NotImplementedError
+
+    @staticmethod
+    def parts(Y: Tensor, guard: _Guard) -> Parts:
+        """Everything but the frame; ``guard`` sees ``M`` before it is divided by.
+
+        Args:
+            Y: reflectors without their ones, which are written into it if nothing is recorded.
+            guard: given ``M`` and ``d``, returns ``M``.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def assemble(parts: Parts, transposed: bool) -> Tensor:
         """The frame, ``(b, d, r)``, or ``(b, r, d)``."""
         raise NotImplementedError
 
     @staticmethod
-    def pull_back(parts: _Parts, G: Tensor) -> Tensor:
-        """Cotangent of the parameters, from that of the frame, ``(b, d, r)``."""
+    def pull_back(parts: Parts, G: Tensor) -> Tensor:
+        """Cotangent of the reflectors, from that of the frame, ``(b, d, r)``."""
         raise NotImplementedError
 
 
@@ -311,99 +325,134 @@ def _add_product(C: Tensor, A: Tensor, B: Tensor) -> Tensor:
     return torch.baddbmm(C, A, B) if _transforms_active() else C.baddbmm_(A, B)
 
 
+def _t(X: Tensor) -> Tensor:
+    return X.transpose(1, 2)  # mT is one more call each time
+
+
 def _symmetric_factor(W: Tensor, Zt: Tensor, upper: Tensor) -> Tensor:
-    K = torch.bmm(W.mT, Zt).mul_(upper)
-    return K + K.mT
+    K = torch.bmm(_t(W), Zt).mul_(upper)
+    return K + _t(K)
 
 
-class _Full(_Chart):
-    @staticmethod
-    def reflectors(parameters: Tensor, d: int, r: int) -> Tensor:
-        P, bottom = _Full._blocks(parameters, d, r)
-        return _stacked(P, bottom)
+class FullChart(Chart):
+    """Reflectors that are unit lower trapezoidal."""
 
     @staticmethod
-    def _blocks(parameters: Tensor, d: int, r: int) -> tuple[Tensor, Tensor | None]:
-        """``Y`` without its unit diagonal: the top ``(b, r, r)``, and ``(b, d - r, r)`` if any."""
+    def unpack(parameters: Tensor, d: int, r: int) -> Tensor:
+        """See the base class."""
         b, split = parameters.shape[0], r * (r - 1) // 2
         constants = _constants(r, parameters)
-        if not split:
-            zero = torch.zeros_like(constants.eye).expand(b, r, r)
-            return zero, parameters.reshape(b, d - r, r)
-        bottom = parameters[:, split:].reshape(b, d - r, r) if d > r else None
-        packed = parameters.index_select(-1, constants.unpack).view(b, r, r)
-        return packed.mul_(constants.lower), bottom
+        if split:
+            top = parameters.index_select(-1, constants.unpack).view(b, r, r).mul_(constants.lower)
+        else:
+            top = torch.zeros_like(constants.eye).repeat(b, 1, 1)
+        if d == r > 1:
+            return top
+        return torch.cat((top, parameters[:, split:].reshape(b, d - r, r)), 1)
 
     @staticmethod
-    def parts(parameters: Tensor, d: int, r: int, guard: _Guard) -> _Parts:
-        constants = _constants(r, parameters)
-        P, bottom = _Full._blocks(parameters, d, r)
-        top = P + constants.eye
+    def pack(Y: Tensor, d: int, r: int) -> Tensor:
+        """See the base class."""
+        b = Y.shape[0]
+        top = Y[:, :r].reshape(b, r * r).index_select(-1, _constants(r, Y).pack)
+        return top if d == r else torch.cat((top, Y[:, r:].reshape(b, (d - r) * r)), -1)
+
+    @staticmethod
+    def from_lapack(Y: Tensor, r: int) -> Tensor:
+        """See the base class."""
+        return Y
+
+    @staticmethod
+    def parts(Y: Tensor, guard: _Guard) -> Parts:
+        """See the base class."""
+        d, r = Y.shape[-2:]
+        constants = _constants(r, Y)
         # The Gram matrix of Y with its ones and its linear part added last: summed with the rest,
         # a one would round away small entries, at ten times the loss of orthogonality.
-        gram = torch.bmm(P.mT, P)
-        if bottom is not None:
-            gram = _add_product(gram, bottom.mT, bottom)
+        gram = torch.bmm(_t(Y), Y)
+        if torch.is_grad_enabled() or _transforms_active():
+            Y = Y + torch.nn.functional.pad(constants.eye, (0, 0, 0, d - r))
+        else:
+            Y.diagonal(dim1=-2, dim2=-1).add_(constants.one)
+        top = Y[:, :r]
         M = guard(gram.add_(top).mul_(constants.minus), d)
         # A solve from the right takes row-major operands without a copy.
-        Zt = torch.linalg.solve_triangular(M, top, upper=False, left=False)
-        return _Parts(_stacked(top, bottom), M, Zt)
+        return Parts(Y, M, torch.linalg.solve_triangular(M, top, upper=False, left=False))
 
     @staticmethod
-    def assemble(parts: _Parts, transposed: bool) -> Tensor:
+    def assemble(parts: Parts, transposed: bool) -> Tensor:
+        """See the base class."""
         Y, _, Zt = parts
-        Q = torch.bmm(Zt, Y.mT) if transposed else torch.bmm(Y, Zt.mT)
-        Q.diagonal(dim1=-2, dim2=-1).add_(1)
+        Q = torch.bmm(Zt, _t(Y)) if transposed else torch.bmm(Y, _t(Zt))
+        Q.diagonal(dim1=-2, dim2=-1).add_(_constants(Zt.shape[-1], Zt).one)
         return Q
 
     @staticmethod
-    def pull_back(parts: _Parts, G: Tensor) -> Tensor:
+    def pull_back(parts: Parts, G: Tensor) -> Tensor:
+        """See the base class."""
         Y, M, Zt = parts
-        b, d, r = Y.shape
-        constants = _constants(r, Y)
+        r = Y.shape[-1]
         # W^T with the sign of M; its operand is column-major, as the solve likes it.
-        W = torch.linalg.solve_triangular(M.mT, torch.bmm(Y.mT, G).mT, upper=True, left=False)
-        gradient = _add_product(torch.bmm(Y, _symmetric_factor(W, Zt, constants.upper)), G, Zt)
-        top = (gradient[:, :r] + W).reshape(b, r * r).index_select(-1, constants.pack)
-        if d == r:
-            return top
-        return torch.cat((top, gradient[:, r:].reshape(b, (d - r) * r)), -1)
+        W = torch.linalg.solve_triangular(
+            _t(M),
+            _t(torch.bmm(_t(Y), G)),
+            upper=True,
+            left=False,
+        )
+        K = _symmetric_factor(W, Zt, _constants(r, Y).upper)
+        gradient = _add_product(torch.bmm(Y, K), G, Zt)
+        gradient[:, :r].add_(W)
+        return gradient
 
 
-def _stacked(top: Tensor, bottom: Tensor | None) -> Tensor:
-    return top if bottom is None else torch.cat((top, bottom), 1)
-
-
-class _Reduced(_Chart):
-    @staticmethod
-    def reflectors(parameters: Tensor, d: int, r: int) -> Tensor:
-        b = parameters.shape[0]
-        return torch.cat((parameters.new_zeros(b, r, r), parameters.view(b, d - r, r)), 1)
+class ReducedChart(Chart):
+    """Reflectors ``[I; B]``."""
 
     @staticmethod
-    def parts(parameters: Tensor, d: int, r: int, guard: _Guard) -> _Parts:
-        constants, b = _constants(r, parameters), parameters.shape[0]
-        B = parameters.view(b, d - r, r)
-        M = guard(torch.bmm(B.mT, B).add_(constants.eye).mul_(constants.minus), d)
-        eye = constants.eye.expand(b, r, r)
-        return _Parts(B, M, torch.linalg.solve_triangular(M, eye, upper=False, left=False))
+    def unpack(parameters: Tensor, d: int, r: int) -> Tensor:
+        """See the base class."""
+        return parameters.view(parameters.shape[0], d - r, r)
 
     @staticmethod
-    def assemble(parts: _Parts, transposed: bool) -> Tensor:
+    def pack(Y: Tensor, d: int, r: int) -> Tensor:
+        """See the base class."""
+        return Y.reshape(Y.shape[0], (d - r) * r)
+
+    @staticmethod
+    def from_lapack(Y: Tensor, r: int) -> Tensor:
+        """See the base class."""
+        return torch.cat((Y.new_zeros(Y.shape[0], r, r), Y), 1)
+
+    @staticmethod
+    def parts(Y: Tensor, guard: _Guard) -> Parts:
+        """See the base class."""
+        r = Y.shape[-1]
+        constants = _constants(r, Y)
+        M = guard(
+            torch.bmm(_t(Y), Y).add_(constants.eye).mul_(constants.minus),
+            Y.shape[-2] + r,
+        )
+        eye = constants.eye.expand(Y.shape[0], r, r)
+        return Parts(Y, M, torch.linalg.solve_triangular(M, eye, upper=False, left=False))
+
+    @staticmethod
+    def assemble(parts: Parts, transposed: bool) -> Tensor:
+        """See the base class."""
         B, _, Zt = parts
         eye = _constants(Zt.shape[-1], Zt).eye
         # Few rows times a square, in either case: few columns would take several times as long.
-        bottom = torch.bmm(B, Zt.mT)
+        bottom = torch.bmm(B, _t(Zt))
         if transposed:
-            return torch.cat((Zt + eye, bottom.mT), 2)
-        return torch.cat((Zt.mT + eye, bottom), 1)
+            return torch.cat((Zt + eye, _t(bottom)), 2)
+        return torch.cat((_t(Zt) + eye, bottom), 1)
 
     @staticmethod
-    def pull_back(parts: _Parts, G: Tensor) -> Tensor:
+    def pull_back(parts: Parts, G: Tensor) -> Tensor:
+        """See the base class."""
         B, _, Zt = parts
-        b, rest, r = B.shape
+        r = B.shape[-1]
         top, bottom = G[:, :r], G[:, r:]
         # Zt is the inverse of M here, which the frame itself was made of: a product will do.
-        W = torch.bmm(torch.baddbmm(top, B.mT, bottom).mT, Zt.mT)
+        W = torch.bmm(_t(torch.baddbmm(top, _t(B), bottom)), _t(Zt))
         K = _symmetric_factor(W, Zt, _constants(r, B).upper)
-        return _add_product(torch.bmm(B, K), bottom, Zt).reshape(b, rest * r)
+        return _add_product(torch.bmm(B, K), bottom, Zt)

@@ -27,11 +27,10 @@ from torch import Tensor
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ShapeError
-from sttp_manifold.frames._householder_autograd import Pull, full, reduced, strictly_lower, vjp
+from sttp_manifold.frames._householder_autograd import full, reduced, strictly_lower
 from sttp_manifold.tt.precision import is_half
 
 __all__ = [
-    "frame_vjp",
     "full_frame",
     "full_reflectors",
     "full_size",
@@ -113,35 +112,6 @@ def reduced_frame(
         FrameOverflowError: as in :func:`full_frame`.
     """
     return _batched(reduced, parameters, reduced_size(d, r), d, r, transposed)
-
-
-def frame_vjp(
-    parameters: Float[Tensor, "b size"], d: int, r: int, *, full: bool, transposed: bool = False
-) -> tuple[Tensor, Pull]:
-    """Frames of one chart and their pull-back, for derivatives of more than frames.
-
-    As ``torch.func.vjp`` of :func:`full_frame` or :func:`reduced_frame`, without a graph: for code
-    that writes out the derivative of what it makes of the frames. Call it under
-    ``torch.no_grad()``, outside of autocast.
-
-    Args:
-        parameters: as for the chart.
-        d: rows of the frame.
-        r: columns, ``r <= d``.
-        full: the full chart rather than the reduced one.
-        transposed: return ``Q^T``, and take cotangents of it.
-
-    Shape:
-        - parameters: ``(b, size)``
-        - output: ``(b, d, r)``, or ``(b, r, d)`` if ``transposed``
-
-    Returns:
-        The frames, and the map from cotangents of their shape to those of the parameters.
-
-    Raises:
-        FrameOverflowError: as in :func:`full_frame`.
-    """
-    return vjp(parameters, d, r, full, transposed)
 
 
 def _batched(

@@ -9,8 +9,8 @@ from sttp_manifold.nn.methods import make_weight
 from sttp_manifold.nn.penalty import spectral_penalty
 from sttp_manifold.nn.recipe import Recipe
 from sttp_manifold.nn.riemannian import RiemannianWeight
-from sttp_manifold.nn.scope import together
 from sttp_manifold.nn.summary import Summary, SummaryRow, summary
+from sttp_manifold.nn.together import together
 from sttp_manifold.nn.weight import SpectralWeight
 
 __all__ = [

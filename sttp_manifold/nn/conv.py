@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SpectralConv2d"]
 
+# Places of the output from which on only they count, and no call.
+_MANY = 1 << 20
+
 
 class SpectralConv2d(SpectralLayer):
     r"""A convolution whose kernel, read as ``c_out x (c_in / groups k_1 k_2)``, is spectral.
@@ -202,11 +205,18 @@ class SpectralConv2d(SpectralLayer):
             - output: ``(n, c_out, h', w')`` or ``(c_out, h', w')``
         """
         weight = self.spectral_weight
-        if self._form(x) == "dense":
+        if self.form_for(x) == "dense":
             return self._convolve(x, weight().reshape(self.weight_shape), self.bias)
         us, vt = weight.factors()
         z = self._convolve(x, vt.reshape(-1, *self.weight_shape[1:]), None)
         return nn.functional.conv2d(z, us[..., None, None], self.bias)
+
+    def form_together(self, weight: SpectralWeight) -> str:
+        """As is cheaper for many places; see the base class."""
+        if self.groups > 1:
+            return "dense"
+        plan = conv_plan(weight.shape, _MANY, at_hand=True)
+        return "dense" if plan == "dense" else "factors"
 
     def _form(self, x: Tensor) -> str:
         if self.groups > 1:

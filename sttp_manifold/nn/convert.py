@@ -20,8 +20,8 @@ from sttp_manifold.nn.layer import SpectralLayer, plain_weight, weights_of
 from sttp_manifold.nn.methods import make_weight, weight_class
 from sttp_manifold.nn.modules import naming, replace, show
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, takes
-from sttp_manifold.nn.scope import together as compute_together
 from sttp_manifold.nn.stock import TABLE, Group, groups_of, stock_layers
+from sttp_manifold.nn.together import together as compute_together
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight, nearest_frames
 from sttp_manifold.tt.spectral import SpectralTT

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.chart import HouseholderChart
+from sttp_manifold.nn.batch_plan import Layout
 from sttp_manifold.nn.initial import computing_dtype, initial_point, kind_of
 from sttp_manifold.nn.state import warn_once
 from sttp_manifold.nn.torch_state import has_values
@@ -108,12 +111,26 @@ class HouseholderWeight(SpectralWeight):
     def _tensors(self) -> tuple[Tensor, ...]:
         return (self.coordinates,) if self.signs is None else (self.coordinates, self.signs)
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Frames in the order of the chain, then the spectrum; see the base class."""
+        sizes = self.chart.frame_sizes
+        starts = tuple(accumulate(sizes, initial=0))
+        full = self.chart.is_full
+        return Layout(
+            self.shape.merged,
+            self.map,
+            full,
+            starts[:-1],
+            sizes,
+            starts[-1],
+            self.chart.n_elements,
+            self.spectrum == "identity",
+        )
+
     def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
-        dtype = tensors[0].dtype
-        wide = computing_dtype(dtype)
-        z, *signs = (tensor.to(wide) for tensor in tensors)
-        tt = self.chart.unpack(z, *signs)
-        return tt if wide == dtype else tt.to(dtype)
+        wide = computing_dtype(tensors[0].dtype)
+        return self.chart.unpack(*(tensor.to(wide) for tensor in tensors))
 
     def bond(self) -> Tensor:
         """The spectrum, or the full bond, without computing a frame; see the base class."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.carry import carry_over, check_bare, check_stock, check_tensors, mark_like
+from sttp_manifold.nn.formed import form_of
 from sttp_manifold.nn.methods import make_weight
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, WeightOptions, takes
 from sttp_manifold.nn.weight import SpectralWeight
@@ -157,9 +158,26 @@ class SpectralLayer(nn.Module, ABC):
         """The dense weight in the stock layer's shape, formed at each call; differentiable."""
         return self.spectral_weight().reshape(self.weight_shape)
 
+    def form_for(self, x: Tensor) -> str:
+        """The form in which to have the weight for an input: dense, factors or cores.
+
+        In a forward that forms all weights together it is that in which they are formed.
+        """
+        if not torch.compiler.is_compiling():
+            form = form_of(self.spectral_weight)
+            if form is not None:
+                return form
+        return self._form(x)
+
+    def form_together(self, weight: SpectralWeight) -> str:
+        """The form in which a weight of this layer is cheaper to apply, once it is formed."""
+        shape = weight.shape
+        factors = shape.rank * (shape.d_out + shape.d_in)
+        return "factors" if factors < shape.numel else "dense"
+
     @abstractmethod
     def _form(self, x: Tensor) -> str:
-        """The form in which to have the weight for an input: dense, factors or cores."""
+        """The cheapest form for an input, where forming the weight costs something."""
 
     @property
     @abstractmethod

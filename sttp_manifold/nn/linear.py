@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from sttp_manifold._arguments import explained
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.recipe import WeightOptions, takes
-from sttp_manifold.nn.scope import partners
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.plans import linear_plan
 
@@ -105,7 +104,7 @@ class SpectralLinear(SpectralLayer):
             - x: ``(*, in_features)``
             - output: ``(*, out_features)``
         """
-        weight, form = self.spectral_weight, self._form(x)
+        weight, form = self.spectral_weight, self.form_for(x)
         if form == "cores":
             y = weight.tt().matvec(x)
             return y if self.bias is None else y + self.bias.to(y.dtype)
@@ -118,8 +117,7 @@ class SpectralLinear(SpectralLayer):
         count = x.numel() // max(x.shape[-1], 1) if x.ndim else 0
         if not count:
             return "dense"
-        weight = self.spectral_weight
-        plan = linear_plan(weight.shape, count, together=partners(weight))
+        plan = linear_plan(self.spectral_weight.shape, count)
         return "factors" if plan == "lowrank" else plan
 
     def extra_repr(self) -> str:

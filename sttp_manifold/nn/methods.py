@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
-from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.householder import HouseholderWeight
 from sttp_manifold.nn.riemannian import RiemannianWeight
@@ -21,12 +19,6 @@ METHODS: dict[str, type[HouseholderWeight | RiemannianWeight]] = {
     "riemannian": RiemannianWeight,
 }
 """Ways to hold a weight, by name."""
-
-# What may be computed in a batch, or kept, is exactly of these types. A subclass of a weight may
-# depend on more than the tensors that it names, as a parametrized module does, and of a subclass of
-# Tensor nobody knows what lies at its address.
-EXACT_WEIGHTS = (HouseholderWeight, RiemannianWeight)
-EXACT_TENSORS = (Tensor, nn.Parameter, ManifoldParameter)
 
 
 @explained

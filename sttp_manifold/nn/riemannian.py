@@ -14,7 +14,8 @@ from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.chart import HouseholderChart
 from sttp_manifold.manifolds import SpectralTTManifold
-from sttp_manifold.nn.initial import initial_point, kind_of
+from sttp_manifold.nn.batch_plan import Layout
+from sttp_manifold.nn.initial import computing_dtype, initial_point, kind_of
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
@@ -110,12 +111,28 @@ class RiemannianWeight(SpectralWeight):
     def _tensors(self) -> tuple[Tensor, ...]:
         return (self.point,)
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Equal frames side by side, then the spectrum; see the base class."""
+        manifold, plan = self._own_manifold, self.shape.merged
+        return Layout(
+            plan,
+            self.map,
+            (None,) * len(plan.core_shapes),
+            tuple(manifold._starts),
+            tuple(d * r for d, r in plan.frame_shapes),
+            manifold.spectrum_slice.start,
+            manifold.n_elements,
+            False,
+        )
+
     def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
-        return self.manifold.unpack(tensors[0])
+        return self.manifold.unpack(tensors[0].to(computing_dtype(tensors[0].dtype)))
 
     def bond(self) -> Tensor:
         """The spectrum, or the full bond, without computing a frame; see the base class."""
-        return self._value().spectrum
+        theta = self.point[self._own_manifold.spectrum_slice].view(self.map.coordinate_shape)
+        return self.map(theta.to(computing_dtype(theta.dtype))).to(theta.dtype)
 
     def _set(self, tt: SpectralTT, project: bool) -> None:
         self.point.copy_(self.manifold.pack(tt, project=project))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.errors import ShapeError
+from sttp_manifold.nn import formed, frame_batch
+from sttp_manifold.nn.batch_plan import Layout, Plan
 from sttp_manifold.nn.initial import computing_dtype
-from sttp_manifold.nn.scope import taken
 from sttp_manifold.nn.state import (
     EXTRA,
     held_by,
@@ -20,17 +23,19 @@ from sttp_manifold.nn.state import (
     to_tensor,
     warn_once,
 )
-from sttp_manifold.nn.torch_state import has_values, outside_autocast
+from sttp_manifold.nn.torch_state import circumstances, has_values, outside_autocast
 from sttp_manifold.spectrum import SpectrumMap
 from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["SpectralWeight", "factors_of", "nearest_frames"]
+__all__ = ["SpectralWeight", "nearest_frames"]
 
 # A value farther from orthonormal than this is no SpectralTT, whatever its rounding; that of
 # bfloat16 alone comes to 4e-3.
 _ORTHONORMAL = 1e-3
+# Types of tensors of which all is known.
+_ORDINARY = (Tensor, nn.Parameter, ManifoldParameter)
 
 
 class SpectralWeight(nn.Module, ABC):
@@ -80,16 +85,18 @@ class SpectralWeight(nn.Module, ABC):
     def device(self) -> torch.device:
         """Device of the parameters."""
 
+    @property
+    def layout(self) -> Layout | None:
+        """Where its numbers lie in its vector; None for a weight that is always formed alone."""
+        return None
+
     @abstractmethod
     def _tensors(self) -> tuple[Tensor, ...]:
         """What the weight is computed from, as it is stored now: its vector, perhaps signs."""
 
     @abstractmethod
     def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
-        """The weight of such tensors; frames are computed in float32 at least, and cast back."""
-
-    def _value(self) -> SpectralTT:
-        return self._value_of(self._tensors())
+        """The weight of such tensors by plain operations, in float32 at least."""
 
     @abstractmethod
     def _set(self, tt: SpectralTT, project: bool) -> None:
@@ -157,12 +164,9 @@ class SpectralWeight(nn.Module, ABC):
 
     def tt(self) -> SpectralTT:
         """The weight as a value, differentiable in the parameters."""
-        found = taken(self, "cores")
-        if found is not None:
-            split = len(self.shape.merged.out_modes)
-            return SpectralTT(found[:split], found[split], found[split + 1 :], self.shape)
-        with outside_autocast(self.device):
-            return self._value()
+        cores = self._formed("cores")
+        split = len(self.shape.merged.out_modes)
+        return SpectralTT(cores[:split], cores[split], cores[split + 1 :], self.shape)
 
     def forward(self) -> Tensor:
         """The dense weight ``W``.
@@ -170,24 +174,69 @@ class SpectralWeight(nn.Module, ABC):
         Shape:
             - output: ``(d_out, d_in)``
         """
-        found = taken(self, "dense")
-        if found is not None:
-            return found[0]
-        with outside_autocast(self.device):
-            return self._value().to_matrix()
+        return self._formed("dense")[0]
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Two factors of the weight, ``U diag(s)`` and ``V^T``.
+        """Two factors of the weight, ``U diag(s)`` and ``V^T``; not to be written into.
 
         Shape:
             - first: ``(d_out, r)``
             - second: ``(r, d_in)``
         """
-        found = taken(self, "factors")
-        if found is not None:
-            return found[0], found[1]
-        with outside_autocast(self.device):
-            return factors_of(self._value())
+        us, vt = self._formed("factors")
+        return us, vt
+
+    def _formed(self, form: str) -> tuple[Tensor, ...]:
+        """The weight in a form: of the running forward, or formed now, alone."""
+        tensors = self._tensors()
+        if (
+            torch.compiler.is_compiling()
+            or not self.is_plain(tensors)
+            or circumstances() is None
+            or (layout := self.layout) is None
+        ):
+            return self.in_form(tensors, form)
+        found = formed.take(self, form, tensors)
+        if found is None:
+            plan = _plan_of_one(layout, form, computing_dtype(self.dtype), self.device)
+            (found,), ticket = frame_batch.form(plan, [frame_batch.Wanted(tensors, self.in_form)])
+            ticket.give(0)
+            ticket.closed = True
+        return found
+
+    def is_plain(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether nothing but these tensors, ordinary ones, decides what the weight is.
+
+        A subclass may depend on more, as a parametrized module does, and of a subclass of Tensor
+        nobody knows what it does.
+        """
+        layout, first = self.layout, tensors[0]
+        return (
+            layout is not None
+            and type(self).__mro__[1] is SpectralWeight
+            and first.shape == (layout.size,)
+            and all(
+                type(t) in _ORDINARY
+                and t.dtype == first.dtype
+                and t.device == first.device
+                and t.layout == torch.strided
+                and not t.is_meta
+                and not t.is_inference()
+                for t in tensors
+            )
+        )
+
+    def in_form(self, tensors: Sequence[Tensor], form: str) -> tuple[Tensor, ...]:
+        """The weight of such tensors in a form, by plain operations."""
+        dtype = tensors[0].dtype
+        with outside_autocast(tensors[0].device):
+            tt = self._value_of(tensors)
+            if form == "dense":
+                return (tt.to_matrix().to(dtype),)
+            if form == "factors":
+                us = times_bond(left_matrix(tt.left), tt.spectrum, 0)
+                return us.to(dtype), right_matrix(tt.right).to(dtype)
+            return tuple(t.to(dtype) for t in (*tt.left, tt.spectrum, *tt.right))
 
     @torch.no_grad()
     def encode_(self, tt: SpectralTT, project: bool = False) -> SpectralWeight:
@@ -267,6 +316,6 @@ def nearest_frames(tt: SpectralTT) -> SpectralTT:
     return SpectralTT(left, tt.spectrum, right, tt.shape)
 
 
-def factors_of(tt: SpectralTT) -> tuple[Tensor, Tensor]:
-    """``U diag(s)`` and ``V^T`` of an unbatched value."""
-    return times_bond(left_matrix(tt.left), tt.spectrum, 0), right_matrix(tt.right)
+@lru_cache(maxsize=256)
+def _plan_of_one(layout: Layout, form: str, dtype: torch.dtype, device: torch.device) -> Plan:
+    return Plan((layout,), (form,), dtype, device)

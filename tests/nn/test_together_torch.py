@@ -27,8 +27,6 @@ from torch.utils.checkpoint import checkpoint
 from sttp_manifold import TTShape
 from sttp_manifold.nn import SpectralWeight, make_weight, together
 
-pytestmark = pytest.mark.skip("weights of charts are computed alone for now")
-
 
 def test_two_forwards_before_one_backward(taken: list[bool]) -> None:
     model, x = made(), image()
@@ -142,8 +140,8 @@ import copy
 import sys
 import torch
 from torch import nn
-from sttp_manifold.nn import batch, compress, together
-from sttp_manifold.nn.scope import Entry
+from sttp_manifold.nn import compress, together
+from sttp_manifold.nn.formed import Entry
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = nn.Sequential(
@@ -167,13 +165,12 @@ for step in range(3):
     for m in (model, twin):
         if sys.argv[1] == "householder":
             with torch.no_grad():
-                m[0].spectral_weight.frames[0].add_(0.1)
+                m[0].spectral_weight.coordinates.add_(0.1)
 for count in (3, 5):  # torch makes the size a symbol
     x = torch.randn(count, 4, 3, 3, dtype=torch.float64)
     same(compiled, twin)
 taken, take = [], Entry.take
-batch._PARTNERS = {"householder": (2, 2), "riemannian": (2, 2)}
-Entry.take = lambda entry, weight: taken.append(take(entry, weight)) or taken[-1]
+Entry.take = lambda entry, given: taken.append(take(entry, given)) or taken[-1]
 model[3] = torch.compile(model[3], backend="aot_eager")
 for _ in range(3):
     same(model, twin)
@@ -189,12 +186,12 @@ def test_compiled(method: str) -> None:
     assert worker.returncode == 0, said.decode()
 
 
-@pytest.mark.parametrize("frozen", ["some frames", "some weights", "all"])
+@pytest.mark.parametrize("frozen", ["biases", "some weights", "all"])
 @every_method
 def test_partial_freezing(method: str, frozen: str, taken: list[bool]) -> None:
     model, x = made(method), image()
     names = {
-        "some frames": lambda k: k.endswith(("frames.0", "bias")),
+        "biases": lambda k: k.endswith("bias"),
         "some weights": lambda k: "blocks.0" in k or "linears.1" in k or "first" in k,
         "all": lambda k: True,
     }
@@ -237,7 +234,7 @@ def test_without_gradient(method: str, mode: Callable[[], object], taken: list[b
         assert not y.requires_grad
         torch.testing.assert_close(y.clone(), wanted, rtol=1e-10, atol=1e-12)
     assert all(taken)
-    assert len(taken) == 20
+    assert len(taken) == 30
     model.train()
     agree(run(model, x), run(alone(model), x))
 
@@ -387,8 +384,8 @@ for step in range(4):
             assert p.grad is None and q.grad is None
         else:
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
-from sttp_manifold.nn.scope import _memories
-assert _memories[model][True, True].layouts
+from sttp_manifold.nn.together import _plans
+assert len(_plans[model]) == 1
 torch.distributed.destroy_process_group()
 """
 

@@ -1,0 +1,361 @@
+"""Many weights at once: their vectors joined, equal frames as one call, equal chains as another.
+
+The vectors of all weights are joined once; one gather fetches from there what is used as it is
+(spectra, cores of points, full bonds) and the reflectors of all frames, a bucket of them for each
+call. Frames go to the levels of the forest of :mod:`sttp_manifold.nn.batch_plan`, where chains are
+contracted by plain operations.
+
+With a gradient the whole is one node of the autograd graph, so that a weight that gets no gradient
+gives its parameters none, as if it had been formed alone, and several backward passes through
+different weights do not get in each other's way. The derivative of the frames is written out in
+:mod:`sttp_manifold.frames`; that of the chains is torch's, on a graph inside of the node.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sttp_manifold.frames._householder_autograd import (
+    FullChart,
+    Parts,
+    ReducedChart,
+    refuse_overflow,
+)
+from sttp_manifold.nn.batch_plan import Bucket, Node, Plan
+from sttp_manifold.nn.torch_state import graph_is_kept, outside_autocast
+
+__all__ = ["Ticket", "Wanted", "form"]
+
+Forms = tuple[Tensor, ...]
+Plain = Callable[[Sequence[Tensor], str], Forms]
+
+
+class Wanted(NamedTuple):
+    """A weight of a batch.
+
+    Attributes:
+        tensors: its vector, and signs if it has any.
+        plain: the same weight by plain operations, of tensors and in a form.
+    """
+
+    tensors: tuple[Tensor, ...]
+    plain: Plain
+
+
+class Ticket:
+    """How often each weight of one computation was given out, and whether more may be."""
+
+    __slots__ = ("closed", "given")
+
+    def __init__(self) -> None:
+        self.given: Counter[int] = Counter()
+        self.closed = False
+
+    def give(self, weight: int) -> None:
+        """Note that a weight has been given out."""
+        self.given[weight] += 1
+
+
+def form(plan: Plan, weights: Sequence[Wanted]) -> tuple[list[Forms], Ticket]:
+    """All weights of a plan, each in its form.
+
+    Args:
+        plan: the plan.
+        weights: the weights, in its order.
+
+    Returns:
+        For each weight ``(W,)``, ``(U diag(s), V^T)``, or its cores with the spectrum between them;
+        and the ticket of this computation, in which the caller notes what he gives out.
+
+    Raises:
+        FrameOverflowError: as :func:`~sttp_manifold.frames.full_frame`.
+    """
+    run = _Run(plan, weights)
+    tensors = [t for weight in weights for t in weight.tensors]
+    vectors = [weight.tensors[0] for weight in weights]
+    if torch.is_grad_enabled() and any(z.requires_grad for z in vectors):
+        flat: Sequence[Tensor] = _Together.apply(run, *tensors)  # type: ignore[no-untyped-call]
+    else:
+        flat = run.forward(tensors)
+    found, start = [], 0
+    for width in run.widths:
+        found.append(tuple(flat[start : start + width]))
+        start += width
+    return found, run.ticket
+
+
+class _Run:
+    """One computation of a plan, and what its backward pass needs until it is done."""
+
+    def __init__(self, plan: Plan, weights: Sequence[Wanted]) -> None:
+        self.plan = plan
+        self.ticket = Ticket()
+        self.plain = [weight.plain for weight in weights]
+        self.counts = [len(weight.tensors) for weight in weights]
+        self.widths = [
+            len(ends) + (lay.map.name != "full") if how == "cores" else 1 + (how == "factors")
+            for how, ends, lay in zip(plan.forms, plan.outputs, plan.layouts, strict=True)
+        ]
+        self.dtype, self.wide = weights[0].tensors[0].dtype, plan.constants.dtype
+        self.done: Counter[int] = Counter()
+        self.leaves: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.saved: list[Parts] | None = None
+
+    def forward(self, tensors: Sequence[Tensor], recorded: bool = False) -> list[Tensor]:
+        """The tensors of all weights, one after another."""
+        with torch.no_grad(), outside_autocast(tensors[0].device):
+            leaves, saved = _leaves(self.plan, self._joined(tensors))
+            if not recorded:
+                return self._cast(_outputs(self.plan, leaves), self.dtype)
+            for leaf in leaves:
+                leaf.requires_grad_()
+            with torch.enable_grad():
+                self.outputs = _outputs(self.plan, leaves)
+            self.leaves, self.saved = leaves, saved
+            # .data: views would share one version counter, and forbid what is allowed alone.
+            return self._cast([t.data for t in self.outputs], self.dtype)
+
+    def _cast(self, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        # Each call counts here, also one that does nothing.
+        return tensors if self.dtype == self.wide else [t.to(dtype) for t in tensors]
+
+    def _joined(self, tensors: Sequence[Tensor]) -> Tensor:
+        vectors: list[Tensor] = []
+        signs: list[Tensor] = []
+        start = 0
+        for count in self.counts:
+            vectors.append(tensors[start])
+            signs += tensors[start + 1 : start + count]
+            start += count
+        if self.dtype == self.wide:
+            return torch.cat([*vectors, *signs, self.plan.constants])
+        return torch.cat([torch.cat([*vectors, *signs]).to(self.wide), self.plan.constants])
+
+    def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of the vectors; None for a weight that has got none."""
+        if self.saved is None:
+            raise RuntimeError(
+                "Trying to backward through the graph a second time: the weights were formed "
+                "together, and what that saved has been freed. Specify retain_graph=True if you "
+                "need to backward through the graph a second time"
+            )
+        plan = self.plan
+        pairs = [
+            (t, g)
+            for t, g in zip(self.outputs, gradients, strict=True)
+            if g is not None and t.requires_grad
+        ]
+        with torch.no_grad(), outside_autocast(plan.constants.device):
+            found: Sequence[Tensor | None] = torch.autograd.grad(
+                [t for t, _ in pairs],
+                self.leaves,
+                self._cast([g for _, g in pairs], self.wide),
+                retain_graph=True,
+                allow_unused=True,
+            )
+            flat = _pull_back(plan, self.saved, self.leaves, found)
+            each = iter(self._cast([flat], self.dtype)[0].split_with_sizes(plan.sizes))
+        used = self._used(gradients)
+        results: list[Tensor | None] = []
+        for i, count in enumerate(self.counts):
+            gradient = next(each)
+            results += [gradient if i in used else None, *[None] * (count - 1)]
+        self.done.update(used)
+        ticket = self.ticket
+        if ticket.closed and not ticket.given - self.done and not graph_is_kept():
+            self.leaves, self.outputs, self.saved = [], [], None
+        return results
+
+    def _used(self, gradients: Sequence[Tensor | None]) -> set[int]:
+        owners = [i for i, width in enumerate(self.widths) for _ in range(width)]
+        return {i for i, g in zip(owners, gradients, strict=True) if g is not None}
+
+    def differentiable_backward(
+        self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """The same by plain operations, one weight after another: for the second derivative."""
+        results: list[Tensor | None] = []
+        start = at = 0
+        for i, (count, width) in enumerate(zip(self.counts, self.widths, strict=True)):
+            mine, heads = tensors[start : start + count], gradients[at : at + width]
+            start, at = start + count, at + width
+            results += [None] * count
+            if not mine[0].requires_grad or all(g is None for g in heads):
+                continue
+            with outside_autocast(mine[0].device):
+                values = self.plain[i](mine, self.plan.forms[i])
+            pairs = [
+                (v, g)
+                for v, g in zip(values, heads, strict=True)
+                if g is not None and v.requires_grad
+            ]
+            results[-count] = torch.autograd.grad(
+                [v for v, _ in pairs],
+                mine[0],
+                [g for _, g in pairs],
+                create_graph=True,
+                allow_unused=True,
+            )[0]
+        return results
+
+
+class _Together(torch.autograd.Function):
+    """All weights of a run as one node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.run = run
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        return tuple(run.forward(tensors, recorded=True))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return (None, *ctx.run.differentiable_backward(ctx.saved_tensors, gradients))
+        return (None, *ctx.run.backward(gradients))
+
+
+# --- Frames, without a graph. ---
+
+
+def _leaves(plan: Plan, joined: Tensor) -> tuple[list[Tensor], list[Parts]]:
+    """What chains are contracted from: raw numbers, then the frames of each bucket."""
+    raw, *reflectors = joined.index_select(0, plan.fetch).split_with_sizes(plan.cuts)
+    leaves, saved = [raw], []
+    for bucket, numbers in zip(plan.buckets, reflectors, strict=True):
+        chart = FullChart if bucket.full else ReducedChart
+        Y = numbers.view(bucket.count, bucket.rows, bucket.r)
+        parts = chart.parts(Y, refuse_overflow)
+        saved.append(parts)
+        Q = chart.assemble(parts, bucket.right)
+        leaves.append(Q if bucket.take is None else Q.view(-1).index_select(0, bucket.take))
+    return leaves, saved
+
+
+def _pull_back(
+    plan: Plan, saved: Sequence[Parts], leaves: Sequence[Tensor], found: Sequence[Tensor | None]
+) -> Tensor:
+    """Cotangent of the joined vectors, from those of the leaves."""
+    cotangents = [
+        torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)
+    ]
+    flat = [cotangents[0]]
+    for bucket, parts, G in zip(plan.buckets, saved, cotangents[1:], strict=True):
+        flat.append(_pull_back_frames(bucket, parts, G, plan.zero))
+    joined = torch.cat(flat) if len(flat) > 1 else flat[0]
+    return joined.index_select(0, plan.scatter)
+
+
+def _pull_back_frames(bucket: Bucket, parts: Parts, G: Tensor, zero: Tensor) -> Tensor:
+    if bucket.give is not None:
+        G = torch.cat((G, zero)).index_select(0, bucket.give).view(bucket.count, bucket.d, bucket.r)
+    elif bucket.right:
+        G = G.transpose(1, 2)
+    chart = FullChart if bucket.full else ReducedChart
+    return chart.pull_back(parts, G).reshape(-1)
+
+
+# --- Chains, by plain operations. ---
+
+
+def _outputs(plan: Plan, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors of all weights, one after another."""
+    theta, *raw = leaves[0].split_with_sizes(plan.raw)
+    spectra = _spectra(plan, theta)
+    rows = _contracted(plan, _levels(plan, raw, leaves[1:]), spectra)
+    out: list[Tensor] = []
+    for i, (layout, form) in enumerate(zip(plan.layouts, plan.forms, strict=True)):
+        parts = [rows[node][j] for node, j in plan.outputs[i]]
+        if form == "cores":
+            out += _cores(plan, i, parts, spectra)
+            continue
+        first, second = parts[0].view(-1, plan.middle[i]), parts[1].view(plan.middle[i], -1)
+        if form == "factors":
+            out += [first, second]
+        else:
+            out.append(torch.mm(first, second).view(layout.shape.d_out, layout.shape.d_in))
+    return out
+
+
+def _cores(plan: Plan, i: int, parts: Sequence[Tensor], spectra: Tensor) -> list[Tensor]:
+    shape, split = plan.layouts[i].shape, len(plan.layouts[i].shape.out_modes)
+    sizes: list[tuple[int, ...]] = list(shape.core_shapes)
+    if plan.layouts[i].map.name == "full":
+        sizes.insert(split, (shape.rank, shape.rank))
+        return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+    cores = [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+    s = spectra.narrow(0, plan.spectra[i], shape.rank)
+    return [*cores[:split], s, *cores[split:]]
+
+
+def _spectra(plan: Plan, theta: Tensor) -> Tensor:
+    """A one, then the spectra of all weights."""
+    if not plan.maps:
+        return theta
+    direct, *mapped = theta.split_with_sizes(
+        [plan.direct, *(map_.rank * count for map_, count in plan.maps)]
+    )
+    values = [
+        map_(part.view(count, map_.rank)).view(-1)
+        for (map_, count), part in zip(plan.maps, mapped, strict=True)
+    ]
+    return torch.cat([direct, *values])
+
+
+def _levels(plan: Plan, raw: Sequence[Tensor], frames: Sequence[Tensor]) -> dict[int, Tensor]:
+    """The stack of each node."""
+    levels: dict[int, Tensor] = {}
+
+    def put(nodes: Sequence[Node], stacks: Sequence[Tensor]) -> None:
+        for node, stack in zip(nodes, stacks, strict=True):
+            levels[node.number] = stack.view(-1, node.rows, node.columns)
+
+    put([node for node in plan.nodes if node.source == "raw"], raw)
+    for bucket, stack in zip(plan.buckets, frames, strict=True):
+        counts = [len(node.halves) for node in bucket.nodes]
+        if bucket.take is not None:
+            counts = [node.numel for node in bucket.nodes]
+        put(bucket.nodes, stack.split_with_sizes(counts) if len(counts) > 1 else [stack])
+    for node in plan.nodes:
+        if node.constant is not None:
+            levels[node.number] = node.constant
+    return levels
+
+
+def _contracted(
+    plan: Plan, levels: dict[int, Tensor], spectra: Tensor
+) -> dict[int, Sequence[Tensor]]:
+    """For each node, the halves that end there, flat."""
+    if plan.scale_cuts:
+        scales = iter(spectra.index_select(0, plan.scale).split_with_sizes(plan.scale_cuts))
+        for node in plan.nodes:
+            if node.scaled:
+                columns = next(scales).view(-1, 1, node.columns)
+                levels[node.number] = levels[node.number] * columns
+    rows: dict[int, Sequence[Tensor]] = {}
+
+    def visit(node: Node, before: Tensor | None) -> None:
+        stack = levels[node.number]
+        if before is None:
+            product = stack
+        elif node.kind == "L":
+            product = torch.bmm(before.view(len(stack), -1, node.rows), stack)
+        else:
+            product = torch.bmm(stack, before.view(len(stack), node.columns, -1))
+        parts = list(product.split_with_sizes(node.cuts)) if len(node.cuts) > 1 else [product]
+        if node.ends:
+            done = parts.pop(0)
+            rows[node.number] = done.unbind(0) if node.ends > 1 else [done]
+        for child, part in zip(node.children, parts, strict=True):
+            visit(child, part)
+
+    for root in plan.roots:
+        visit(root, None)
+    return rows
