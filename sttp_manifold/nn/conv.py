@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -12,7 +13,9 @@ from sttp_manifold._arguments import explained
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.recipe import KernelOptions, takes
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.tt.cost_model import Costs, costs
 from sttp_manifold.tt.plans import conv_plan
+from sttp_manifold.tt.shape import TTShape
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -215,8 +218,7 @@ class SpectralConv2d(SpectralLayer):
         """As is cheaper for many places; see the base class."""
         if self.groups > 1:
             return "dense"
-        plan = conv_plan(weight.shape, _MANY, at_hand=True)
-        return "dense" if plan == "dense" else "factors"
+        return _form_for_many(weight.shape, costs())
 
     def _form(self, x: Tensor) -> str:
         if self.groups > 1:
@@ -246,3 +248,8 @@ class SpectralConv2d(SpectralLayer):
             if value != default:
                 text += f", {name}={value!r}"
         return f"{text}, bias={self.bias is not None}, {self._weight_repr()}"
+
+
+@lru_cache(maxsize=1024)
+def _form_for_many(shape: TTShape, unit: Costs) -> str:
+    return "dense" if conv_plan(shape, _MANY) == "dense" else "factors"
