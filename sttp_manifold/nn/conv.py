@@ -208,7 +208,7 @@ class SpectralConv2d(SpectralLayer):
             - output: ``(n, c_out, h', w')`` or ``(c_out, h', w')``
         """
         weight = self.spectral_weight
-        if self.form_for(x) == "dense":
+        if self._form_for(x) == "dense":
             return self._convolve(x, weight().reshape(self.weight_shape), self.bias)
         us, vt = weight.factors()
         z = self._convolve(x, vt.reshape(-1, *self.weight_shape[1:]), None)

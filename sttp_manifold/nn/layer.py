@@ -158,7 +158,7 @@ class SpectralLayer(nn.Module, ABC):
         """The dense weight in the stock layer's shape, formed at each call; differentiable."""
         return self.spectral_weight().reshape(self.weight_shape)
 
-    def form_for(self, x: Tensor) -> str:
+    def _form_for(self, x: Tensor) -> str:
         """The form in which to have the weight for an input: dense, factors or cores.
 
         In a forward that forms all weights together it is that in which they are formed.

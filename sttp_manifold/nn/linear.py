@@ -104,7 +104,7 @@ class SpectralLinear(SpectralLayer):
             - x: ``(*, in_features)``
             - output: ``(*, out_features)``
         """
-        weight, form = self.spectral_weight, self.form_for(x)
+        weight, form = self.spectral_weight, self._form_for(x)
         if form == "cores":
             y = weight.tt().matvec(x)
             return y if self.bias is None else y + self.bias.to(y.dtype)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.nn.batch_plan import Layout, Plan
 from sttp_manifold.nn.formed import Entry, Scope, close_scope, open_scope
 from sttp_manifold.nn.frame_batch import Ticket, Wanted, form
@@ -76,7 +77,7 @@ class _Forward(Scope):
         for weight, own in self._weights.values():
             if (own is None) == (form is not None):
                 layout, tensors = weight.layout, weight._tensors()
-                if layout is not None and weight.is_plain(tensors):
+                if layout is not None and weight._is_plain(tensors):
                     members.append(_Member(weight, own or form or "", layout, tensors))
         recorded = torch.is_grad_enabled()
         if not recorded:
@@ -93,7 +94,7 @@ class _Forward(Scope):
 
     def _run(self, members: Sequence[_Member]) -> dict[int, Entry]:
         plan = _plan_for(self.root(), members)
-        found, ticket = form(plan, [Wanted(m.tensors, m.weight.in_form) for m in members])
+        found, ticket = form(plan, [Wanted(m.tensors, m.weight._in_form) for m in members])
         self._tickets.append(ticket)
         return {
             id(member.weight): Entry(member.tensors, outputs, partial(ticket.give, i))
@@ -155,6 +156,7 @@ def is_together(module: nn.Module) -> bool:
     return enter in module._forward_pre_hooks.values()
 
 
+@explained
 def together(model: nn.Module, on: bool = True) -> nn.Module:
     """Form all spectral weights of a network together, once in each of its forwards; or stop.
 

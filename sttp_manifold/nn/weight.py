@@ -191,20 +191,20 @@ class SpectralWeight(nn.Module, ABC):
         tensors = self._tensors()
         if (
             torch.compiler.is_compiling()
-            or not self.is_plain(tensors)
+            or not self._is_plain(tensors)
             or circumstances() is None
             or (layout := self.layout) is None
         ):
-            return self.in_form(tensors, form)
+            return self._in_form(tensors, form)
         found = formed.take(self, form, tensors)
         if found is None:
             plan = _plan_of_one(layout, form, computing_dtype(self.dtype), self.device)
-            (found,), ticket = frame_batch.form(plan, [frame_batch.Wanted(tensors, self.in_form)])
+            (found,), ticket = frame_batch.form(plan, [frame_batch.Wanted(tensors, self._in_form)])
             ticket.give(0)
             ticket.closed = True
         return found
 
-    def is_plain(self, tensors: Sequence[Tensor]) -> bool:
+    def _is_plain(self, tensors: Sequence[Tensor]) -> bool:
         """Whether nothing but these tensors, ordinary ones, decides what the weight is.
 
         A subclass may depend on more, as a parametrized module does, and of a subclass of Tensor
@@ -226,7 +226,7 @@ class SpectralWeight(nn.Module, ABC):
             )
         )
 
-    def in_form(self, tensors: Sequence[Tensor], form: str) -> tuple[Tensor, ...]:
+    def _in_form(self, tensors: Sequence[Tensor], form: str) -> tuple[Tensor, ...]:
         """The weight of such tensors in a form, by plain operations."""
         dtype = tensors[0].dtype
         with outside_autocast(tensors[0].device):

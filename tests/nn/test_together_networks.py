@@ -300,7 +300,7 @@ def test_a_dense_weight_is_formed_once_a_forward_however_often_it_is_read(method
     with mock.patch.object(module, "form", wraps=module.form) as formed:
         run(model, x)
     assert formed.call_count == 1
-    with mock.patch.object(SpectralWeight, "in_form", side_effect=AssertionError):
+    with mock.patch.object(SpectralWeight, "_in_form", side_effect=AssertionError):
         run(model, x)
 
 
