@@ -180,9 +180,9 @@ class SpectralLayer(nn.Module, ABC):
         """The cheapest form for an input, where forming the weight costs something."""
 
     @property
-    @abstractmethod
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the stock layer's weight."""
+        return self.shape_of("weight")
 
     @abstractmethod
     def _stock(self) -> Any:

@@ -40,10 +40,11 @@ class Row:
     lazy: type[nn.Module] | None = None
 
 
-TABLE = (
+TABLE = [
     Row(nn.Linear, SpectralLinear, nn.LazyLinear),
     Row(nn.Conv2d, SpectralConv2d, nn.LazyConv2d),
-)
+]
+"""The rows; a layer of your own may be appended."""
 
 
 def row_of(module: nn.Module) -> Row | None:
