@@ -51,7 +51,11 @@ def plain(x: Tensor) -> Tensor:
 
 
 def wide(t: Tensor) -> Tensor:
-    """A tensor in float64, where its device has that."""
+    """A tensor in float64, where its device has that.
+
+    Shape:
+        - t, output: any
+    """
     return t if t.device.type == "mps" else t.double()
 
 
