@@ -114,6 +114,8 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value may be meant by a type; True where that cannot be told."""
     if hint is Any:
         return True
+    if isinstance(hint, TypeVar):
+        return hint.__bound__ is None or _fits(value, hint.__bound__)
     if hint is None or hint is type(None):
         return value is None
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
@@ -138,8 +140,13 @@ def _fits_elements(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
 
 
 def _fits_class(value: Any, kind: Any) -> bool:
-    if not isinstance(kind, type) or kind is bool or getattr(kind, "_is_protocol", False):
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
         return True
+    if kind is bool:
+        try:
+            return bool(value) in (False, True)
+        except (RuntimeError, ValueError):
+            return False  # arrays of several numbers
     if kind in (int, float):
         if isinstance(value, bool):
             return False

@@ -250,6 +250,8 @@ def _is_finite(x: Tensor) -> bool:
 
 def _relative(s: Tensor) -> Tensor:
     """Singular values over the largest one, in at least float32; a zero spectrum stays zero."""
+    if s.ndim < 1 or not s.shape[-1]:
+        raise ShapeError(f"singular values are (*b, r) with r >= 1, got {tuple(s.shape)}")
     sizes = widened(s).abs()
     return sizes / sizes.amax(-1, keepdim=True).clamp_min(1e-12)
 
@@ -275,6 +277,9 @@ def d_optimal(s: Tensor, eps: float = 1e-6) -> Tensor:
     Shape:
         - s: ``(*b, r)``, singular values in any order, with signs or without
         - output: ``(*b,)``, in float32 for half precision
+
+    Raises:
+        ShapeError: no singular values.
     """
     return -_mean_log(_relative(s), eps, s.dtype)
 
@@ -296,6 +301,9 @@ def divergence(s: Tensor, eps: float = 1e-6) -> Tensor:
     Shape:
         - s: ``(*b, r)``, singular values in any order, with signs or without
         - output: ``(*b,)``, in float32 for half precision
+
+    Raises:
+        ShapeError: no singular values.
     """
     relative = _relative(s)
     count = s.shape[-1] - 1

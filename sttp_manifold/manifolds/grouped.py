@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sttp_manifold._arguments import explained_class
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ProductManifold
+from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames.retractions import cholesky_qr, polar, project_tangent
 from sttp_manifold.manifolds.contract import FrameGroup, flat_metric
 from sttp_manifold.manifolds.weight_points import broadcast_vectors
@@ -59,7 +60,15 @@ class GroupedProduct(ProductManifold):
         self.spectrum_slice = slice(position, position + size)
 
     def join(self, frames: Sequence[Tensor], coordinates: Tensor) -> Tensor:
-        """Flat vector of frames in the caller's order and flat coordinates."""
+        """Flat vector of frames in the caller's order and flat coordinates.
+
+        Raises:
+            ShapeError: another number of frames.
+        """
+        if len(frames) != len(self._order):
+            raise ShapeError(
+                f"join(frames, coordinates) takes {len(self._order)} frames, got {len(frames)}"
+            )
         return torch.cat([*(frames[k].flatten(-2) for k in self._order), coordinates], -1)
 
     def _on_factors(self, on_frames: BatchMap, on_spectrum: BatchMap, *tensors: Tensor) -> Tensor:

@@ -209,6 +209,7 @@ class SpectralTTManifold(WeightPoints, GroupedProduct):
 
         The norm depends on the spectrum alone; the frames' part is zero.
         """
+        (x,) = broadcast_vectors(self.n_elements, x)
         gradient = torch.zeros_like(x)
         coordinates = x[..., self.spectrum_slice].detach()
         if self.spectrum in ("free", "full"):

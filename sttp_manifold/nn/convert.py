@@ -128,7 +128,7 @@ def compress(
             f"left as they are: {'; '.join(left)}"
             + (". A lower rank shrinks them, grow='allow' converts them anyway" if growing else ""),
             SkippedLayerWarning,
-            stacklevel=3,
+            stacklevel=3,  # past the decorator, to the line that calls compress
         )
     converted = replace(model, new)
     if together and converted is model:

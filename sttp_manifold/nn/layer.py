@@ -55,7 +55,15 @@ class SpectralLayer(nn.Module, ABC):
 
     @explained
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """Shape of a parameter of the stock layer that is a spectral weight here."""
+        """Shape of a parameter of the stock layer that is a spectral weight here.
+
+        Raises:
+            ConversionError: any other name.
+        """
+        if name not in self.holds:
+            raise ConversionError(
+                f"{type(self).__name__} holds {', '.join(map(repr, self.holds))}, got {name!r}"
+            )
         return tuple(self._stock()._parameters[name].shape)
 
     @classmethod

@@ -61,13 +61,13 @@ def make_weight(
     )
 
 
-def weight_class(method: str) -> type[HouseholderWeight | RiemannianWeight]:
+def weight_class(method: object) -> type[HouseholderWeight | RiemannianWeight]:
     """The class of a method.
 
     Raises:
         ConversionError: an unknown method; the message lists those there are.
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         names = ", ".join(map(repr, METHODS))
         raise ConversionError(
             f"unknown method {method!r}; expected one of {names}, as in method='householder'"

@@ -221,7 +221,7 @@ class Recipe:
 
 
 def _among(option: str, value: object, names: tuple[str, ...]) -> None:
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         raise ShapeError(f"{option} must be {' or '.join(map(repr, names))}, got {value!r}")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.manifolds.geometry import geometry_of, plain
 from sttp_manifold.optim._blocks import full_precision, is_riemannian
@@ -21,6 +22,7 @@ class NonFiniteNormError(OptimizerError, RuntimeError):
     """The norm of gradients is not finite. Also a ``RuntimeError``, which torch raises here."""
 
 
+@explained
 @torch.no_grad()
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
@@ -110,6 +112,7 @@ def _length(p: Tensor, grad: Tensor) -> Tensor:
         return geometry_of(p.manifold).norm(x, u)  # type: ignore[attr-defined]
 
 
+@explained
 def gradient_noise_scale(
     parameters: Iterable[Tensor], losses: Iterable[Tensor], *, batch_size: int = 1
 ) -> float:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.manifolds.contract import HasDecay
 from sttp_manifold.optim._blocks import is_riemannian
@@ -44,6 +45,7 @@ class HoldsWeight(Protocol):
         ...
 
 
+@explained
 def param_groups(
     model: nn.Module,
     *,

@@ -456,3 +456,9 @@ def test_bad_options(how: dict[str, Any], error: type[Exception], message: str) 
     with pytest.raises(error, match=message):
         compress(model, **how)
     assert not layers(model)
+
+
+def test_a_warning_points_at_the_line_that_converts() -> None:
+    with pytest.warns(SkippedLayerWarning) as caught:
+        compress(nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 4)), rank=3)
+    assert [warning.filename for warning in caught] == [__file__]
