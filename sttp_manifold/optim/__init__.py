@@ -7,6 +7,7 @@ from sttp_manifold.optim._options import (
     SteepestDescentOptions,
     TrustRegionOptions,
 )
+from sttp_manifold.optim.averaging import check_points, get_manifold_multi_avg_fn
 from sttp_manifold.optim.check import check_optimizer
 from sttp_manifold.optim.clip import clip_grad_norm_, gradient_noise_scale
 from sttp_manifold.optim.groups import param_groups
@@ -24,7 +25,9 @@ __all__ = [
     "SteepestDescentOptions",
     "TrustRegionOptions",
     "check_optimizer",
+    "check_points",
     "clip_grad_norm_",
+    "get_manifold_multi_avg_fn",
     "gradient_noise_scale",
     "minimize",
     "param_groups",
