@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +16,10 @@ from typer.testing import CliRunner
 
 from sttp_manifold import cli
 from sttp_manifold.experiments.methods import METHODS
+from sttp_manifold.experiments.specs import RunSpec
 from sttp_manifold.experiments.tasks import TASKS
 
+OLD = Path(__file__).parent / "experiments" / "old_records"
 QUICK = ["--ranks", "4", "--seeds", "0", "--epochs", "1", "--jobs", "1", "--device", "cpu"]
 
 
@@ -54,7 +59,19 @@ def test_methods_and_tasks_are_listed():
         (["--ranks", "0"], "rank 0: expected 1 or more"),
         (["--ranks", ","], "--ranks is empty"),
         (["--seeds", "5-2"], "the range ends before it starts"),
+        (["--seeds", "0-99999999999"], "100,000,000,000 numbers; expected 100,000 or fewer"),
+        (["--seeds=-1"], "--seeds '-1': expected whole numbers"),
+        (["--seeds", "99999999999"], "seed 99999999999: expected 1,000,000,000 or less"),
+        (["--seeds", "0-99999", "--ranks", "2-4"], "are 3,000,000 runs; expected 1,000,000"),
+        (["--methods", ""], "no method given"),
         (["--epochs", "0"], "epoch count 0"),
+        (["--epochs", "9" * 30], "expected 1,000,000,000 or less"),
+        (["--max-seconds", "inf", "--task", "completion"], "time limit inf"),
+        (["--max-seconds", "nan", "--task", "completion"], "time limit nan"),
+        (["--lr", "1e999"], "learning rate inf"),
+        (["--tuned-file", "."], ".: Is a directory; name another file with --tuned-file"),
+        (["--tune", "--tuned-file", "."], "Is a directory; "),
+        (["--tune", "--tuned-file", "/proc/x.json"], "/proc/x.json: No such file or directory"),
         (["--lr", "fast"], "--lr 'fast': expected a number"),
         (["--lr", "nobody=0.1"], "unknown method 'nobody'"),
         (["--task", "fashion-mnist", "--data-dir", "."], "apt install dataset-fashion-mnist"),
@@ -68,6 +85,107 @@ def test_bad_usage_is_answered_and_leaves_nothing_behind(tmp_path, monkeypatch, 
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("blocked", "words", "message"),
+    [
+        (".", ["--out", "file"], "file: File exists; make room or name another folder with --out"),
+        (".", ["--out", "file/in"], "name another folder with --out"),
+        ("out/records.jsonl", [], "out/records.jsonl: Is a directory"),
+        ("out/comparison.json", [], "comparison.json: Is a directory"),
+        ("out/report.html", [], "report.html: Is a directory"),
+    ],
+)
+def test_what_cannot_be_written_is_named(tmp_path, monkeypatch, blocked, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / blocked).mkdir(parents=True, exist_ok=True)
+    result = sttp("compare", *QUICK, "--methods", "dense-adam", "--out", "out", *words)
+    assert result.exit_code == 2
+    assert message in result.stderr.replace("\n", "")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_is_said_and_what_is_done_is_kept(tmp_path, monkeypatch):
+    from sttp_manifold.experiments import files
+
+    def full(path, content):
+        raise OSError(28, os.strerror(28))
+
+    out = tmp_path / "out"
+    words = ["compare", *QUICK, "--methods", "dense-adam", "--out", str(out)]
+    for name in ("records", "comparison", "nothing", "report"):
+        with monkeypatch.context() as patch:
+            if name == "records":
+                from sttp_manifold.experiments import records
+
+                patch.setattr(records.os, "fsync", lambda descriptor: full(None, None))
+            elif name != "nothing":
+                patch.setattr(files.Path, "write_bytes", full)
+            result = sttp(*words) if name != "report" else sttp("report", str(out))
+        if name == "nothing":
+            assert result.exit_code == 0
+            continue
+        assert result.exit_code == 2
+        assert "No space left on device; make room" in result.stderr
+    assert sttp(*words).exit_code == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"\xff", b'{"task": "digits"}'])
+def test_a_broken_note_is_said_with_the_call_that_mends_it(tmp_path, content):
+    out = tmp_path / "[bold]"
+    shutil.copytree(OLD / "digits", out)
+    (out / "comparison.json").write_bytes(content)
+    result = sttp("report", str(out))
+    assert result.exit_code == 2
+    assert "comparison.json is no note of a comparison" in result.stderr
+    assert f"`sttp compare --out {shlex.quote(str(out))}`" in result.stderr
+
+
+@pytest.mark.parametrize(("folder", "missing"), [("mixed", "Some runs diverged"), ("digits", "")])
+def test_an_old_folder_is_reported_and_goes_on(tmp_path, monkeypatch, folder, missing):
+    out = tmp_path / "[old]"
+    shutil.copytree(OLD / folder, out)
+    result = sttp("report", str(out))
+    assert result.exit_code == 0
+    assert str(out / "report.html") in result.output.replace("\n", "")
+    with (OLD / folder / "summary.csv").open(encoding="utf-8") as file:
+        before = list(csv.DictReader(file))
+    with (out / "summary.csv").open(encoding="utf-8") as file:
+        after = list(csv.DictReader(file))
+    assert [
+        {name: line[name] for name in old} for old, line in zip(before, after, strict=True)
+    ] == (before)
+    command = shlex.split(json.loads((out / "comparison.json").read_text())["command"])
+    again = sttp(*command[1:], "--out", str(out), "--jobs", "1")
+    assert again.exit_code == 0
+    count = len((OLD / folder / "records.jsonl").read_bytes().splitlines())
+    assert f"{count} of {count} runs are on record already" in again.stderr
+
+
+def test_no_name_in_a_record_leads_to_another_folder(tmp_path):
+    """Names become parts of file names, of tables in Markdown, and of pages."""
+    out = tmp_path / "deep" / "out"
+    shutil.copytree(OLD / "digits", out)
+    name = "../../../x|`<b>$\\foo$"
+    lines = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["spec"] |= {"optimizer": name, "method": name + line["spec"]["method"]}
+        line["hash"] = RunSpec.from_dict(line["spec"]).hash
+    (out / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    note = json.loads((out / "comparison.json").read_text())
+    note |= {"hashes": [line["hash"] for line in lines], "command": "x\n```\n# y"}
+    (out / "comparison.json").write_text(json.dumps(note))
+    assert sttp("report", str(out)).exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"deep"}
+    assert {path.name for path in out.parent.iterdir()} == {"out"}
+    assert all(path.is_file() for path in (out / "figures").iterdir())
+    text = (out / "summary.md").read_text()
+    assert "<b>" not in text
+    assert r"x\|\`&lt;b>$" in text
+    assert "````\nx\n```\n# y\n````" in text
+    assert "<b>$" not in (out / "report.html").read_text()
 
 
 def test_unknown_options_and_folders_end_with_two(tmp_path):

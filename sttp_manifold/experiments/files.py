@@ -56,11 +56,10 @@ def named_errors(path: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        culprit = path
-        if isinstance(error.filename, (str, bytes)):
-            named = Path(os.fsdecode(error.filename))
-            # Of a temporary file nobody has heard.
-            culprit = path if named.name.startswith(f".{path.stem}-") else named
+        named = error.filename2 or error.filename
+        culprit = Path(os.fsdecode(named)) if isinstance(named, (str, bytes)) else path
+        # Of a temporary file nobody has heard.
+        culprit = path if culprit.name.startswith(f".{path.stem}-") else culprit
         raise ConfigError(f"{culprit}: {error.strerror or error}; {advice}") from error
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
+from threading import Thread
 
 import pytest
 
@@ -236,6 +238,11 @@ def test_errors_are_averaged_by_their_logarithm():
     assert tune.best_rate(task, records)["lr"] == 0.1
 
 
+def rates(**changes: object) -> str:
+    entry = {"lr": 0.1, "at_edge": False, **changes}
+    return json.dumps({"schema": 1, "task": "digits", "data": 1, "methods": {"m": entry}})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -243,6 +250,13 @@ def test_errors_are_averaged_by_their_logarithm():
         ("{}", "no file of tuned rates"),
         (json.dumps({"schema": 2}), "schema 2, expected 1"),
         (json.dumps({"schema": 1, "task": "x"}), "of the task 'x', expected 'digits'"),
+        ("[]", "no file of tuned rates"),
+        ("", "no file of tuned rates"),
+        (rates(lr=math.nan), "learning rate of m holds None"),
+        (rates(lr="fast"), "learning rate of m holds 'fast'"),
+        (rates(lr=-1), "learning rate of m holds -1"),
+        (rates(at_edge=None), "at_edge of m"),
+        (rates(epochs="x"), "epochs of m holds 'x'"),
     ],
 )
 def test_a_broken_file_of_rates_is_refused(tmp_path, content, message):
@@ -259,6 +273,43 @@ def test_rates_that_cannot_be_kept_say_where_to_keep_them(tmp_path, monkeypatch)
     monkeypatch.setattr(tune, "write_text", refuse)
     with pytest.raises(ConfigError, match=r"Permission denied.*--tuned-file"):
         tune.save_tuned(TASKS["digits"], {}, tmp_path / "tuned.json")
+
+
+def test_rates_that_cannot_be_kept_are_known_before_they_are_looked_for(settings, monkeypatch):
+    runs = []
+    monkeypatch.setattr(executor, "execute", lambda *call: runs.append(call))
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tune.tempfile, "mkstemp", refuse)
+        with pytest.raises(ConfigError, match=r"tuned\.json: Permission denied.*--tuned-file"):
+            compare.tune(replace(settings, tuned_file=settings.out / "tuned.json"))
+    broken = settings.out / "broken.json"
+    broken.write_text("{")
+    with pytest.raises(ConfigError, match="is no file of tuned rates"):
+        compare.tune(replace(settings, tuned_file=broken))
+    assert runs == []
+    assert broken.read_text() == "{"
+
+
+def test_two_tunings_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "tuned.json"
+    names = [f"m{k}" for k in range(40)]
+    entry = {"lr": 0.1, "at_edge": False, "seeds": [1000], "ranks": [4]}
+
+    def save(mine):
+        for name in mine:
+            tune.save_tuned(TASKS["digits"], {name: entry}, path)
+
+    threads = [Thread(target=save, args=(names[k::4],)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(tune.load_tuned(TASKS["digits"], path)) == set(names)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("task", [task.name for task in TASKS])

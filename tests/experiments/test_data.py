@@ -89,12 +89,51 @@ def test_idx_files_are_read_as_they_were_written(tmp_path, suffix):
         (b"\x00\x00\x08\x03\x00\x00", "ends within its header"),
         (b"\x00\x00\x08\x01\x00\x00\x00\x03ab", "holds 2 elements where its header says 3"),
         (b"\x00\x00\x08\x01\x00\x00\x00\x01ab", "holds 2 elements where its header says 1"),
+        (b"\x00\x00\x08\x00", "has 0 dimensions"),
+        (b"\x00\x00\x08\x41" + b"\x00\x00\x00\x01" * 65 + b"a", "has 65 dimensions"),
+        (b"\x00\x00\x08\xff" + b"\xff" * 1020, "has 255 dimensions"),
+        (b"\x00\x00\x08\x04" + b"\xff" * 16, "expected 1 to 8 dimensions and 2,147,483,648 bytes"),
+        (b"\x00\x00\x08\x02" + b"\x80\x00\x00\x00" * 2, "4611686018427387904 bytes"),
     ],
 )
 def test_files_that_are_no_idx_files_are_refused(tmp_path, content, message):
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
+        data.read_idx(path)
+
+
+def test_no_more_is_unfolded_than_the_header_promises(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.gz"
+    header = b"\x00\x00\x08\x01\x00\x00\x00\x05"
+    path.write_bytes(gzip.compress(header + bytes(2**26)))
+    read = []
+    size = gzip.GzipFile.read
+
+    def counted(file, count=-1):
+        part = size(file, count)
+        read.append(len(part))
+        return part
+
+    monkeypatch.setattr(gzip.GzipFile, "read", counted)
+    with pytest.raises(ConfigError, match="65541 elements or more where its header says 5"):
+        data.read_idx(path)
+    assert sum(read) < 10**6
+
+
+@pytest.mark.parametrize("spoil", ["deflate", "length", "checksum", "rubbish after"])
+def test_gzip_files_that_do_not_unfold_are_refused(tmp_path, spoil):
+    path = tmp_path / "file.gz"
+    write_idx(path, np.random.default_rng(0).integers(0, 256, 5000))
+    content = bytearray(path.read_bytes())
+    if spoil == "deflate":
+        content[30:60] = bytes(range(225, 255))
+    elif spoil == "rubbish after":
+        content += b"rubbish"
+    else:
+        content[-2 if spoil == "length" else -6] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot read"):
         data.read_idx(path)
 
 
@@ -123,6 +162,31 @@ def test_fashion_mnist_with_images_and_labels_that_do_not_fit(tmp_path):
     write_fashion(tmp_path)
     write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.zeros(7))
     with pytest.raises(ConfigError, match=r"\(30, 28, 28\) with labels of shape \(7,\)"):
+        data.fashion_mnist(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("t10k-images-idx3-ubyte", np.zeros((30, 27, 28)), r"\(30, 27, 28\) with labels"),
+        ("t10k-images-idx3-ubyte", np.zeros((30, 784)), r"\(30, 784\) with labels"),
+        ("t10k-labels-idx1-ubyte", np.full(30, 10), "a label is 10; expected 0 to 9"),
+        ("train-labels-idx1-ubyte", np.arange(240) // 200 * 9, "equal shares of classes"),
+    ],
+)
+def test_fashion_mnist_that_is_another_set(tmp_path, name, array, message):
+    write_fashion(tmp_path)
+    write_idx(tmp_path / f"{name}.gz", array)
+    if "shares" in message:
+        # One example of a class has no share.
+        write_idx(tmp_path / f"{name}.gz", np.arange(240) // 239)
+    with pytest.raises(ConfigError, match=message):
+        data.fashion_mnist(tmp_path)
+
+
+def test_an_empty_test_split_is_said(tmp_path):
+    write_fashion(tmp_path, n_test=0)
+    with pytest.raises(ConfigError, match="n at least 1"):
         data.fashion_mnist(tmp_path)
 
 

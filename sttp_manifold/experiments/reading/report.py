@@ -60,8 +60,9 @@ def write_outputs(out: Path) -> list[Path]:
         **{f"figures/{file_name(p.name)}.png": p.png for p in comparison.pictures.values()},
         "report.html": _page(comparison),
     }
-    with named_errors(out, f"make room, or allow writing; then `sttp report {quote(str(out))}`"):
-        for name, content in pages.items():
+    advice = f"make room, or allow writing; then `sttp report {quote(str(out))}`"
+    for name, content in pages.items():
+        with named_errors(out / name, advice):
             if isinstance(content, bytes):
                 write_bytes(out / name, content)
             else:
