@@ -14,6 +14,7 @@ from inspect import getattr_static
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
@@ -50,6 +51,7 @@ _STATE_HOOKS = {
     "_load_state_dict_pre_hooks": "a hook before load_state_dict",
     "_load_state_dict_post_hooks": "a hook after load_state_dict",
 }
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STORES = ("_parameters", "_buffers", "_modules")
 
 
@@ -195,6 +197,12 @@ def check_stock(layer: nn.Module, kind: type[nn.Module], names: Iterable[str]) -
             )
         if not isinstance(parameter, Tensor):
             raise _computed(layer, name, _remover(layer, name))
+        if parameter.dtype not in _DTYPES or parameter.layout != torch.strided:
+            raise _refused(
+                layer,
+                f"a {name} of {parameter.dtype}, layout {parameter.layout}",
+                "make it a dense one of real floating numbers, as by layer.float()",
+            )
         if type(parameter) is not nn.Parameter and has_values(parameter):
             raise _refused(
                 layer,

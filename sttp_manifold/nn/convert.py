@@ -228,14 +228,16 @@ def decompress(model: nn.Module, form: str = "dense") -> nn.Module:
                     own = part._parameters[at]
                     part._parameters[at] = shared.setdefault((weight, k), own)
             new[layer] = layer.hand_over(stock)
-    for module in model.modules():
+    converted = replace(model, new)
+    pairs = set(thin.values())
+    for module in converted.modules():
         compute_together(module, False)
-        _leave_fast_path(module, thin)
-    return replace(model, new)
+        _leave_fast_path(module, pairs)
+    return converted
 
 
 def _leave_fast_path(module: nn.Module, thin: Container[nn.Module]) -> None:
-    """Tell torch's transformers not to read the dense weights of layers that become thin ones."""
+    """Tell torch's transformers not to read dense weights where there are pairs of thin layers."""
     if isinstance(module, nn.TransformerEncoderLayer):
         if module.linear1 in thin or module.linear2 in thin:
             module.activation_relu_or_gelu = 0

@@ -85,7 +85,11 @@ class Group:
 
     def plans(self, recipe: Recipe) -> list[TTShape]:
         """Plans of the weights."""
-        return [recipe.plan(weight.shape) for weight in self.weights]
+        found = []
+        for weight, name in self.weights.items():
+            with naming(name):
+                found.append(recipe.plan(weight.shape))
+        return found
 
     def convert(self, recipe: Recipe) -> dict[nn.Module, nn.Module]:
         """A spectral layer for each layer; what is shared stays shared."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import warnings
+import weakref
+from collections import OrderedDict, deque, namedtuple
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -12,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from sttp_manifold.errors import ConversionError
+from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn import (
     SkippedLayerWarning,
     SpectralConv2d,
@@ -218,6 +222,106 @@ def test_references_that_torch_does_not_register() -> None:
         assert model.call.__self__ is model.fc
         assert model.named["other"] == 3
         torch.testing.assert_close(model(x), y)
+
+
+class Indirect(nn.Module):
+    """A network that calls its layer by something else than its name."""
+
+    def __init__(self, refer: Callable[[nn.Module], Any], call: Callable[[Any, Tensor], Tensor]):
+        super().__init__()
+        self.fc = nn.Linear(8, 8, **DOUBLE)
+        self.held = refer(self.fc)
+        self.itself = [self]
+        self._call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._call(self.held, x)
+
+
+class Holder:
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+
+Pair = namedtuple("Pair", "layer name")
+
+FOLLOWED: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Tensor], Tensor]]] = {
+    "nested": (lambda m: {"a": [(m, 1)]}, lambda h, x: h["a"][0][0](x)),
+    "ordered dict": (lambda m: OrderedDict(a=m), lambda h, x: h["a"](x)),
+    "deque": (lambda m: deque([m]), lambda h, x: h[0](x)),
+    "named tuple": (lambda m: Pair(m, "fc"), lambda h, x: h.layer(x)),
+    "partial": (lambda m: partial(m), lambda h, x: h(x)),
+    "partial of a method": (lambda m: partial(m.forward), lambda h, x: h(x)),
+    "partial with it": (lambda m: partial(lambda x, layer: layer(x), layer=m), lambda h, x: h(x)),
+}
+NOT_FOLLOWED: dict[str, Callable[[Any], Any]] = {
+    "closure": lambda m: lambda x: m(x),
+    "default": lambda m: eval("lambda x, m=m: m(x)", {"m": m}),
+    "weak reference": weakref.ref,
+    "object": Holder,
+    "set": lambda m: {m},
+    "in a list": lambda m: [Holder(m)],
+}
+
+
+@pytest.mark.parametrize(("refer", "call"), FOLLOWED.values(), ids=FOLLOWED)
+def test_containers_and_partials_are_followed(refer: Any, call: Any) -> None:
+    model, x = Indirect(refer, call), torch.randn(3, 8, **DOUBLE)
+    y = model(x)
+    for change in (lambda m: compress(m, rank=3), decompress):
+        change(model)
+        torch.testing.assert_close(model(x), model.fc(x))
+        assert model.itself[0] is model
+    assert not torch.allclose(model(x), y)  # the rank was low: this is not the old layer
+
+
+@pytest.mark.parametrize("refer", NOT_FOLLOWED.values(), ids=NOT_FOLLOWED)
+def test_references_that_cannot_be_followed_are_named(refer: Any) -> None:
+    model = Indirect(refer, lambda h, x: x)
+    before = model.fc
+    with pytest.raises(ConversionError, match=r"'held' of the root module.*layer 'fc'") as caught:
+        compress(model, rank=3)
+    assert caught.value.layer == "fc"
+    assert model.fc is before
+
+
+def test_a_hook_that_holds_another_layer_is_named() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    first = model[0]
+    model[1].register_forward_hook(lambda m, _, y: y + first.weight.sum())
+    with pytest.raises(ConversionError, match=r"'_forward_hooks' of '1'.*layer '0'"):
+        compress(model, rank=3)
+    assert [type(layer) for layer in model] == [nn.Linear] * 2
+
+
+def test_a_part_of_another_parameter_is_left_with_a_warning() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(8, 8)})
+    model.register_parameter("both", nn.Parameter(torch.randn(16, 8)))
+    model["a"].weight = nn.Parameter(model.both.detach()[4:12])
+    with pytest.warns(SkippedLayerWarning, match=r"'a' shares its weight with 'both'"):
+        compress(model, rank=2)
+    assert [type(layer) for layer in model.values()] == [nn.Linear, SpectralLinear]
+
+
+@every_layer
+@pytest.mark.parametrize(
+    "dtype", [torch.int32, torch.complex64, torch.float8_e4m3fn, torch.bool], ids=str
+)
+def test_weights_of_other_numbers_are_named(make: Any, dtype: torch.dtype) -> None:
+    layer = make()
+    layer.weight = nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+    refused(layer, f"weight of {dtype}", lambda m: compress(m, rank=2))
+
+
+def test_a_sparse_weight_and_an_empty_layer_are_named() -> None:
+    layer = nn.Linear(8, 8)
+    layer.weight = nn.Parameter(torch.eye(8).to_sparse())
+    refused(layer, "layout torch.sparse_coo", lambda m: compress(m, rank=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it initializes nothing
+        empty = nn.Linear(0, 8)
+    with pytest.raises(ShapeError, match=r"'1'.*positive integer"):
+        compress(model_of(empty), rank=2)
 
 
 @pytest.mark.parametrize("wrap", [lambda p: [p], lambda p: (p,), lambda p: {"w": p}])
