@@ -15,16 +15,29 @@ from sttp_manifold.checks.result import CheckResult, Law
 from sttp_manifold.checks.slopes import Slope, measure_slope
 from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.contract import HasLength, OfWeights
-from sttp_manifold.manifolds.geometry import geometry_of, plain
+from sttp_manifold.manifolds.geometry import geometry_of, plain, wide
 
 __all__ = ["Place", "norm", "place_at"]
 
 _TINY = 1e-300
 
 
+# Beyond 10 to plus or minus this, vectors are brought to the size of one before they are squared.
+_DECADES = {torch.float32: 12, torch.float64: 100}
+
+
 def norm(u: Tensor) -> float:
-    """Root of the sum of all squares, batch included."""
-    return float(torch.linalg.vector_norm(u))
+    """Root of the sum of all squares, batch included; also of squares that no dtype holds."""
+    size = _size(u)
+    return size * float(torch.linalg.vector_norm(wide(u / size)))
+
+
+def _size(u: Tensor) -> float:
+    """The largest entry of a vector that is very long or short; one for others."""
+    largest = float(torch.linalg.vector_norm(u, torch.inf)) if u.numel() else 0.0
+    decades = _DECADES.get(u.dtype, 2)
+    usual = largest == 0 or 10.0**-decades <= largest <= 10.0**decades
+    return 1.0 if usual or not math.isfinite(largest) else largest
 
 
 class Place:
@@ -160,7 +173,9 @@ class Place:
     def inner(self, u: Tensor, v: Tensor, x: Tensor | None = None) -> float:
         """The metric, summed over the batch."""
         # keepdim: without it, PoincareBall of geoopt 0.5 returns every pair of a batch.
-        return float(self.manifold.inner(self.x if x is None else x, u, v, keepdim=True).sum())
+        a, b = _size(u), _size(v)
+        at = self.x if x is None else x
+        return float(self.manifold.inner(at, u / a, v / b, keepdim=True).sum()) * a * b
 
     def velocity(self, u: Tensor) -> Tensor:
         """The ambient vector of a tangent vector at the point."""

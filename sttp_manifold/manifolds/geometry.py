@@ -166,8 +166,8 @@ def _absent(manifold: Any, name: str, said: str) -> str:
 
 
 def _size(u: Tensor) -> Tensor:
-    """The largest entry, one where all are zero."""
-    largest = torch.linalg.vector_norm(u, torch.inf)
+    """The largest entry, one where all are zero or there are none."""
+    largest = torch.linalg.vector_norm(u, torch.inf) if u.numel() else u.new_zeros(())
     return torch.where(largest > 0, largest, torch.ones_like(largest))
 
 

@@ -268,7 +268,7 @@ class _Operations:
 
     def random_point(self) -> Array:
         try:
-            x = self.manifold.random(*self.size, dtype=self.dtype, device=self.device)
+            x = _random(self.manifold, self.size, self.dtype, self.device)
         except NotImplementedError as error:
             raise ManifoldError(
                 f"{type(self.manifold).__name__} draws no random points; give a solver one, as "
@@ -336,6 +336,13 @@ def is_embedded_flat(manifold: Any) -> bool:
     return is_embedded(manifold) and not isinstance(manifold, HasHessian)
 
 
+def _random(
+    manifold: Any, size: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    # geoopt passes sizes on to torch, which wants the size of a scalar as one argument.
+    return manifold.random(*(size or ((),)), dtype=dtype, device=device)
+
+
 def _dimension(
     geometry: Geometry, size: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> int:
@@ -346,7 +353,7 @@ def _dimension(
     if stated is not None:
         return math.prod(batch) * stated
     try:
-        x = manifold.random(*single, dtype=dtype, device=device)
+        x = _random(manifold, single, dtype, device)
     except NotImplementedError:
         x = manifold.origin(*single, dtype=dtype, device=device)
     x = plain(x)

@@ -32,6 +32,7 @@ def _descend(objective: Objective, at: Iterate, options: SteepestDescentOptions)
     z = options.precondition(at.x, at.gradient)
     d, since = -z, 0
     slope, length = _slope_and_length(objective, at, d)
+    options.check_definite(-slope)
     trial_step = options.initial_step / length
     while True:
         trial = line.search(at, d, slope, trial_step)

@@ -77,6 +77,8 @@ def lbfgs(objective: Objective, at: Iterate, options: LBFGSOptions) -> None:
         if not (slope < 0 and math.isfinite(square)) and len(pairs):
             pairs.clear()
             continue
+        if not len(pairs):
+            options.check_definite(-slope)
         length = math.sqrt(max(square, 0.0))
         trial = line.search(at, d, slope, 1.0 if len(pairs) else options.initial_step / length)
         if trial is None:

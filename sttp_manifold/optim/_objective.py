@@ -351,6 +351,8 @@ def _unit(at: Iterate) -> float:
     """The power of two that brings a gradient to the size of one, if it is far from that."""
     info = torch.finfo(at.x.dtype)
     decades = _DECADES.get(at.x.dtype, 4)
+    if at.gradient.numel() == 0:
+        return 1.0
     largest = float(torch.linalg.vector_norm(at.gradient, torch.inf))
     if largest == 0.0 or math.isnan(largest) or not math.isfinite(at.value):
         return 1.0

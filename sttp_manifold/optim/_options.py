@@ -40,7 +40,31 @@ class Options:
 
     def precondition(self, x: Tensor, u: Tensor) -> Tensor:
         """The preconditioned vector; the vector itself without a preconditioner."""
-        return u if self.preconditioner is None else self.preconditioner(x, u)
+        if self.preconditioner is None:
+            return u
+        v: Any = self.preconditioner(x, u)  # a user's function may return anything
+        if not isinstance(v, Tensor) or v.shape != u.shape:
+            what = f"{tuple(v.shape)}" if isinstance(v, Tensor) else f"{type(v).__name__}"
+            raise ManifoldError(
+                f"a preconditioner (x, u) -> v gives a tangent vector at x, of shape "
+                f"{tuple(u.shape)}; this one gave {what}"
+            )
+        return v
+
+    def check_definite(self, product: float) -> None:
+        """Refuse a preconditioner that turns a gradient uphill.
+
+        Args:
+            product: inner product of a gradient other than zero with the preconditioned one.
+
+        Raises:
+            ManifoldError: a product that is negative, of a preconditioner.
+        """
+        if self.preconditioner is not None and product < 0:
+            raise ManifoldError(
+                f"a preconditioner is positive definite on each tangent space, but <u, P u> = "
+                f"{product:.3g} at a gradient u; its negative may be"
+            )
 
 
 @dataclass(frozen=True)

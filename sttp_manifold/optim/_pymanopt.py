@@ -29,11 +29,14 @@ def run_pymanopt(solver: str) -> Callable[[Objective, Iterate, PymanoptOptions],
                 "minimize(..., method='steepest_descent', options={'preconditioner': ...})"
             )
         x, limits = at.x, objective.limits
+        given = None if options.preconditioner is None else options.precondition
+        if given is not None:
+            options.check_definite(float(objective.inner(x, at.gradient, given(x, at.gradient))))
         theirs = to_pymanopt(
             objective.manifold, size=tuple(x.shape), dtype=x.dtype, device=x.device
         )
         watched = _Watched(theirs, objective, at, curvature=solver == "TrustRegions")
-        problem = make_problem(theirs, watched, options.preconditioner)
+        problem = make_problem(theirs, watched, given)
         optimizers = importlib.import_module("pymanopt.optimizers")
         # Its own limits are out of the way, save those that end a search without an iterate.
         most = _NEVER if limits.iterations is None else limits.iterations + 1

@@ -100,6 +100,7 @@ def _steihaug_toint(
     z = options.precondition(x, residual)
     d = -z
     z_r = float(inner(x, z, residual))
+    options.check_definite(z_r)
     # Squares and products in the metric of the preconditioner (Conn, Gould & Toint, 7.5.6-7).
     e_e, e_d, d_d = 0.0, 0.0, z_r
     target = at.grad_norm * min(options.kappa, (at.grad_norm / first_norm) ** options.theta)

@@ -218,3 +218,38 @@ def test_a_callback_that_raises_ends_the_run_with_its_own_error() -> None:
         sm.minimize(geoopt.Sphere(), cost, x, callback=broken, progress=True)
     with pytest.raises(ManifoldError, match="max_time = 0 seconds spent before the cost at x0"):
         sm.minimize(geoopt.Sphere(), cost, x, max_time=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batches_of_nothing_and_points_that_are_numbers(method) -> None:
+    nothing = torch.empty(0, 4, dtype=F64)
+    result = sm.minimize(geoopt.Sphere(), lambda y: y.square().sum(), nothing, method)
+    assert result.success
+    assert result.x.shape == (0, 4)
+    one = torch.tensor(1.0, dtype=F64)
+    result = sm.minimize(Euclidean(ndim=0), lambda y: (y - 3) ** 2, one, method)
+    assert result.success
+    assert float(result.x) == pytest.approx(3.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "pymanopt:steepest_descent"])
+def test_preconditioners_that_are_none_are_named(method) -> None:
+    cost, x = quadratic(F64, 1.0)
+    for wrong, said in (
+        (lambda x, u: None, "of shape .5,.; this one gave NoneType"),
+        (lambda x, u: u[:2], "this one gave .2,."),
+        (lambda x, u: -u, "positive definite on each tangent space"),
+    ):
+        with pytest.raises(ManifoldError, match=said):
+            sm.minimize(geoopt.Sphere(), cost, x, method, options={"preconditioner": wrong})
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_a_cost_without_bottom_ends_with_a_word(method) -> None:
+    x = torch.ones(3, dtype=F32)
+    result = sm.minimize(
+        Euclidean(ndim=1), lambda y: -y.square().sum(), x, method, max_iterations=300
+    )
+    assert not result.success
+    assert math.isfinite(result.fun)
+    assert torch.isfinite(result.x).all()
