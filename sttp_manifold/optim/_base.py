@@ -148,6 +148,12 @@ class FrameOptimizer:
         """Refuse what a group asks for and a step cannot do."""
         name = type(self).__name__
         check_settings(name, group, look=look)
+        for key in ("adam_lr", "adam_betas", "adam_eps", "plain_matrices"):
+            if key in group and key not in self.defaults:
+                raise SettingError(
+                    f"{name} got {key}={group[key]!r}, a setting of RiemannianMuon; {name} moves "
+                    f"all of a parameter at one rate, as in {name}(params, lr=...)"
+                )
         _retraction_of(name, group["retraction"])
         manifold = [p for p in group["params"] if is_riemannian(p)]
         if manifold and group.get("capturable"):

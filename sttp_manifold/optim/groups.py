@@ -78,7 +78,7 @@ def param_groups(
         frame_lr: learning rate of what holds frames; ``lr`` if None.
         spectrum_lr: learning rate of the spectra in points of manifolds, for
             :class:`RiemannianMuon`, whose ``adam_lr`` it is in that group. The other optimizers
-            have one rate for a parameter.
+            have one rate for a parameter, and refuse it.
 
     Returns:
         The groups that are not empty, each with a ``"name"``.

@@ -208,11 +208,7 @@ class RiemannianMuon(RiemannianAdam):
             moments, _ = block.kept("exp_avg")
             moved = []
             for x, grad, m in zip(points, block.views(gradient)[0], moments, strict=True):
-                size = grad.abs().amax((1, 2), keepdim=True)
-                project_(x, grad)
-                # Of all sizes alike: what is rounding errors, or nothing, must not become a step.
-                least = size * (_ROUNDINGS * torch.finfo(x.dtype).eps)
-                rests = grad.abs().amax((1, 2), keepdim=True) <= least
+                rests = _project_at_rest(x, grad)
                 m.lerp_(grad, 1 - momentum)
                 ahead = grad.lerp_(m, momentum) if group["nesterov"] else m
                 D = steepest_direction(x, ahead).masked_fill_(rests, 0)
@@ -264,6 +260,25 @@ class RiemannianMuon(RiemannianAdam):
                 scheduled = lr / start if start else 1.0
             lr = number(group["adam_lr"], look=False) * scheduled
         return {**group, "lr": lr, "betas": group["adam_betas"], "eps": group["adam_eps"]}
+
+
+def _project_at_rest(X: Tensor, G: Tensor) -> Tensor:
+    """Project gradients in place; where nothing is left, or rounding errors only.
+
+    Of all sizes alike, these must not become a step. Sums of what is nearly infinite do not
+    overflow.
+
+    Shape:
+        - X, G: ``(n, d, r)``
+        - Output: ``(n, 1, 1)``
+    """
+    number = torch.finfo(G.dtype)
+    size = G.abs().amax((1, 2), keepdim=True)
+    G.div_(torch.where(size == 0, 1, size))
+    project_(X, G)
+    rests = G.abs().amax((1, 2), keepdim=True) <= _ROUNDINGS * number.eps
+    G.mul_(size.clamp_(max=number.max / (8 * G.shape[1])))
+    return rests
 
 
 def _turned(

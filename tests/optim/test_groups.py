@@ -92,6 +92,15 @@ def test_optimizers_take_the_groups(model, cls):
     optimizer.load_state_dict(optimizer.state_dict())
 
 
+def test_a_rate_of_spectra_is_muons(model):
+    groups = sm.optim.param_groups(model, frame_lr=2e-2, spectrum_lr=1e-2)
+    optimizer = sm.optim.RiemannianMuon(groups)
+    assert next(group["adam_lr"] for group in optimizer.param_groups) == 1e-2
+    for cls in (sm.optim.RiemannianAdam, sm.optim.RiemannianSGD):
+        with pytest.raises(OptimizerError, match=r"got adam_lr=0\.01, a setting of RiemannianMuon"):
+            cls(sm.optim.param_groups(model, spectrum_lr=1e-2), lr=1e-3)
+
+
 def test_a_rate_of_spectra_needs_spectra_on_a_manifold():
     chart = sm.nn.SpectralLinear(18, 20, rank=3)
     with pytest.raises(OptimizerError, match="charts hold frames and spectrum in one"):

@@ -389,6 +389,39 @@ def test_rounding_errors_of_a_normal_gradient_are_no_step(dtype):
         torch.testing.assert_close(p.detach(), q, rtol=0, atol=8 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_spike_that_is_finite_leaves_frames_finite(dtype):
+    params = [frame(*shape, dtype=dtype) for shape in FRAMES]
+    optimizer = RiemannianMuon(params, lr=0.1)
+    for size in (1.0, torch.finfo(dtype).max, 1.0):
+        for p in params:
+            p.grad = (torch.rand_like(p) - 0.5) * 2 * size
+        optimizer.step()
+    for p in params:
+        assert frame_error(p) < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_steps_of_half_precision_are_those_of_float32_rounded(dtype):
+    params = [points(dtype=dtype)[1], *(frame(*shape, dtype=dtype) for shape in FRAMES)]
+    twins = [ManifoldParameter(p.detach().float(), manifold=p.manifold) for p in params]
+    optimizers = [RiemannianMuon(ps, lr=0.05, adam_lr=1e-2) for ps in (params, twins)]
+    smallest = 2.0**-24 if dtype == torch.float16 else 1e-30
+    for step, scale in enumerate((1.0, 1e4, 30 * smallest)):
+        put_gradients(params, step, scale)
+        for p, q in zip(params, twins, strict=True):
+            q.data.copy_(p.data)
+            q.grad = p.grad.float()
+        for optimizer in optimizers:
+            with torch.autocast("cpu"):
+                optimizer.step()
+        for p, q in zip(params, twins, strict=True):
+            assert torch.equal(p.detach(), q.detach().to(dtype))
+            moment = optimizers[0].state[p]["exp_avg"]
+            assert moment.dtype == torch.float32
+            assert torch.equal(moment, optimizers[1].state[q]["exp_avg"])
+
+
 def test_not_finite_gradients_give_nan_and_no_error():
     for bad in (math.nan, math.inf):
         x, F = points()[1], frame(9, 4)
