@@ -77,36 +77,6 @@ def test_a_flag_set_later_is_refused_at_the_step(cls, flag):
     assert torch.equal(x.detach(), start[1])
 
 
-@pytest.mark.parametrize("kind", ["plain", "ours", "stiefel", "sphere"])
-@pytest.mark.parametrize("cls", [RiemannianAdam, RiemannianSGD])
-@pytest.mark.parametrize("error", [OptimizerError, RuntimeError])
-def test_sparse_gradients_are_refused_before_anything_moves(cls, kind, error):
-    first = parameter("ours")
-    x = plain(4) if kind == "plain" else parameter(kind)
-    first.grad = torch.ones_like(first)
-    x.grad = torch.ones_like(x).detach().to_sparse()
-    start = first.detach().clone()
-    optimizer = cls([dict(params=[first]), dict(params=[x])], lr=0.1)
-    with pytest.raises(error, match=r"sparse one; build its embedding with sparse=False"):
-        optimizer.step()
-    assert torch.equal(first.detach(), start)
-    assert not optimizer.state[first]
-
-
-@pytest.mark.parametrize("cls", [RiemannianAdam, RiemannianSGD])
-@pytest.mark.parametrize(
-    "options", [{"lr": -1.0}, {"lr": 0.1, "weight_decay": -1.0}], ids=["lr", "weight decay"]
-)
-def test_numbers_out_of_range_are_refused_as_in_torch(cls, options):
-    with pytest.raises(ValueError, match="Invalid"):
-        cls([parameter("ours")], **options)
-
-
-def test_nesterov_needs_momentum():
-    with pytest.raises(ValueError, match="Nesterov"):
-        RiemannianSGD([parameter("ours")], lr=0.1, nesterov=True)
-
-
 # --- check_optimizer. ---
 
 

@@ -254,28 +254,6 @@ def test_the_retraction_is_part_of_the_state():
 # --- State between steps. ---
 
 
-@pytest.mark.parametrize(("cls", "options"), [*OPTIMIZERS, (RiemannianAdam, {"amsgrad": True})])
-def test_reading_and_writing_the_state_between_steps(cls, options):
-    """Who reads it changes nothing; what is written there is what the next step uses."""
-    _, params = points()
-    twins, reset = copy.deepcopy(params), copy.deepcopy(params)
-    quiet, read, written = (cls(q, lr=0.1, **options) for q in (params, twins, reset))
-    for seed in range(5):
-        for q in (params, twins, reset):
-            put_gradients(q, seed)
-        quiet.step()
-        read.step()
-        assert all(s[cls._momentum_key].shape == p.shape for p, s in read.state.items())
-        read.state_dict()
-        written.step()
-        for state in written.state.values():
-            state[cls._momentum_key].zero_()
-    for p, q, w in zip(params, twins, reset, strict=True):
-        assert torch.equal(p.detach(), q.detach())
-        assert not torch.allclose(p.detach(), w.detach())
-    assert all(not s[cls._momentum_key].any() for s in written.state.values())
-
-
 @pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
 @pytest.mark.parametrize(
     "change",
