@@ -16,6 +16,7 @@ import io
 import random
 import re
 import signal
+import threading
 import traceback
 import warnings
 import zlib
@@ -44,6 +45,7 @@ SECONDS = 20
 LEFT_OUT = {
     "Holder", "Law", "MinimizeResult", "SkippedLayerWarning", "Slope", "SpectralLayer",
     "SpectralWeight", "Summary", "SummaryRow", "CheckResult", "ChartPoint",
+    "form_together",  # which the package asks of its layers
 }  # fmt: skip
 
 
@@ -417,7 +419,7 @@ def public_methods(cls: type) -> Iterator[str]:
             continue
         for name, value in vars(base).items():
             plain = inspect.isfunction(value) or isinstance(value, (classmethod, staticmethod))
-            if plain and not name.startswith("_") and name not in seen:
+            if plain and not name.startswith("_") and name not in seen | LEFT_OUT:
                 seen.add(name)
                 yield name
 
@@ -530,7 +532,7 @@ def fault(error: BaseException) -> str | None:
     """What is wrong with an error, or None if it is one that names its culprit."""
     text = str(error).strip()
     where = traceback.extract_tb(error.__traceback__)
-    last = where[-1].filename
+    last = where[-1].filename if where else ""
     told = f"{type(error).__name__}: {text[:200]}"
     place = next((f"{f.filename.split('sttp_manifold/')[-1]}:{f.lineno}"
                   for f in reversed(where) if "/sttp_manifold/" in f.filename), "")  # fmt: skip
@@ -564,6 +566,9 @@ def limited(seconds: int = SECONDS) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise SlowError(f"a call took over {seconds} s")
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals come to the main thread only
+        return
     old = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
     try:

@@ -9,11 +9,12 @@ References: Boumal 2023, sections 4.8 and 6.8.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained
+from sttp_manifold._geoopt import Manifold
 from sttp_manifold.checks.ambient import euclidean_gradient
 from sttp_manifold.checks.curves import field_model, model, without_acceleration
 from sttp_manifold.checks.laws import gradient_laws, hessian_laws
@@ -26,8 +27,9 @@ from sttp_manifold.manifolds.geometry import plain
 __all__ = ["check_gradient", "check_hessian"]
 
 
+@explained
 def check_gradient(
-    manifold: Any,
+    manifold: Manifold,
     cost: Callable[..., Tensor],
     x: Tensor | None = None,
     u: Tensor | None = None,
@@ -88,8 +90,9 @@ def check_gradient(
     return result.raise_if_failed() if raises else result
 
 
+@explained
 def check_hessian(
-    manifold: Any,
+    manifold: Manifold,
     cost: Callable[..., Tensor],
     x: Tensor | None = None,
     u: Tensor | None = None,

@@ -14,11 +14,11 @@ References: Absil, Mahony & Sepulchre 2008, chapters 4, 5 and 8; Boumal 2023, se
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained
+from sttp_manifold._geoopt import Manifold
 from sttp_manifold.checks.curves import first_order, returns, second_order
 from sttp_manifold.checks.laws import manifold_laws, point_laws, transport_laws
 from sttp_manifold.checks.place import Place, norm, place_at
@@ -29,8 +29,9 @@ from sttp_manifold.manifolds.geometry import plain
 __all__ = ["check_manifold", "check_retraction", "check_vector_transport"]
 
 
+@explained
 def check_manifold(
-    manifold: Any,
+    manifold: Manifold,
     x: Tensor | None = None,
     *,
     size: tuple[int, ...] | None = None,
@@ -85,8 +86,9 @@ def check_manifold(
     return result.raise_if_failed() if raises else result
 
 
+@explained
 def check_retraction(
-    manifold: Any,
+    manifold: Manifold,
     x: Tensor | None = None,
     u: Tensor | None = None,
     *,
@@ -145,8 +147,9 @@ def check_retraction(
     return result.raise_if_failed() if raises else result
 
 
+@explained
 def check_vector_transport(
-    manifold: Any,
+    manifold: Manifold,
     x: Tensor | None = None,
     u: Tensor | None = None,
     v: Tensor | None = None,

@@ -220,9 +220,9 @@ class SpectralConv2d(SpectralLayer):
             return "dense"
         return _form_for_many(weight.shape, costs())
 
-    def _form(self, x: Tensor) -> str:
-        if self.groups > 1:
-            return "dense"
+    def _form(self, x: object) -> str:
+        if self.groups > 1 or not isinstance(x, Tensor):
+            return "dense"  # of what is no tensor, torch says so
         plan = conv_plan(self.spectral_weight.shape, self._positions(x))
         return "dense" if plan == "dense" else "factors"
 

@@ -113,7 +113,9 @@ class SpectralLinear(SpectralLayer):
         us, vt = weight.factors()
         return nn.functional.linear(nn.functional.linear(x, vt), us, self.bias)
 
-    def _form(self, x: Tensor) -> str:
+    def _form(self, x: object) -> str:
+        if not isinstance(x, Tensor):
+            return "dense"  # torch names what is no tensor
         count = x.numel() // max(x.shape[-1], 1) if x.ndim else 0
         if not count:
             return "dense"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_swa_avg_fn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.frames.orthonormal import HALF
 from sttp_manifold.optim._blocks import frame_views, is_framed, is_riemannian, working_dtype
@@ -105,6 +106,7 @@ def _put_back(p: Tensor, value: Tensor) -> None:
     value.copy_(manifold.projx(value.to(working_dtype(p))))
 
 
+@explained
 @torch.no_grad()
 def check_points(model: torch.nn.Module) -> None:
     """Raise if a parameter of a model is off its manifold.

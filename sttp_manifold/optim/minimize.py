@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sttp_manifold._arguments import explained
+from sttp_manifold._geoopt import Manifold
 from sttp_manifold.errors import ManifoldError
 from sttp_manifold.manifolds.geometry import plain
 from sttp_manifold.optim._conjugate_gradient import conjugate_gradient, steepest_descent
@@ -53,7 +54,7 @@ METHODS = tuple(_METHODS)
 
 @explained
 def minimize(
-    manifold: Any,
+    manifold: Manifold,
     cost: Callable[..., Tensor],
     x0: Tensor,
     method: str = "trust_regions",
