@@ -25,6 +25,7 @@ EXTRA = "_extra_state"
 """Torch's key, behind the prefix of a module."""
 
 _VERSION = 1
+_BLOCK = 256
 
 
 def held_by(method: str, shape: TTShape, spectrum: str, bound: float) -> dict[str, Any]:
@@ -47,6 +48,9 @@ def to_tensor(held: Mapping[str, Any]) -> Tensor:
         - output: ``(n,)``
     """
     text = json.dumps(held, separators=(",", ":"))
+    # Of one length for most: who loads into tensors of a size (distributed checkpoints) gets to the
+    # comparison, and is not stuck at the length of a text.
+    text = text.ljust(-(-len(text) // _BLOCK) * _BLOCK)
     return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
 
 
