@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
+from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.recipe import KernelOptions, takes
 from sttp_manifold.nn.weight import SpectralWeight
@@ -123,7 +124,7 @@ class SpectralConv2d(SpectralLayer):
 
     @classmethod
     def _around(cls, layer: nn.Conv2d, weights: Mapping[str, SpectralWeight]) -> Self:
-        return cls(
+        made = cls(
             layer.in_channels,
             layer.out_channels,
             cast("tuple[int, int]", layer.kernel_size),
@@ -136,6 +137,14 @@ class SpectralConv2d(SpectralLayer):
             padding_mode=layer.padding_mode,
             weight=weights["weight"],
         )
+        # Torch pads by sizes that it computed when the layer was made, except with zeros.
+        sides = [list(c._reversed_padding_repeated_twice) for c in (layer, made._stock())]
+        if layer.padding_mode != "zeros" and sides[0] != sides[1]:
+            raise ConversionError(
+                f"this Conv2d pads by {sides[0]}, from when it was made, and its settings ask for "
+                f"{sides[1]}; make it anew with the settings that it is to have"
+            )
+        return made
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

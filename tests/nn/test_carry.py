@@ -570,3 +570,39 @@ def test_a_subclass_with_a_forward_of_its_own_is_refused_and_another_one_is_not(
     model = decompress(model_of(Named("mine")))
     assert type(model[1]) is nn.Linear
     assert model[1].name == "mine"
+
+
+def test_subclasses_of_stock_layers_with_a_forward_of_their_own_are_refused() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    class Standardized(nn.Conv2d):
+        def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(x, weight / weight.std(), bias)
+
+    class Named(nn.Linear):
+        name = "mine"
+
+    with pytest.raises(ConversionError, match=r"Doubled is .* with a forward of its own"):
+        SpectralLinear.from_layer(Doubled(8, 6), 3)
+    with pytest.raises(
+        ConversionError, match=r"Standardized is .* with a _conv_forward of its own"
+    ):
+        SpectralConv2d.from_layer(Standardized(4, 6, 3), 3)
+    made = SpectralLinear.from_layer(Named(8, 6, **DOUBLE), RANK)
+    assert made.weight.shape == (6, 8)
+
+
+def test_a_padding_that_was_changed_afterwards_is_what_torch_does_or_an_error() -> None:
+    for mode in ("zeros", "circular"):
+        layer = nn.Conv2d(4, 6, 3, padding=1, padding_mode=mode, **DOUBLE)
+        layer.padding = (2, 2)
+        x = torch.randn(2, 4, 5, 5, **DOUBLE)
+        if mode == "zeros":
+            torch.testing.assert_close(SpectralConv2d.from_layer(layer, RANK)(x), layer(x))
+        else:
+            refused(layer, "make it anew", lambda m: compress(m, rank=2))
+    layer = nn.Conv2d(4, 6, 3, **DOUBLE)
+    layer.stride = (2, 1)
+    torch.testing.assert_close(SpectralConv2d.from_layer(layer, RANK)(x), layer(x))
