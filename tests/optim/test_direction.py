@@ -72,10 +72,10 @@ def test_no_tangent_vector_of_norm_one_ascends_more(shape, decay):
     X, G = frame(*shape), gradient(*shape, decay=decay)
     D = direction(X, G)
     assert spectral_norm(X.mT @ D + D.mT @ X) < 1e-9
-    assert spectral_norm(D) == pytest.approx(1, abs=3e-5)
+    assert spectral_norm(D) == pytest.approx(1, abs=5e-4)
     value = float((G * D).sum())
     # The bound, which SciPy does not always make the least one, from above.
-    assert 0.995 * upper_bound(X, tangent(X, G)) < value < 1.0001 * upper_bound(X, tangent(X, G))
+    assert 0.995 * upper_bound(X, tangent(X, G)) < value < 1.0005 * upper_bound(X, tangent(X, G))
 
 
 @given(
@@ -95,11 +95,11 @@ def test_it_is_tangent_and_of_norm_one_and_beats_others(d, r, seed, decay, other
     if d == r == 1:
         assert not D.any()  # there is nowhere to go
         return
-    assert spectral_norm(D) == pytest.approx(1, abs=3e-5)
+    assert spectral_norm(D) == pytest.approx(1, abs=5e-4)
     optimum = float(sizes.sum()) / 2
     value = float((G * D).sum())
-    # What is lost is of singular values below 2e-3 of the largest.
-    assert optimum - float(sizes[0]) * r * 2e-3 <= value <= optimum * (1 + 3e-5)
+    # What is lost is of singular values below 5e-3 of the largest.
+    assert optimum - float(sizes[0]) * r * 5e-3 <= value <= optimum * (1 + 5e-4)
     rival = tangent(X, gradient(d, r, other + 5000))
     assert value >= float((G * rival).sum()) / max(spectral_norm(rival), 1e-12) - 1e-4 * optimum
 
@@ -164,13 +164,13 @@ def test_frames_of_a_batch_are_alone():
 
 def test_polynomials_are_the_best_of_their_degree():
     """Each differs from one by as much, with changing sign, at four points: Chebyshev's theorem."""
-    low, high = 2e-3, 1.0
+    low, high = 5e-3, 1.0
     for k, (a, b, c) in enumerate(POLYNOMIALS):
         x = np.linspace(low, high, 200_001)
         error = a * x + b * x**3 + c * x**5 - 1
         worst = np.abs(error).max()
-        if k < len(POLYNOMIALS) - 1:
+        if k < len(POLYNOMIALS):
             extremes = [error[0], *error[1:-1][np.diff(np.sign(np.diff(error))) != 0], error[-1]]
             np.testing.assert_allclose(extremes, worst * np.array([-1, 1, -1, 1]), rtol=1e-5)
         low, high = 1 - worst, 1 + worst
-    assert worst < 3e-5
+    assert worst < 5e-4

@@ -90,11 +90,11 @@ def test_a_step_turns_by_its_rate(shape, retraction, lr):
     # By a Cayley transform to second order; by the others too where columns turn unequally, and by
     # the Q factor then to first order.
     first_order = lr / 20 if retraction == "qr" else 0
-    assert turned == pytest.approx(lr, rel=1e-4 + lr**2 / 4 + first_order)
+    assert turned == pytest.approx(lr, rel=5e-4 + lr**2 / 4 + first_order)
     second_order = lr**2 / 4 if retraction == "cayley" else 0
-    assert between <= lr * (1 + 1e-4 + second_order)
+    assert between <= lr * (1 + 5e-4 + second_order)
     if shape[1] == 1:
-        assert between == pytest.approx(lr, rel=1e-4 + second_order)
+        assert between == pytest.approx(lr, rel=5e-4 + second_order)
 
 
 @pytest.mark.parametrize("lr", [0.5, 1.0, 1.5])
@@ -103,7 +103,7 @@ def test_long_steps_too(lr):
     start = x.detach().clone()
     put_gradients([x], 1)
     RiemannianMuon([x], lr=lr).step()
-    assert angles(start, x.detach())[0] == pytest.approx(lr, rel=1e-4)
+    assert angles(start, x.detach())[0] == pytest.approx(lr, rel=5e-4)
     assert frame_error(x) < 1e-13
 
 
