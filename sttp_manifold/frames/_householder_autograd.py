@@ -67,8 +67,13 @@ _KEPT: dict[tuple[int, torch.dtype, torch.device], _Constants] = {}
 _KEEP = 256
 
 
+def _watched() -> bool:
+    """Whether a compiler or the tracer of TorchScript writes down what is done."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def _constants(r: int, like: Tensor) -> _Constants:
-    if torch.compiler.is_compiling() or isinstance(like, FakeTensor):
+    if _watched() or isinstance(like, FakeTensor):
         return _make_constants(r, like.dtype, like.device)
     key = (r, like.dtype, like.device)
     kept = _KEPT.get(key)
@@ -164,8 +169,7 @@ def _is_traced(x: Tensor) -> bool:
     differentiation.
     """
     return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        _watched()
         or _transforms_active()
         or torch.autograd.forward_ad.unpack_dual(x).tangent is not None
     )
@@ -370,7 +374,7 @@ class FullChart(Chart):
         # The Gram matrix of Y with its ones and its linear part added last: summed with the rest,
         # a one would round away small entries, at ten times the loss of orthogonality.
         gram = torch.bmm(_t(Y), Y)
-        if torch.is_grad_enabled() or _transforms_active():
+        if torch.is_grad_enabled() or _transforms_active() or _watched():
             Y = Y + torch.nn.functional.pad(constants.eye, (0, 0, 0, d - r))
         else:
             Y.diagonal(dim1=-2, dim2=-1).add_(constants.one)

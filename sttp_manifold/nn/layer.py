@@ -175,6 +175,8 @@ class SpectralLayer(nn.Module, ABC):
             form = form_of(self.spectral_weight)
             if form is not None:
                 return form
+            if torch.jit.is_tracing():  # what follows from the size of an input would be frozen
+                return self.form_together(self.spectral_weight)
         return self._form(x)
 
     def form_together(self, weight: SpectralWeight) -> str:
