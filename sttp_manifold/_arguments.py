@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
+import itertools
 import operator
 import types
 import typing
@@ -18,9 +19,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from sttp_manifold.errors import ArgumentError, SttpError
+from sttp_manifold.errors import ArgumentError, ShapeError, SttpError
 
-__all__ = ["explained", "explained_class"]
+__all__ = ["check_among", "explained", "explained_class", "explained_constructor"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,6 +63,22 @@ def explained_class(cls: C) -> C:
         elif isinstance(value, (classmethod, staticmethod)):
             setattr(cls, name, type(value)(explained(value.__func__)))
     return cls
+
+
+def explained_constructor(cls: C) -> C:
+    """:func:`explained` for the constructor of a class, as of a dataclass."""
+    setattr(cls, "__init__", explained(vars(cls)["__init__"]))  # noqa: B010
+    return cls
+
+
+def check_among(option: str, value: object, names: tuple[str, ...]) -> None:
+    """Refuse what is none of the names that an option has.
+
+    Raises:
+        ShapeError: such a value.
+    """
+    if not isinstance(value, str) or value not in names:
+        raise ShapeError(f"{option} must be {' or '.join(map(repr, names))}, got {value!r}")
 
 
 def _culprit(
@@ -132,11 +149,15 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _fits_elements(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
-    if not parts or not isinstance(value, (list, tuple)):
+    if not parts or isinstance(value, torch.Tensor):
         return True
+    if isinstance(value, collections.abc.Mapping):
+        return all(_fits(element, parts[-1]) for element in list(value.values())[:_MOST])
+    if not isinstance(value, collections.abc.Collection):
+        return True  # an iterator would be used up
     if origin is tuple and parts[-1] is not Ellipsis:
         return len(value) == len(parts) and all(map(_fits, value, parts))
-    return all(_fits(element, parts[0]) for element in value[:_MOST])
+    return all(_fits(element, parts[0]) for element in itertools.islice(value, _MOST))
 
 
 def _fits_class(value: Any, kind: Any) -> bool:

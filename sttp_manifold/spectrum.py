@@ -230,7 +230,7 @@ def hold_spectrum(tt: SpectralTT, spectrum: SpectrumMap, *, project: bool = Fals
         return hold_spectrum(tt.to(torch.float32), spectrum, project=project).to(tt.dtype)
     tt = tt.merged()
     if not all(map(_is_finite, (*tt.left, tt.spectrum, *tt.right))):
-        raise SpectrumError("the spectrum has entries that are not finite")
+        raise SpectrumError("this weight has entries that are not finite")
     if spectrum.name == "full":
         return SpectralTT(tt.left, tt.bond, tt.right, tt.shape)
     if tt.is_full:
@@ -258,6 +258,8 @@ def _relative(s: Tensor) -> Tensor:
 
 def _mean_log(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Mean of ``log x``, smooth at zero and exactly zero where all of ``x`` is one."""
+    if not 0 <= eps <= 1:
+        raise SpectrumError(f"eps is a number from 0 to 1, as in eps=1e-6; got {eps!r}")
     # In float16 the slope at zero, 1 / (2 eps), has to stay below its largest number.
     eps = max(eps, 64 / torch.finfo(dtype).max)
     return 0.5 * torch.log((x.square() + eps**2) / (1 + eps**2)).mean(-1)
@@ -280,6 +282,7 @@ def d_optimal(s: Tensor, eps: float = 1e-6) -> Tensor:
 
     Raises:
         ShapeError: no singular values.
+        SpectrumError: an ``eps`` that is not from 0 to 1.
     """
     return -_mean_log(_relative(s), eps, s.dtype)
 
@@ -304,6 +307,7 @@ def divergence(s: Tensor, eps: float = 1e-6) -> Tensor:
 
     Raises:
         ShapeError: no singular values.
+        SpectrumError: an ``eps`` that is not from 0 to 1.
     """
     relative = _relative(s)
     count = s.shape[-1] - 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sttp_manifold._arguments import explained, explained_class
+from sttp_manifold._arguments import (
+    check_among,
+    explained,
+    explained_class,
+    explained_constructor,
+)
 from sttp_manifold.errors import ArgumentError, ShapeError
 
 
@@ -106,3 +112,45 @@ def test_methods_and_errors_of_ours() -> None:
             call(3)
     with pytest.raises(AttributeError):
         Thing()._private(3)
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [
+        ([X, X], True),
+        ((X for _ in range(2)), True),  # an iterator would be used up
+        (X, True),
+        ({"a": X}.values(), True),
+        (np.ones(2), False),
+        ("ab", False),
+        ([X, 1.0], False),
+        (3, False),
+    ],
+)
+def test_elements_of_what_is_iterated_are_looked_at(value, fits) -> None:
+    @explained
+    def take(parameters: Iterable[Tensor]) -> None:
+        raise ValueError("something inside")
+
+    with pytest.raises(ValueError if fits else ArgumentError):
+        take(value)
+
+
+def test_constructors_and_names_of_options() -> None:
+    @explained_constructor
+    @dataclass
+    class Options:
+        size: int = 1
+        kind: str = "a"
+
+        def __post_init__(self) -> None:
+            check_among("kind", self.kind, ("a", "b"))
+            assert self.size < 3
+
+    assert Options(2, "b").size == 2
+    with pytest.raises(ArgumentError, match=r"Options.__init__: size is an int, got str: 'x'"):
+        Options("x")
+    with pytest.raises(ShapeError, match="kind must be 'a' or 'b', got 3"):
+        Options(kind=3)
+    with pytest.raises(AssertionError):
+        Options(3)

@@ -280,6 +280,8 @@ def _refuse_conflicts(
 ) -> None:
     if size is not None:
         raise ManifoldError("size is that of a random point: give x or size, not both")
+    if not x.numel():
+        raise ManifoldError(f"the checks take at least one point, x is {tuple(x.shape)}")
     if not x.dtype.is_floating_point:
         raise ManifoldError(f"the checks take points of real numbers, x is {x.dtype}")
     if dtype not in (None, x.dtype) or (

@@ -124,8 +124,19 @@ class SpectralLayer(nn.Module, ABC):
             copied: whether hooks are copied, since both layers go on living.
 
         Raises:
-            ConversionError: something that cannot be carried over.
+            ConversionError: another kind of layer, weights of other parameters, or something that
+                cannot be carried over.
         """
+        if not isinstance(layer, cls.stock):
+            raise ConversionError(
+                f"{cls.__name__} takes the place of a {cls.stock.__name__}, got a "
+                f"{type(layer).__name__}"
+            )
+        wanted = [name for name in cls.holds if layer._parameters.get(name) is not None]
+        if sorted(weights) != sorted(wanted):
+            raise ConversionError(
+                f"{cls.__name__} takes one weight for each of {wanted}, got {list(weights)}"
+            )
         made = cls._around(layer, weights)
         for name, weight in weights.items():
             mark_like([layer._parameters[name]], weight.parameters())

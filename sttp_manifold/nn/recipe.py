@@ -14,6 +14,7 @@ from typing import Any, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import check_among, explained_constructor
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.initial import INITS, computing_dtype
 from sttp_manifold.nn.methods import weight_class
@@ -21,13 +22,11 @@ from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.spectrum import SpectrumMap
 from sttp_manifold.tt.decompose import tt_svd
-from sttp_manifold.tt.shape import TTShape
+from sttp_manifold.tt.shape import KERNELS, KINDS, TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
 __all__ = ["KernelOptions", "Recipe", "WeightOptions", "takes"]
 
-KINDS = ("sttp", "svdp")
-KERNELS = ("flat", "factored")
 PRETRAINED = "pretrained"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,6 +50,7 @@ class KernelOptions(WeightOptions, total=False):
     kernel: str
 
 
+@explained_constructor
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The options of a spectral weight, checked.
@@ -97,8 +97,8 @@ class Recipe:
     project: bool = False
 
     def __post_init__(self) -> None:
-        _among("kind", self.kind, KINDS)
-        _among("kernel", self.kernel, KERNELS)
+        check_among("kind", self.kind, KINDS)
+        check_among("kernel", self.kernel, KERNELS)
         weight_class(self.method)
         SpectrumMap(self.spectrum, 1, self.bound)
         if not isinstance(self.init, SpectralTT) and self.init not in (PRETRAINED, *INITS):
@@ -218,11 +218,6 @@ class Recipe:
                 f"{', '.join(known)}"
             )
         return cls(**options)
-
-
-def _among(option: str, value: object, names: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in names:
-        raise ShapeError(f"{option} must be {' or '.join(map(repr, names))}, got {value!r}")
 
 
 def takes(kind: type, **defaults: Any) -> Callable[[F], F]:

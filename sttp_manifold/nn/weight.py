@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.nn import formed, frame_batch
@@ -238,6 +239,7 @@ class SpectralWeight(nn.Module, ABC):
                 return us.to(dtype), right_matrix(tt.right).to(dtype)
             return tuple(t.to(dtype) for t in (*tt.left, tt.spectrum, *tt.right))
 
+    @explained
     @torch.no_grad()
     def encode_(self, tt: SpectralTT, project: bool = False) -> SpectralWeight:
         """Take over a weight, in place, exact to rounding.

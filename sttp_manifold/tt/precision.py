@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["closeness", "is_half", "orthonormality_tolerance", "widened"]
+__all__ = ["closeness", "is_half", "widened"]
 
 
 def is_half(dtype: torch.dtype) -> bool:
@@ -23,12 +23,3 @@ def closeness(dtype: torch.dtype) -> float:
     if dtype == torch.float64:
         return 1e-10
     return max(1e-5, 16 * torch.finfo(dtype).eps)
-
-
-def orthonormality_tolerance(dtype: torch.dtype) -> float:
-    """Largest entry of ``|Q^T Q - I|`` that rounding to a dtype explains.
-
-    Frames that were computed in float32 or float64 and drifted over a training are within 1e-4;
-    columns rounded to half precision are off by a few roundings.
-    """
-    return max(1e-4, 8 * torch.finfo(dtype).eps)

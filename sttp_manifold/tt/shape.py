@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from sttp_manifold._arguments import check_among
 from sttp_manifold.display import box_html, table_html
 from sttp_manifold.errors import ShapeError, SpectrumError
 from sttp_manifold.tt.diagram import diagram_svg, diagram_text
 from sttp_manifold.tt.factors import positive_integer, prime_factors
 from sttp_manifold.tt.ranks import check_ranks, clip_ranks, merge_square
 
-__all__ = ["SPECTRA", "TTShape", "check_spectrum"]
+__all__ = ["KERNELS", "KINDS", "SPECTRA", "TTShape", "check_spectrum"]
+
+KINDS = ("sttp", "svdp")
+KERNELS = ("flat", "factored")
 
 SPECTRA = ("identity", "free", "normalized", "bounded", "full")
 """Names of the spectrum maps; :mod:`sttp_manifold.spectrum` implements them."""
@@ -188,10 +192,8 @@ class TTShape:
                 "the size of a weight is (d_out, d_in) or (c_out, c_in, k_1, ...), as in "
                 f"TTShape.for_weight((16, 8, 3, 3), rank=4); got {sizes}"
             )
-        if kind not in ("sttp", "svdp"):
-            raise ShapeError(f"kind must be 'sttp' or 'svdp', got {kind!r}")
-        if kernel not in ("flat", "factored"):
-            raise ShapeError(f"kernel must be 'flat' or 'factored', got {kernel!r}")
+        check_among("kind", kind, KINDS)
+        check_among("kernel", kernel, KERNELS)
         d_out, d_in, *window = sizes
         if kind == "svdp":
             return cls.svd(d_out, d_in * math.prod(window), rank)
