@@ -87,6 +87,10 @@ ROWS = {
         reference=(ADAMW, {"lr": 0.02, "weight_decay": 0.1}),
     ),
 }
+if hasattr(torch.optim, "Muon"):
+    ROWS["muon, plain matrices"] = Row(
+        RiemannianMuon, {"plain_matrices": "muon", "retraction": "qr"}, capturable=False
+    )
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import io
-import itertools
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -431,140 +428,7 @@ def test_not_finite_gradients_give_nan_and_no_error():
         assert F.isnan().all()
 
 
-# --- The contract of the other two. ---
-
-
-def model(dtype=torch.float32):
-    return [
-        torch.nn.Parameter(torch.randn(3, 2, dtype=dtype)),
-        points("bounded", dtype=dtype)[1],
-        points("free", 2, dtype=dtype)[1],
-        frame(2, 6, 4, dtype=dtype),
-        sphere_point(dtype),
-    ]
-
-
-def directly(state):
-    return state
-
-
-def through_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer)
-
-
-OPTIONS = [
-    dict(nesterov=n, maximize=m, foreach=f, stabilize=s, weight_decay=w, adam_lr=a)
-    for n, m, f, s, w, a in itertools.product(
-        (False, True), (False, True), (None, False), (None, 2), (0.0, 0.1), (None, 1e-2)
-    )
-]
-if muon.torch_muon is not None:
-    OPTIONS.append(dict(plain_matrices="muon"))
-
-
-@pytest.mark.parametrize("carry", [directly, through_file])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda v: "-".join(map(str, v.values())))
-def test_a_loaded_run_continues_bit_for_bit(options, carry):
-    params = model()
-    optimizer = RiemannianMuon(params, lr=0.05, **options)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
-    for step in range(3):
-        put_gradients(params, step)
-        optimizer.step()
-        scheduler.step()
-    twins = copy.deepcopy(params)
-    resumed = RiemannianMuon(twins, lr=1.0)
-    rescheduled = torch.optim.lr_scheduler.CosineAnnealingLR(resumed, 10)
-    resumed.load_state_dict(carry(optimizer.state_dict()))
-    rescheduled.load_state_dict(carry(scheduler.state_dict()))
-    for step in range(3, 7):
-        for ps, o, s in ((params, optimizer, scheduler), (twins, resumed, rescheduled)):
-            put_gradients(ps, step)
-            o.step()
-            s.step()
-    for p, q in zip(params, twins, strict=True):
-        assert torch.equal(p.detach(), q.detach())
-        a, b = optimizer.state[p], resumed.state[q]
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-@pytest.mark.parametrize("carry", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
-def test_deepcopy_and_pickle_carry_the_optimizer_with_its_parameters(carry):
-    params = model()
-    optimizer = RiemannianMuon(params, lr=0.05, stabilize=2)
-    twins, resumed = params, optimizer
-    for step in range(6):
-        if step == 3:
-            twins, resumed = carry((params, optimizer))
-        for ps, o in {id(params): (params, optimizer), id(twins): (twins, resumed)}.values():
-            put_gradients(ps, step)
-            o.step()
-    for p, q in zip(params, twins, strict=True):
-        assert p is not q
-        assert torch.equal(p.detach(), q.detach())
-
-
-def test_the_trajectory_is_the_same_alone_batched_and_beside_others():
-    ends = []
-    for split, foreach in ((False, None), (False, False), (True, None)):
-        params = [points(seed=s)[1] for s in range(3)] + [frame(9, 4), frame(2, 9, 4)]
-        groups = [[p] for p in params] if split else [params]
-        optimizers = [RiemannianMuon(g, lr=0.05, foreach=foreach) for g in groups]
-        for step in range(6):
-            put_gradients(params, step)
-            for optimizer in optimizers:
-                optimizer.step()
-        ends.append(params)
-    for other in ends[1:]:
-        for p, q in zip(ends[0], other, strict=True):
-            torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-10)
-
-
-def test_maximize_is_to_minimize_the_negative():
-    ends = []
-    for sign in (1, -1):
-        torch.manual_seed(0)
-        params = model(torch.float64)
-        optimizer = RiemannianMuon(params, lr=0.05, maximize=sign < 0)
-        for step in range(4):
-            put_gradients(params, step, sign)
-            optimizer.step()
-        ends.append(params)
-    for p, q in zip(*ends, strict=True):
-        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-14)
-
-
-def test_closure_runs_with_gradients_and_its_loss_comes_back():
-    M, x = points()
-    optimizer = RiemannianMuon([x], lr=0.05)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = M.unpack(x).to_matrix().square().sum()
-        loss.backward()
-        return loss
-
-    first = optimizer.step(closure)
-    assert optimizer.step(closure) < first
-
-
-def test_capturable_steps_are_the_steps():
-    ends = []
-    for capturable in (False, True):
-        params = [points("bounded")[1], points("free", 2)[1], frame(9, 4)]
-        optimizer = RiemannianMuon(
-            params, lr=0.05, adam_lr=0.01, weight_decay=0.1, capturable=capturable
-        )
-        for step in range(6):
-            put_gradients(params, step)
-            optimizer.step()
-        ends.append(params)
-    for p, q in zip(*ends, strict=True):
-        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-12)
+# --- How a step is computed, and what is refused; tests/contracts has the other laws. ---
 
 
 @pytest.mark.parametrize("capturable", [False, True])
@@ -648,22 +512,6 @@ def test_settings_of_adam_that_muon_has_not(settings):
         RiemannianMuon([{"params": [x], **settings}])
 
 
-def test_stabilize_every_so_many_steps():
-    taken = []
-
-    class Counting(RiemannianMuon):
-        def stabilize_group(self, group):
-            taken.append(step)
-            super().stabilize_group(group)
-
-    x = frame(9, 4)
-    optimizer = Counting([x], stabilize=3)
-    for step in range(1, 8):
-        put_gradients([x], step)
-        optimizer.step()
-    assert taken == [3, 6]
-
-
 @needs_torch_muon
 def test_the_rule_of_plain_matrices_may_change():
     p = torch.nn.Parameter(torch.ones(3, 2))
@@ -681,26 +529,13 @@ def test_other_manifolds_are_not_captured():
         RiemannianMuon([sphere_point()], capturable=True)
 
 
-def test_sparse_gradients_are_refused_before_anything_moves():
-    table = torch.nn.Embedding(4, 3, sparse=True)
-    x = points()[1]
-    optimizer = RiemannianMuon([x, table.weight])
-    start = x.detach().clone()
-    put_gradients([x], 0)
-    table(torch.tensor([1])).sum().backward()
-    with pytest.raises(OptimizerError, match="sparse"):
-        optimizer.step()
-    assert torch.equal(x.detach(), start)
-
-
 # --- For good. ---
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lr", [1e-2, 1.2])
-def test_ten_thousand_noisy_float32_steps(lr):
+def test_ten_thousand_long_steps_in_float32():
     params = [points(dtype=torch.float32)[1], frame(60, 20, dtype=torch.float32)]
-    optimizer = RiemannianMuon(params, lr=lr, adam_lr=1e-2)
+    optimizer = RiemannianMuon(params, lr=1.2, adam_lr=1e-2)
     worst = 0.0
     for step in range(10_000):
         for p in params:
