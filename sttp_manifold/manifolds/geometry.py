@@ -16,8 +16,9 @@ geoopt                                what is mended
 ``SphereExact``, ``Stiefel``
 ``Stiefel``                           (canonical) has no ``transp``; ``proju`` is no projection, and
                                       ``retr`` does not start along its vector
-``BirkhoffPolytope``                  ``proju`` is the gradient map, not a projection; the gradient
-                                      lacks a factor ``n``; points are right to 1e-5 only
+``BirkhoffPolytope``                  ``proju`` is the gradient map, not a projection, and of small
+                                      vectors rounding; the gradient lacks a factor ``n``; points
+                                      are right to 1e-5 only
 ``Scaled``                            ``egrad2rgrad`` is that of the manifold before scaling
 products of these                     factor by factor
 ===================================== ==========================================================
@@ -197,11 +198,14 @@ class _Birkhoff(Geometry):
     r"""Doubly stochastic matrices in the Fisher metric :math:`\sum u v / (n x)`."""
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        # geoopt's takes Euclidean gradients, which the metric multiplies by x first.
-        return super().proju(x, u / x)
+        # geoopt's takes Euclidean gradients, which the metric multiplies by x first. It adds and
+        # takes away ones, which leave nothing of small vectors.
+        size = _size(u)
+        return size * super().proju(x, u / size / x)
 
     def gradient(self, x: Tensor, u: Tensor) -> Tensor:
-        return x.shape[-1] * super().gradient(x, u)
+        size = _size(u)
+        return x.shape[-1] * size * super().gradient(x, u / size)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return self.proju(y, v)

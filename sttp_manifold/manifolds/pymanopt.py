@@ -269,7 +269,7 @@ class _Operations:
     def random_point(self) -> Array:
         try:
             x = _random(self.manifold, self.size, self.dtype, self.device)
-        except NotImplementedError as error:
+        except (NotImplementedError, KeyError) as error:
             raise ManifoldError(
                 f"{type(self.manifold).__name__} draws no random points; give a solver one, as "
                 "in optimizer.run(problem, initial_point=x)"
@@ -354,8 +354,8 @@ def _dimension(
         return math.prod(batch) * stated
     try:
         x = _random(manifold, single, dtype, device)
-    except NotImplementedError:
-        x = manifold.origin(*single, dtype=dtype, device=device)
+    except (NotImplementedError, KeyError):  # the second from geoopt's Scaled(Lorentz())
+        x = geometry.projx(torch.ones(single, dtype=dtype, device=device).cumsum(-1))
     x = plain(x)
     eye = torch.eye(x.numel(), dtype=dtype, device=device)
     with torch.no_grad():

@@ -124,6 +124,16 @@ def test_inner_products_are_bilinear_at_any_scale(row: Row) -> None:
 
 
 @rows
+def test_gradients_and_projections_are_linear_at_any_scale(row: Row) -> None:
+    M, x = row.points(2)
+    G = geometry_of(M)
+    e = normal(x, 1)
+    for s in (1e-100, 1e100):
+        torch.testing.assert_close(G.gradient(x, s * e) / s, G.gradient(x, e), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(G.proju(x, s * e) / s, G.proju(x, e), rtol=1e-9, atol=1e-9)
+
+
+@rows
 def test_the_gradient_is_the_derivative_along_the_retraction(row: Row) -> None:
     """<grad f, u> = d/dt f(retr(x, t u)): gradient, metric and retraction speak of one vector."""
     M, x = row.points(2)

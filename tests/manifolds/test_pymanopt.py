@@ -234,7 +234,13 @@ def test_sizes_that_no_point_has_are_refused(size) -> None:
 
 
 def test_manifolds_without_random_points_say_so() -> None:
-    M = sm.to_pymanopt(geoopt.Lorentz(), size=(3, 4))
-    assert M.dim == 9
-    with pytest.raises(ManifoldError, match="Lorentz draws no random points"):
-        M.random_point()
+    scaled = geoopt.Scaled(geoopt.Lorentz(), 2.0)
+    for M, size, dim in (
+        (geoopt.Lorentz(), (3, 4), 9),
+        (scaled, (4,), 3),
+        (geoopt.ProductManifold((scaled, 4), (geoopt.Sphere(), 3)), (2, 7), 10),
+    ):
+        theirs = sm.to_pymanopt(M, size=size)
+        assert theirs.dim == dim
+        with pytest.raises(ManifoldError, match="draws no random points"):
+            theirs.random_point()
