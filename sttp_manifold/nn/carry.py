@@ -30,6 +30,7 @@ __all__ = [
     "check_own",
     "check_stock",
     "check_tensors",
+    "check_weight",
     "mark_like",
 ]
 
@@ -258,6 +259,31 @@ def check_bare(module: nn.Module, plain: nn.Module) -> None:
     for name, value in _hanging(module, plain):
         if callable(value):
             raise _refused(module, f"{name!r} of its own", f"undo that (del weight.{name})")
+
+
+def check_weight(weight: nn.Module, kind: type[nn.Module], plain: nn.Module) -> None:
+    """Raise unless the value of a spectral weight is that of its own parameters.
+
+    Args:
+        weight: the weight.
+        kind: the class of its method.
+        plain: a weight of its plan with nothing on it.
+
+    Raises:
+        ConversionError: a subclass that computes another value, parameters that are computed from
+            others (pruned, parametrized), or hooks on their gradients.
+    """
+    check_own(weight)
+    for method in ("forward", "tt", "factors", "bond"):
+        if getattr(type(weight), method) is not getattr(kind, method):
+            raise ConversionError(
+                f"{type(weight).__name__} has a {method} of its own: what it holds is not known; "
+                f"take its matrix over by make_weight(...).encode_(tt_svd(W, weight.shape))"
+            )
+    for name, parameter in plain._parameters.items():
+        if parameter is not None and weight._parameters.get(name) is None:
+            raise _computed(weight, name, _remover(weight, name))
+    check_tensors(weight, weight.parameters())
 
 
 def check_tensors(module: nn.Module, tensors: Iterable[Tensor | None]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.carry import carry_over, check_own, check_tensors, mark_like
+from sttp_manifold.nn.carry import carry_over, check_weight, mark_like
 from sttp_manifold.nn.counts import count_elements, largest_rank
 from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.layer import SpectralLayer, plain_weight, weights_of
@@ -326,8 +326,8 @@ def switch(model: nn.Module, method: str) -> nn.Module:
 
 @torch.no_grad()
 def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
-    check_own(weight)
-    check_tensors(weight, weight.parameters())
+    plain = plain_weight(weight)
+    check_weight(weight, weight_class(weight.method), plain)
     new = make_weight(
         method,
         weight.shape,
@@ -338,7 +338,7 @@ def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
         device=weight.device,
     )
     mark_like(weight.parameters(), new.parameters())
-    carry_over(weight, new, plain_weight(weight))
+    carry_over(weight, new, plain)
     return new.requires_grad_(weight.trainable)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.carry import carry_over, check_bare, check_stock, check_tensors, mark_like
+from sttp_manifold.nn.carry import carry_over, check_bare, check_stock, check_weight, mark_like
 from sttp_manifold.nn.formed import form_of
-from sttp_manifold.nn.methods import make_weight
+from sttp_manifold.nn.methods import make_weight, weight_class
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, WeightOptions, takes
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
@@ -283,8 +283,9 @@ class SpectralLayer(nn.Module, ABC):
                 "layer.weight as its weight"
             )
         for weight in weights_of(self).values():
-            check_tensors(self, weight.parameters())
-            check_bare(weight, plain_weight(weight))
+            plain = plain_weight(weight)
+            check_weight(weight, weight_class(weight.method), plain)
+            check_bare(weight, plain)
 
     @explained
     def hand_over(self, layer: M, copied: bool = False) -> M:

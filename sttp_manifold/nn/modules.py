@@ -51,6 +51,13 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
                 "a registered name, or convert the network without it (skip=[its name])",
                 layer=names.get(found, ""),
             )
+        inner = module._modules.get("_orig_mod")
+        if inner in new and type(module).__name__ == "OptimizedModule":
+            raise ConversionError(
+                f"torch.compile has compiled this layer, and would go on computing with the old "
+                f"one: compile after the conversion (here {show(name)} is torch.compile's)",
+                layer=name,
+            )
     for parent in (*names, *new.values()):
         for name, child in parent._modules.items():
             if child is not None and child in new:

@@ -516,6 +516,11 @@ def test_the_old_weight_norm_names_its_remover(make: Callable[[], nn.Module]) ->
     refused(layer, r"remove_weight_norm\(layer, 'weight'", lambda m: compress(m, rank=RANK))
 
 
+def other_value(weight: Any) -> None:
+    kind = type(weight)
+    weight.__class__ = type("Twice", (kind,), {"forward": lambda self: 2 * kind.forward(self)})
+
+
 ON_WEIGHTS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "parametrized": (
         lambda w: parametrize.register_parametrization(
@@ -524,6 +529,11 @@ ON_WEIGHTS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
         "remove_parametrizations",
     ),
     "grad hook": (lambda w: next(w.parameters()).register_hook(lambda g: g), "gradient"),
+    "pruned": (
+        lambda w: prune.l1_unstructured(w, next(n for n, _ in w.named_parameters()), 3),
+        r"prune\.remove\(layer, '(coordinates|point)'",
+    ),
+    "class": (other_value, "Twice has a forward of its own"),
     "forward": (patched, "'forward' of its own"),
     "load hook": (lambda w: w.register_load_state_dict_pre_hook(print), "hook"),
 }
@@ -606,3 +616,14 @@ def test_a_padding_that_was_changed_afterwards_is_what_torch_does_or_an_error() 
     layer = nn.Conv2d(4, 6, 3, **DOUBLE)
     layer.stride = (2, 1)
     torch.testing.assert_close(SpectralConv2d.from_layer(layer, RANK)(x), layer(x))
+
+
+def test_a_compiled_layer_is_named_and_a_compiled_network_is_not() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), torch.compile(nn.Linear(8, 8), backend="eager"))
+    before = list(model.modules())
+    with pytest.raises(ConversionError, match=r"'1' is torch\.compile's"):
+        compress(model, rank=3)
+    assert list(model.modules()) == before
+    whole = torch.compile(nn.Sequential(nn.Linear(8, 8)), backend="eager")
+    compress(whole, rank=3)
+    assert isinstance(whole._orig_mod[0], SpectralLinear)
