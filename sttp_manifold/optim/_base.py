@@ -245,7 +245,7 @@ class FrameOptimizer:
             (together or len(kept) == len(params))
             and len(held) == len(params)
             and {id(p) for p in held} == wanted
-            and all(stacks.is_current() for stacks in kept)
+            and all(stacks.is_current() and self._fits(group, stacks) for stacks in kept)
             and all(stacks.stays == self._stays(group, stacks.params[0]) for stacks in kept)
         ):
             return kept
@@ -273,6 +273,10 @@ class FrameOptimizer:
     def _stays(self, group: dict[str, Any], p: Tensor) -> bool:
         """Whether the state of a framed parameter is to stay with it: where graphs are captured."""
         raise NotImplementedError
+
+    def _fits(self, group: dict[str, Any], stacks: Stacks) -> bool:
+        """Whether stacks keep the state as the settings of their group ask for it."""
+        return True
 
     def _steps_of(self, group: dict[str, Any], p: Tensor) -> float:
         """How many steps a framed parameter has taken, as far as the host has to know."""

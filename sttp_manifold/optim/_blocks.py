@@ -7,6 +7,7 @@ that manifold's own methods, one parameter at a time).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -33,6 +34,7 @@ __all__ = [
     "scalars_shape",
     "shortened",
     "spectrum_slice",
+    "spread_scalars",
     "working_dtype",
 ]
 
@@ -165,17 +167,46 @@ def scalars_shape(p: Tensor) -> tuple[int, ...]:
 
 
 def compress_scalars(p: Tensor, full: Tensor) -> Tensor:
-    """Second moments as geoopt keeps them, repeated over each frame, to one entry a frame.
+    """Second moments of entries to those of frames.
+
+    Those that are repeated over each frame, as geoopt keeps them, are of the frame already; others
+    are summed, as squared norms are.
 
     Shape:
         - full: as ``p``
         - Output: :func:`scalars_shape`
     """
-    parts = [view[..., 0, 0] for view in frame_views(p, full)]
+    parts = []
+    for view in frame_views(p, full):
+        first = view[..., :1, :1]
+        repeated = (view == first).all(-1).all(-1)
+        parts.append(torch.where(repeated, first[..., 0, 0], view.sum((-2, -1))))
     part = spectrum_slice(p)
     if isinstance(part, slice):
         parts.append(full[..., part])
     return parts[0].clone() if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def spread_scalars(p: Tensor, scalars: Tensor) -> Tensor:
+    """Second moments of frames to those of entries, which share them evenly.
+
+    Shape:
+        - scalars: :func:`scalars_shape`
+        - Output: as ``p``
+    """
+    full = torch.empty(p.shape, dtype=scalars.dtype, device=scalars.device)
+    views = frame_views(p, full)
+    if type(p.manifold) is EuclideanStiefel:  # type: ignore[attr-defined]
+        return full.copy_(scalars[..., None, None].expand(p.shape) / math.prod(p.shape[-2:]))
+    start = 0
+    for view in views:
+        mine = scalars[..., start : start + view.shape[-3]]
+        view.copy_(mine[..., None, None].expand(view.shape) / math.prod(view.shape[-2:]))
+        start += view.shape[-3]
+    part = spectrum_slice(p)
+    if part is not None:
+        full[..., part] = scalars[..., start:]
+    return full
 
 
 # --- Frames of one batch; these run in every step, and trust their arguments. ---

@@ -60,6 +60,10 @@ def _is_period(value: Any, look: bool) -> bool:
     return value is None or (integral and int(value) >= 1)
 
 
+def _is_second_moment(value: Any, look: bool) -> bool:
+    return isinstance(value, str) and value in ("frame", "elementwise")
+
+
 def _is_flag(value: Any, look: bool) -> bool:
     return isinstance(value, bool)
 
@@ -94,6 +98,9 @@ _SETTINGS = {
     ),
     "adam_eps": _Setting("epsilon value", _is_number, _NUMBER, "1e-8"),
     "adam_betas": _Setting("beta parameters", _is_betas, "two numbers in [0, 1)", "(0.9, 0.999)"),
+    "second_moment": _Setting(
+        "second moment", _is_second_moment, "'frame' or 'elementwise'", "'elementwise'"
+    ),
     "plain_matrices": _Setting("rule", _is_rule, "'adam' or 'muon'", "'adam'"),
     "eps": _Setting("epsilon value", _is_number, _NUMBER, "1e-8"),
     "weight_decay": _Setting("weight_decay value", _is_number, _NUMBER, "1e-4"),

@@ -160,6 +160,15 @@ class Block:
         *stacks, coordinates = torch.split_with_sizes(vector, [*sizes, self.coordinates])
         return stacks, coordinates
 
+    def spread(self, vector: Tensor) -> Tensor:
+        """Repeat the number of each frame over its entries: a flat vector of this layout."""
+        numbers, coordinates = self.parts(vector)
+        flat = [
+            mine.view(n, 1).expand(n, d * r).reshape(-1)
+            for mine, (n, d, r) in zip(numbers, self._shapes, strict=True)
+        ]
+        return torch.cat([*flat, coordinates] if self.coordinates else flat)
+
     def clear(self) -> None:
         """Keep nothing."""
         self.arrays.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,11 +10,9 @@ from torch import Tensor
 from torch.optim import adam as torch_adam
 
 from sttp_manifold._geoopt import geoopt
-from sttp_manifold.errors import OptimizerError
 from sttp_manifold.frames.retractions import Retraction
 from sttp_manifold.optim._base import FrameOptimizer, Gradients, detached
 from sttp_manifold.optim._blocks import (
-    compress_scalars,
     decay_gradient,
     number,
     project_,
@@ -24,6 +21,17 @@ from sttp_manifold.optim._blocks import (
     working_dtype,
 )
 from sttp_manifold.optim._generic import move, riemannian_gradient, squared
+from sttp_manifold.optim._moments import (
+    accumulate,
+    betas,
+    correction,
+    elementwise,
+    fitted,
+    is_bounded,
+    is_decoupled,
+    is_elementwise,
+    weight,
+)
 from sttp_manifold.optim._settings import check_settings
 from sttp_manifold.optim._stacks import Block, Stacks
 
@@ -71,6 +79,11 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         differentiable: plain parameters only.
         fused: plain parameters only.
         decoupled_weight_decay: decay outside of the moments, as AdamW does.
+        second_moment: what a second moment is of, in frames. ``"frame"``: of the norm of the
+            gradient of each frame, as in geoopt: a step is along the momentum, and the same in
+            every basis. ``"elementwise"``: of each entry, as Adam has it, and the quotient is
+            projected onto the tangent space: a step depends on the basis, as in Adam on a chart.
+            Spectra are stepped entry by entry in both; other manifolds have their own.
 
     Raises:
         OptimizerError: for settings out of range (also a ``ValueError``), for ``differentiable``
@@ -86,6 +99,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
     """
 
     _momentum_key: ClassVar[str] = "exp_avg"
+    _second_moment: str = "frame"  # lost by pickling, as the others
 
     def __init__(
         self,
@@ -104,8 +118,9 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
+        second_moment: str = "frame",
     ) -> None:
-        self._retraction = retraction
+        self._retraction, self._second_moment = retraction, second_moment
         # torch 2.6 does not know this flag, and needs not when it is off.
         decoupled = {"decoupled_weight_decay": True} if decoupled_weight_decay else {}
         settings: dict[str, Any] = dict(
@@ -121,10 +136,23 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             differentiable=differentiable,
             fused=fused,
         )
-        check_settings(
-            type(self).__name__, {**settings, "decoupled_weight_decay": decoupled_weight_decay}
-        )
+        more = dict(decoupled_weight_decay=decoupled_weight_decay, second_moment=second_moment)
+        check_settings(type(self).__name__, {**settings, **more})
         super().__init__(params, **settings, **decoupled)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch.
+
+        Raises:
+            OptimizerError: if the group has a setting that no step can use, or a flag that its
+                manifold parameters cannot honour.
+        """
+        param_group.setdefault("second_moment", self._second_moment)
+        super().add_param_group(param_group)
+
+    def _complete(self, group: dict[str, Any]) -> dict[str, Any]:
+        group.setdefault("second_moment", "frame")
+        return super()._complete(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -152,7 +180,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         has_complex = self._init_group({**group, "params": params}, *lists)
         points, *others = lists
         adam: Any = torch_adam.adam
-        decoupled = {"decoupled_weight_decay": True} if _decoupled(group) else {}
+        decoupled = {"decoupled_weight_decay": True} if is_decoupled(group) else {}
         # The differentiable flag of torch asks for gradients through the step.
         with torch.set_grad_enabled(group["differentiable"]):
             adam(
@@ -177,12 +205,12 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
 
     def _step_framed(self, group: dict[str, Any], stacks: Stacks) -> None:
         retraction, capturable = self._retraction_in(group), bool(group["capturable"])
-        decay, decoupled = float(group["weight_decay"]), _decoupled(group)
+        decay, decoupled = float(group["weight_decay"]), is_decoupled(group)
         lr = number(group["lr"], look=not capturable)
         gradients = Gradients(
             stacks, maximize=group["maximize"], weight_decay=0.0 if decoupled else decay
         )
-        bounded = _is_bounded(*_betas(group))
+        bounded = is_bounded(*betas(group))
         penalties: list[list[Tensor]] = []
         if decay and decoupled:
             penalties = stacks.take([decay_gradient(p) for p in stacks.params])
@@ -190,13 +218,15 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             X = block.fetch(stacks.points[k])
             points, coordinates = block.views(X)
             self._update_moments(group, block, points, gradients.of(block, k), retraction)
-            scales, last = block.parts(self._scale(group, block, stacks.step, lr))
-            moments, rest = block.kept("exp_avg")
+            directions, rest, scales, last = self._steps_of_block(
+                group, block, points, stacks.step, lr
+            )
             moved = []
-            for x, m, scale in zip(points, moments, scales, strict=True):
+            moments = block.kept("exp_avg")[0]
+            for x, u, m, scale in zip(points, directions, moments, scales, strict=True):
                 if not bounded:
-                    scale = shortened(m, scale)
-                y = retraction.step(x, m, scale, look=False if capturable else None)
+                    scale = shortened(u, scale)
+                y = retraction.step(x, u, scale, look=False if capturable else None)
                 if retraction.tangent:
                     project_(y, m)
                 moved.append(y)
@@ -204,7 +234,10 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
                 if penalties:
                     penalty = block.views(block.fetch(penalties[k]))[1]
                     coordinates.sub_(penalty * lr, alpha=decay)
-                coordinates.addcmul_(rest, last)
+                if isinstance(last, Tensor):
+                    coordinates.addcmul_(rest, last)
+                else:
+                    coordinates.add_(rest, alpha=last)
             block.put(block.join(moved, coordinates), stacks.points[k])
 
     def _update_moments(
@@ -216,38 +249,71 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         retraction: Retraction,
     ) -> None:
         """Take a Euclidean gradient into the moments."""
-        beta1, beta2 = _betas(group)
+        beta1, beta2 = betas(group)
         gradients, coordinates = block.views(gradient)
         norms, magnitudes = block.norm_views
+        per_frame = not is_elementwise(group)
         for x, g, norm in zip(points, gradients, norms, strict=True):
             if retraction.tangent:
                 # Its norm is not taken from |G|^2 - |sym X^T G|^2, which loses all digits near a
                 # minimum where G is normal.
                 project_(x, g)
-            torch.linalg.vector_norm(g, dim=(1, 2), out=norm)
+            if per_frame:
+                torch.linalg.vector_norm(g, dim=(1, 2), out=norm)
+        block.arrays["exp_avg"].lerp_(gradient, weight(beta1, gradient))
+        if not per_frame:
+            accumulate(block.arrays["exp_avg_sq"], gradient, beta2)
+            return
         if block.coordinates:
             torch.abs(coordinates, out=magnitudes)
-        block.arrays["exp_avg"].lerp_(gradient, _weight(beta1, gradient))
-        _accumulate(block.scalars["exp_avg_sq"], block.norms, beta2)
+        accumulate(block.scalars["exp_avg_sq"], block.norms, beta2)
+
+    def _steps_of_block(
+        self,
+        group: dict[str, Any],
+        block: Block,
+        points: list[Tensor],
+        taken: float,
+        lr: float | Tensor,
+    ) -> tuple[list[Tensor], Tensor, list[Any], Any]:
+        """Directions of frames and of coordinates, and what to multiply each with."""
+        steps = block.scalars.pop("step") if group["capturable"] else taken + 1
+        if not is_elementwise(group):
+            directions, rest = block.kept("exp_avg")
+            return directions, rest, *block.parts(self._scale(group, block, steps, lr))
+        beta1, beta2 = betas(group)
+        flat = elementwise(block, steps, beta2, group["eps"], group["amsgrad"])
+        directions, rest = block.views(flat)
+        if self._retraction_in(group).tangent:
+            for x, u in zip(points, directions, strict=True):
+                project_(x, u)
+        scale = -lr / correction(beta1, steps)
+        if not isinstance(steps, Tensor):
+            return directions, rest, [scale] * len(directions), scale
+        assert isinstance(scale, Tensor)
+        return directions, rest, *block.parts(scale.to(flat.dtype))
 
     def _scale(
-        self, group: dict[str, Any], block: Block, steps_taken: float, lr: float | Tensor
+        self, group: dict[str, Any], block: Block, steps: float | Tensor, lr: float | Tensor
     ) -> Tensor:
-        """What each momentum is to be multiplied with."""
-        beta1, beta2 = _betas(group)
+        """What the momentum of each frame and coordinate is to be multiplied with."""
+        beta1, beta2 = betas(group)
         second = block.scalars["exp_avg_sq"]
         if group["amsgrad"]:
             if "max_exp_avg_sq" not in block.scalars:
                 block.scalars["max_exp_avg_sq"] = torch.zeros_like(second)
             peak = block.scalars["max_exp_avg_sq"]
             second = torch.maximum(peak, second, out=peak)
-        capturable = bool(group["capturable"])
-        steps = block.scalars.pop("step") if capturable else steps_taken + 1
-        scale = second.div(_correction(beta2, steps)).sqrt_().add_(group["eps"]).reciprocal_()
-        if isinstance(lr, Tensor) or capturable:
-            scale.mul_(lr).div_(_correction(beta1, steps)).neg_()
+        scale = second.div(correction(beta2, steps)).sqrt_().add_(group["eps"]).reciprocal_()
+        if isinstance(lr, Tensor) or isinstance(steps, Tensor):
+            scale.mul_(lr).div_(correction(beta1, steps)).neg_()
             return scale.to(second.dtype)
-        return scale.mul_(-lr / _correction(beta1, steps))
+        return scale.mul_(-lr / correction(beta1, steps))
+
+    def _fits(self, group: dict[str, Any], stacks: Stacks) -> bool:
+        if stacks.stays:
+            return True
+        return ("exp_avg_sq" in stacks.blocks[0].arrays) == is_elementwise(group)
 
     def _stays(self, group: dict[str, Any], p: Tensor) -> bool:
         return bool(group["capturable"])
@@ -258,9 +324,10 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         return float(self.state[p]["step"]) if self.state[p] else 0.0
 
     def _lend(self, group: dict[str, Any], stacks: Stacks) -> None:
-        shapes = [scalars_shape(p) for p in stacks.params]
+        per_frame = not is_elementwise(group)
         states = [
-            self._state_of(group, p, shape) for p, shape in zip(stacks.params, shapes, strict=True)
+            self._state_of(group, p, scalars_shape(p) if per_frame else tuple(p.shape))
+            for p in stacks.params
         ]
         stacks.lend("exp_avg", [state["exp_avg"] for state in states])
         names = ["exp_avg_sq"]
@@ -271,11 +338,14 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
                 if "max_exp_avg_sq" not in state:
                     state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
         for name in names:
-            stacks.lend(name, [state[name] for state in states], scalars=True)
+            stacks.lend(name, [state[name] for state in states], scalars=per_frame)
         if stacks.stays:
             counts = [state["step"] for state in states]
             torch._foreach_add_(counts, 1)
-            repeated = [count.expand(shape) for count, shape in zip(counts, shapes, strict=True)]
+            repeated = [
+                count.expand(scalars_shape(p))
+                for count, p in zip(counts, stacks.params, strict=True)
+            ]
             stacks.lend("step", repeated, scalars=True)
             for block in stacks.blocks:
                 block.scalars["step"] = block.scalars["step"].to(stacks.dtype)
@@ -289,11 +359,11 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
         x, lr = p.detach().to(working_dtype(p)), number(group["lr"])
         manifold = p.manifold  # type: ignore[attr-defined]
-        decay, (beta1, beta2) = float(group["weight_decay"]), _betas(group)
+        decay, (beta1, beta2) = float(group["weight_decay"]), betas(group)
         state = self._state_of(group, p, tuple(p.shape))
         state["step"] += 1
         step = float(state["step"])
-        coupled = 0.0 if _decoupled(group) else decay
+        coupled = 0.0 if is_decoupled(group) else decay
         grad = riemannian_gradient(p, maximize=group["maximize"], weight_decay=coupled)
         momentum, second = state["exp_avg"], state["exp_avg_sq"]
         momentum.mul_(beta1).add_((1 - beta1) * grad)
@@ -302,7 +372,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             second = torch.maximum(state["max_exp_avg_sq"], second, out=state["max_exp_avg_sq"])
         denominator = second.div(1 - beta2**step).sqrt_().add_(group["eps"])
         direction = momentum.div(1 - beta1**step) / denominator
-        if decay and _decoupled(group):
+        if decay and is_decoupled(group):
             penalty = decay_gradient(p).to(x.dtype)
             direction = direction + manifold.egrad2rgrad(x, decay * penalty)
         move(p, -lr * direction, momentum)
@@ -320,20 +390,9 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             state["step"] = state["step"].to(p.device)
         if amsgrad and "max_exp_avg_sq" not in state:
             state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
-        for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
-            if key in state and state[key].dtype != working_dtype(p):
-                # From when moments were kept in half precision, or before the parameter changed.
-                state[key] = state[key].to(working_dtype(p))
-        for key in ("exp_avg_sq", "max_exp_avg_sq"):
-            if key in state and state[key].shape != shape:
-                if state[key].shape != p.shape:
-                    raise OptimizerError(
-                        f"the optimizer state {key!r} has shape {tuple(state[key].shape)}, but a "
-                        f"parameter of shape {tuple(p.shape)} needs {shape}; load_state_dict() "
-                        f"takes the state of an optimizer over the same parameters in the same "
-                        f"order"
-                    )
-                state[key] = compress_scalars(p, state[key])
+        for key, wanted in (("exp_avg", p.shape), ("exp_avg_sq", shape), ("max_exp_avg_sq", shape)):
+            if key in state:
+                state[key] = fitted(p, key, state[key], tuple(wanted))
         return state
 
     def _count_step(
@@ -345,52 +404,3 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         steps = [stack.step for stack in stacks]
         steps += [float(self.state[p]["step"]) for p in generic]
         return any(step % every == 0 for step in steps)
-
-
-def _decoupled(group: dict[str, Any]) -> bool:
-    return bool(group.get("decoupled_weight_decay", False))
-
-
-def _betas(group: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
-    beta1, beta2 = group["betas"]
-    return number(beta1), number(beta2)
-
-
-def _is_bounded(beta1: float | Tensor, beta2: float | Tensor) -> bool:
-    """Whether steps are bounded by the rate: the second moment forgets no sooner than the first."""
-    if isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
-        return False
-    return beta1 * beta1 <= beta2
-
-
-def _weight(beta: float | Tensor, like: Tensor) -> float | Tensor:
-    """Weight of what is new in a moving average."""
-    return 1 - beta.to(like) if isinstance(beta, Tensor) else 1 - beta
-
-
-def _accumulate(second: Tensor, values: Tensor, beta: float | Tensor) -> None:
-    """Moving average of the squares of ``values``, which are of no use afterwards.
-
-    One that has overflowed is infinite from then on, as in torch, and what it belongs to rests; to
-    interpolate from infinity would make it NaN.
-    """
-    if isinstance(beta, Tensor):
-        beta = beta.to(second)
-        second.mul_(beta).add_(values.square_().mul_(1 - beta))
-    elif beta == 0:
-        torch.mul(values, values, out=second)
-    else:
-        second.mul_(beta).addcmul_(values, values, value=1 - beta)
-
-
-def _correction(beta: float | Tensor, steps: float | Tensor) -> float | Tensor:
-    """How much of the weights of a moving average has been given out: ``1 - beta^steps``.
-
-    As ``expm1`` where the steps are counted on the device, since ``1 - beta^steps`` of float32
-    begins with four digits.
-    """
-    if not isinstance(steps, Tensor):
-        return 1 - beta**steps
-    if isinstance(beta, Tensor):
-        return steps.mul(beta.log()).expm1_().neg_()
-    return steps.mul(math.log(beta) if beta else -math.inf).expm1_().neg_()

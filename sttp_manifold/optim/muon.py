@@ -14,9 +14,10 @@ from sttp_manifold.frames.retractions import Retraction
 from sttp_manifold.optim._base import Gradients, detached
 from sttp_manifold.optim._blocks import decay_gradient, number, project_
 from sttp_manifold.optim._direction import steepest_direction
+from sttp_manifold.optim._moments import correction
 from sttp_manifold.optim._settings import SettingError, check_settings
 from sttp_manifold.optim._stacks import Block, Stacks
-from sttp_manifold.optim.adam import RiemannianAdam, _correction
+from sttp_manifold.optim.adam import RiemannianAdam
 
 torch_muon: Callable[..., None] | None
 try:
@@ -242,8 +243,8 @@ class RiemannianMuon(RiemannianAdam):
         second.mul_(beta2).add_(grad.square_().mul_(1 - beta2))
         if adam["capturable"]:
             steps = block.parts(block.scalars["step"])[1]
-        scale = second.div(_correction(beta2, steps)).sqrt_().add_(adam["eps"]).reciprocal_()
-        scale = scale.mul_(lr).div_(_correction(beta1, steps))
+        scale = second.div(correction(beta2, steps)).sqrt_().add_(adam["eps"]).reciprocal_()
+        scale = scale.mul_(lr).div_(correction(beta1, steps))
         x.sub_(first * scale.to(first.dtype))
 
     def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:

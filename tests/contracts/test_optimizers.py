@@ -63,6 +63,14 @@ ROWS = {
     ),
     "adam, stabilized": Row(RiemannianAdam, {"stabilize": 2}, capturable=False),
     "adam, cayley": Row(RiemannianAdam, {"retraction": "cayley"}),
+    "adam, elementwise": Row(
+        RiemannianAdam, {"second_moment": "elementwise"}, reference=(ADAM, {})
+    ),
+    "adam, elementwise, amsgrad": Row(
+        RiemannianAdam,
+        {"second_moment": "elementwise", "amsgrad": True, "weight_decay": 0.1},
+        reference=(ADAM, {"amsgrad": True, "weight_decay": 0.1}),
+    ),
     "adam, pogo": Row(RiemannianAdam, {"retraction": "pogo"}),
     "sgd": Row(RiemannianSGD, reference=(SGD, {}), momentum=None, capturable=False),
     "sgd, momentum": Row(

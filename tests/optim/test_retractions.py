@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -96,6 +97,56 @@ def test_adam_follows_its_formulas(name, lr):
         x.grad = G.clone()
         optimizer.step()
     torch.testing.assert_close(x.detach(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["newton_schulz", "qr", "cayley"])
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_elementwise_second_moments_follow_their_formulas(name, capturable, amsgrad):
+    x, y = stiefel(7, 3), stiefel(5, 3, seed=1)  # padded into one stack
+    optimizer = RiemannianAdam(
+        [x, y], lr=0.1, betas=(0.9, 0.99), retraction=name, amsgrad=amsgrad,
+        capturable=capturable, second_moment="elementwise",
+    )  # fmt: skip
+    along = retractions.RETRACTIONS[name].along
+    expected = [p.detach().clone() for p in (x, y)]
+    m = [torch.zeros_like(X) for X in expected]
+    v, peak = copy.deepcopy(m), copy.deepcopy(m)
+    for t in range(1, 12):
+        put_gradients([x, y], t)
+        optimizer.step()
+        for k, p in enumerate((x, y)):
+            X = expected[k]
+            g = retractions.project_tangent(X, p.grad)
+            m[k] = 0.9 * m[k] + 0.1 * g
+            v[k] = 0.99 * v[k] + 0.01 * g.square()
+            peak[k] = torch.maximum(peak[k], v[k])
+            second = (peak if amsgrad else v)[k] / (1 - 0.99**t)
+            D = m[k] / (1 - 0.9**t) / (second.sqrt() + 1e-8)
+            X = along(X, -0.1 * retractions.project_tangent(X, D))
+            expected[k], m[k] = X, retractions.project_tangent(X, m[k])
+            torch.testing.assert_close(p.detach(), X, rtol=0, atol=1e-12)
+            assert optimizer.state[p]["exp_avg_sq"].shape == p.shape
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_the_kind_of_second_moment_may_change(capturable):
+    """A sum over a frame is what the other keeps; it is shared evenly on the way back."""
+    M, params = points()
+    optimizer = RiemannianAdam(params, lr=0.05, capturable=capturable)
+    for seed in range(9):
+        kind = ("frame", "elementwise", "frame")[seed // 3]
+        before = copy.deepcopy(optimizer.state_dict()["state"])
+        optimizer.param_groups[0]["second_moment"] = kind
+        put_gradients(params, seed)
+        if seed in (3, 6):
+            optimizer.param_groups[0]["betas"] = (0.9, 1 - 1e-12)  # to see what was taken over
+        optimizer.step()
+        if seed in (3, 6):
+            old, new = before[0]["exp_avg_sq"].sum(), optimizer.state[params[0]]["exp_avg_sq"].sum()
+            torch.testing.assert_close(old, new, rtol=1e-6, atol=0)
+        optimizer.param_groups[0]["betas"] = (0.9, 0.999)
+        assert max(frame_error(M, p) for p in params) < 1e-13
 
 
 @pytest.mark.parametrize("lr", [1e-2, 1e-3, 1e-4])
@@ -235,6 +286,31 @@ def test_groups_may_retract_in_different_ways(cls):
     for p, q in zip(params, alone, strict=True):
         torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-14)
     assert not torch.allclose(params[0].detach(), params[1].detach())
+
+
+def lapack(X, U, look=None):
+    """A retraction of a user's: at module level, so that it can be pickled."""
+    Q, R = torch.linalg.qr(X + U)
+    return Q * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+
+
+@pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
+def test_a_retraction_of_ones_own(cls, options):
+    mine = retractions.Retraction("mine", lapack)
+    ends = []
+    for retraction in (mine, "qr"):
+        _, params = points()
+        optimizer = cls(params, lr=0.3, retraction=retraction, **options)
+        for seed in range(4):
+            put_gradients(params, seed)
+            optimizer.step()
+            if seed == 1:
+                params, optimizer = pickle.loads(pickle.dumps((params, optimizer)))
+        assert optimizer.param_groups[0]["retraction"] == retraction
+        optimizer.add_param_group({"params": points(1)[1]})
+        assert optimizer.param_groups[1]["retraction"] == retraction
+        ends.append([p.detach() for p in params])
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-13)
 
 
 def test_the_retraction_is_part_of_the_state():

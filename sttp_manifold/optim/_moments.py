@@ -1,0 +1,143 @@
+"""Moving averages of gradients and of their squares, as Adam has them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttp_manifold.errors import OptimizerError
+from sttp_manifold.optim._blocks import (
+    compress_scalars,
+    is_framed,
+    number,
+    scalars_shape,
+    spread_scalars,
+    working_dtype,
+)
+from sttp_manifold.optim._stacks import Block
+
+__all__ = [
+    "accumulate",
+    "betas",
+    "correction",
+    "elementwise",
+    "fitted",
+    "is_bounded",
+    "is_decoupled",
+    "is_elementwise",
+    "weight",
+]
+
+
+def betas(group: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
+    """Decays of both moments, as numbers where that does not wait."""
+    beta1, beta2 = group["betas"]
+    return number(beta1), number(beta2)
+
+
+def is_bounded(beta1: float | Tensor, beta2: float | Tensor) -> bool:
+    """Whether steps are bounded by the rate: the second moment forgets no sooner than the first."""
+    if isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
+        return False
+    return beta1 * beta1 <= beta2
+
+
+def weight(beta: float | Tensor, like: Tensor) -> float | Tensor:
+    """Weight of what is new in a moving average."""
+    return 1 - beta.to(like) if isinstance(beta, Tensor) else 1 - beta
+
+
+def accumulate(second: Tensor, values: Tensor, beta: float | Tensor) -> None:
+    """Moving average of the squares of ``values``, which are of no use afterwards.
+
+    One that has overflowed is infinite from then on, as in torch, and what it belongs to rests; to
+    interpolate from infinity would make it NaN.
+    """
+    if isinstance(beta, Tensor):
+        beta = beta.to(second)
+        second.mul_(beta).add_(values.square_().mul_(1 - beta))
+    elif beta == 0:
+        torch.mul(values, values, out=second)
+    else:
+        second.mul_(beta).addcmul_(values, values, value=1 - beta)
+
+
+def correction(beta: float | Tensor, steps: float | Tensor) -> float | Tensor:
+    """How much of the weights of a moving average has been given out: ``1 - beta^steps``.
+
+    As ``expm1`` where the steps are counted on the device, since ``1 - beta^steps`` of float32
+    begins with four digits.
+    """
+    if not isinstance(steps, Tensor):
+        return 1 - beta**steps
+    if isinstance(beta, Tensor):
+        return steps.mul(beta.log()).expm1_().neg_()
+    return steps.mul(math.log(beta) if beta else -math.inf).expm1_().neg_()
+
+
+def elementwise(
+    block: Block, steps: float | Tensor, beta2: float | Tensor, eps: float, peak: bool
+) -> Tensor:
+    """Momentum over the root of a second moment for each element, Adam's own, without the rate.
+
+    Args:
+        block: holds ``exp_avg`` and ``exp_avg_sq`` for every element.
+        steps: how many have been taken, or as many numbers as the block has scalars.
+        beta2: decay of the second moment.
+        eps: added to the root.
+        peak: whether to take the largest second moment so far.
+
+    Returns:
+        A flat vector of the layout of the block.
+    """
+    second = block.arrays["exp_avg_sq"]
+    if peak:
+        if "max_exp_avg_sq" not in block.arrays:
+            block.arrays["max_exp_avg_sq"] = torch.zeros_like(second)
+        highest = block.arrays["max_exp_avg_sq"]
+        second = torch.maximum(highest, second, out=highest)
+    weights = correction(beta2, steps)
+    if isinstance(steps, Tensor):
+        assert isinstance(weights, Tensor)
+        weights = block.spread(weights)
+    root = second.div(weights).to(second.dtype).sqrt_().add_(eps)
+    if not eps:
+        root.clamp_(min=torch.finfo(root.dtype).tiny)  # for rows of zeros
+    return torch.div(block.arrays["exp_avg"], root, out=root)
+
+
+def fitted(p: Tensor, key: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A moment as steps of ``p`` work on it, from whatever a state brought.
+
+    From when it was kept in half precision, or before the parameter changed; from geoopt, which
+    repeats second moments over frames; or from the other kind of second moment.
+
+    Raises:
+        OptimizerError: for one of another parameter.
+    """
+    if value.dtype != working_dtype(p):
+        value = value.to(working_dtype(p))
+    if value.shape == shape:
+        return value
+    if is_framed(p) and value.shape == p.shape:
+        return compress_scalars(p, value)
+    if is_framed(p) and value.shape == scalars_shape(p):
+        return spread_scalars(p, value)
+    raise OptimizerError(
+        f"the optimizer state {key!r} has shape {tuple(value.shape)}, but a parameter of shape "
+        f"{tuple(p.shape)} needs {shape}; load_state_dict() takes the state of an optimizer over "
+        f"the same parameters in the same order"
+    )
+
+
+def is_decoupled(group: dict[str, Any]) -> bool:
+    """Whether weight decay stays out of the moments."""
+    return bool(group.get("decoupled_weight_decay", False))
+
+
+def is_elementwise(group: dict[str, Any]) -> bool:
+    """Whether second moments of frames are of their entries."""
+    return bool(group["second_moment"] == "elementwise")
