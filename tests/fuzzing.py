@@ -13,6 +13,7 @@ import copy
 import importlib
 import inspect
 import io
+import math
 import random
 import re
 import signal
@@ -665,6 +666,19 @@ def dense(tt: SpectralTT) -> Tensor:
     return u @ bond @ vt
 
 
+def quasi_optimal(W: Tensor, tt: SpectralTT) -> bool:
+    """Whether the error is within the bound of TT-SVD: the tails of all unfoldings together."""
+    modes, ranks = tt.shape.out_modes + tt.shape.in_modes, tt.shape.ranks
+    bound = torch.zeros(W.shape[:-2], dtype=W.dtype)
+    for k in range(1, len(modes)):
+        unfolding = W.reshape(*W.shape[:-2], math.prod(modes[:k]), math.prod(modes[k:]))
+        bound = bound + torch.linalg.svdvals(unfolding)[..., ranks[k] :].square().sum(-1)
+    # The centre comes first, and its error is carried outwards by orthogonal projections.
+    error = torch.linalg.matrix_norm(W - dense(tt))
+    size = torch.linalg.matrix_norm(W)
+    return bool((error <= bound.sqrt() * (1 + math.sqrt(len(modes))) + 1e-5 * size).all())
+
+
 def gram_error(Q: Tensor) -> Tensor:
     return (Q.mT @ Q - torch.eye(Q.shape[-1], dtype=Q.dtype)).abs().sum()
 
@@ -714,5 +728,26 @@ ORACLES: dict[str, Oracle] = {
     ),
     "FixedTTRankManifold.retr": lambda s, o, a, r: (o.unpack(r).orthonormality_error(), 0.0),
     "SpectralTTManifold.retr": lambda s, o, a, r: (o.unpack(r).orthonormality_error(), 0.0),
+    "tt_svd": lambda s, o, a, r: (quasi_optimal(a["W"], r), True),
+    "truncate": lambda s, o, a, r: (quasi_optimal(dense(a["tt"]), r), True),
+    "hold_spectrum": lambda s, o, a, r: (dense(r), dense(a["tt"])),
+    "d_optimal": lambda s, o, a, r: (
+        r, -(a["s"].abs() / a["s"].abs().amax(-1, keepdim=True)).log().mean(-1),
+    ),
+    "HouseholderChart.pack": lambda s, o, a, r: (dense(o.unpack(r)), dense(a["tt"])),
+    "FixedTTRankManifold.project_matrix": lambda s, o, a, r: (
+        (o.ambient_vector(a["x"], r) * (a["Z"] - o.ambient_vector(a["x"], r))).sum((-2, -1)), 0.0
+    ),
+    "FixedTTRankManifold.proju": lambda s, o, a, r: (o.proju(a["x"], r), r),
+    "SpectralTTManifold.proju": lambda s, o, a, r: (o.proju(a["x"], r), r),
+    "SpectralLinear.forward": lambda s, o, a, r: (
+        r, nn.functional.linear(a["x"], o.weight, o.bias),
+    ),
+    "SpectralConv2d.forward": lambda s, o, a, r: (
+        r, nn.functional.conv2d(a["x"], o.weight, o.bias),
+    ),
+    "minimize": lambda s, o, a, r: (
+        bool(r.fun <= float(a["cost"](a["manifold"].unpack(a["x0"]))) + 1e-6), True,
+    ),
     "transfer": lambda s, o, a, r: (dense(s.M.unpack(r)), dense(s.M.unpack(a["x"]))),
 }  # fmt: skip
