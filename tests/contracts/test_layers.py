@@ -342,10 +342,8 @@ def test_exports(row: Row, method: str, form: str) -> None:
 
 
 @every_row
-@pytest.mark.parametrize(
-    ("method", "form"),
-    [("riemannian", "spectral"), *((m, form) for m in METHODS for form in ("dense", "factors"))],
-)
+@every_method
+@pytest.mark.parametrize("form", ["spectral", "dense", "factors"])
 def test_traces(row: Row, method: str, form: str) -> None:
     layer, x = row.spectral(method=method), row.input()
     y = layer(x).detach()
