@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ __all__ = [
     "working_dtype",
 ]
 
+# Answers of is_framed: to ask a protocol takes longer than a call of torch, in every step.
+_FRAMED: WeakKeyDictionary[object, bool] = WeakKeyDictionary()
 # Longest step of a frame: far beyond any that descends.
 _LONGEST = 1e3
 
@@ -57,7 +60,13 @@ def is_framed(p: Tensor) -> bool:
     The exact type for geoopt's own: a subclass may retract another way.
     """
     manifold = getattr(p, "manifold", None)
-    return type(manifold) is EuclideanStiefel or isinstance(manifold, HasFrames)
+    if manifold is None:
+        return False
+    framed = _FRAMED.get(manifold)
+    if framed is None:
+        framed = type(manifold) is EuclideanStiefel or isinstance(manifold, HasFrames)
+        _FRAMED[manifold] = framed
+    return framed
 
 
 def check_dense(params: Iterable[Tensor], name: str) -> None:

@@ -26,6 +26,8 @@ class SettingError(OptimizerError, ValueError):
 
 def _is_number(value: Any, look: bool, *, least: float = 0.0, below: float = math.inf) -> bool:
     """Whether a number, or a tensor of one, lies in ``[least, below)``."""
+    if type(value) is float or type(value) is int:  # as in nearly all steps
+        return least <= value < below  # false for NaN
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex() or value.dtype == torch.bool:
             return False
@@ -33,7 +35,7 @@ def _is_number(value: Any, look: bool, *, least: float = 0.0, below: float = mat
         return not look or value.device.type != "cpu" or least <= float(value) < below
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
-    return least <= float(value) < below  # false for NaN
+    return least <= float(value) < below
 
 
 def _is_rate(value: Any, look: bool) -> bool:

@@ -141,12 +141,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         super().__init__(params, **settings, **decoupled)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch.
-
-        Raises:
-            OptimizerError: if the group has a setting that no step can use, or a flag that its
-                manifold parameters cannot honour.
-        """
+        """Add a group, as in torch, and raise for what its parameters cannot honour."""
         param_group.setdefault("second_moment", self._second_moment)
         super().add_param_group(param_group)
 
@@ -382,8 +377,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         amsgrad = group["amsgrad"]
         if not state:
             # On the host unless capturable, as torch has it: reading it there is free.
-            device = p.device if group["capturable"] else torch.device("cpu")
-            state["step"] = torch.zeros((), device=device)
+            state["step"] = torch.zeros((), device=p.device if group["capturable"] else "cpu")
             state["exp_avg"] = torch.zeros_like(p.detach(), dtype=working_dtype(p))
             state["exp_avg_sq"] = torch.zeros(shape, dtype=working_dtype(p), device=p.device)
         if group["capturable"] and state["step"].device != p.device:
