@@ -525,7 +525,7 @@ def arguments(
 
 _TORCH = re.compile(
     r"\w+\(\)[:,]? |argument '|must be Tensor|expected Tensor|invalid combination of arguments|"
-    r"expected .* as element|Tensor|torch\.|dtype|optimizer|params",
+    r"expected .* as element|Overflow when unpacking|Tensor|torch\.|dtype|optimizer|params",
 )
 
 
