@@ -330,6 +330,11 @@ def geometry_of(manifold: Any) -> Geometry:
     Raises:
         ManifoldError: something that is no manifold.
     """
+    if isinstance(manifold, type):
+        raise ManifoldError(
+            f"a manifold is wanted, but the class {manifold.__name__} came; "
+            f"{manifold.__name__}(...) is one"
+        )
     kind = type(manifold)
     missing = [name for name in _ASKED_FOR if not callable(getattr(manifold, name, None))]
     if missing:

@@ -114,9 +114,10 @@ def minimize(
           elsewhere; the dtype and device of ``x0`` throughout
 
     Raises:
-        ManifoldError: an unknown method or option; a start that is not on the manifold, or where
-            the cost is not finite; a cost that is not scalar; a method that needs a Hessian, on a
-            manifold that has none.
+        ManifoldError: an unknown method or option, a limit that is no number; a start that is not
+            on the manifold, or where the cost is not finite; a cost that is not scalar, or does not
+            depend on the point as far as autograd can see; a method that needs a Hessian, or
+            transport, on a manifold that has none.
 
     Example:
         >>> from sttp_manifold._geoopt import geoopt
