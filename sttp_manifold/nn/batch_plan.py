@@ -60,6 +60,12 @@ class Layout:
     size: int
     signs: bool
 
+    @property
+    def is_views(self) -> bool:
+        """Whether one weight is formed faster from views of its vector than by a gather."""
+        wide = any(r > _SMALL for _, r in self.shape.frame_shapes)
+        return wide and all(full is None for full in self.full)
+
     def __hash__(self) -> int:
         return hash((self.shape, self.map, self.full, self.size))
 

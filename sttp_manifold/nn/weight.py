@@ -198,6 +198,8 @@ class SpectralWeight(nn.Module, ABC):
         ):
             return self._in_form(tensors, form)
         found = formed.take(self, form, tensors)
+        if found is None and layout.is_views:
+            return self._in_form(tensors, form)
         if found is None:
             plan = _plan_of_one(layout, form, computing_dtype(self.dtype), self.device)
             (found,), ticket = frame_batch.form(plan, [frame_batch.Wanted(tensors, self._in_form)])
