@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import ablation
 import networks
 import plans
 import steps
@@ -97,6 +98,25 @@ def weights(setting: Setting) -> list[Record]:
                         "all weights of a network", f"{name}, rank {rank}",
                         BACKWARD if backward else FORWARD, ours, (peer, measured[peer]), setting,
                         "torch-householder", "opt_einsum", target=target if backward else None,
+                    )
+                )  # fmt: skip
+    return found
+
+
+def parts_of_together(setting: Setting) -> list[Record]:
+    """What each part of forming all weights together brings, and the calls it takes."""
+    found = []
+    cases = [(ablation.DIGITS, 4)] + [(name, 64) for name in NETWORK_TARGETS]
+    for name, rank in cases[:1] if setting.small else cases:
+        for method in ("householder", "riemannian"):
+            measured, calls = ablation.ablation_case(name, rank, method, setting.within(2.0))
+            ours = ablation.SHARED
+            for peer in (ablation.ALONE, ablation.FRAMES):
+                found.append(
+                    timed(
+                        "parts of forming weights together", f"{name}, rank {rank}, {method}",
+                        BACKWARD, (ours, measured[ours]), (peer, measured[peer]), setting,
+                        note=f"{calls[ours].total()} calls for {calls[peer].total()}",
                     )
                 )  # fmt: skip
     return found
@@ -237,6 +257,7 @@ def layers(setting: Setting) -> list[Record]:
 PARTS: dict[str, Callable[[Setting], list[Record]]] = {
     "frames": frames,
     "weights": weights,
+    "ablation": parts_of_together,
     "convolutions": convolutions,
     "linear": linear,
     "inference": inference,
