@@ -58,10 +58,10 @@ def full_frame(
 ) -> Float[Tensor, "*b rows columns"]:
     r"""Frame of the full chart: a product of ``r`` reflectors, ``Q = E - Y T Y_top^T``.
 
-    Every leading dimension is batch. Derivatives of any order and in any mode are right: the
-    first one is written out by hand, and compilers, transforms of ``torch.func`` and forward mode
-    see plain operations. The memory layout of the output is not fixed: without gradient LAPACK is
-    called where it is faster.
+    Every leading dimension is batch; half precision is computed in float32. Derivatives of any
+    order and in any mode are right: the first one is written out by hand, and compilers,
+    transforms of ``torch.func`` and forward mode see plain operations. The memory layout of the
+    output is not fixed: without gradient LAPACK is called where it is faster.
 
     Args:
         parameters: the strictly lower part of ``Y``: first that of its top ``r x r`` block, row by
@@ -129,6 +129,9 @@ def _batched(
             f"shape (*b, {chart.__name__}_size(d, r)), got shape {tuple(parameters.shape)}"
             + (f" instead of (*b, {size})" if 1 <= r <= d else "")
         )
+    if is_half(parameters.dtype):  # LAPACK has no reflectors of half precision
+        frames = _batched(chart, parameters.float(), size, d, r, transposed)
+        return frames.to(parameters.dtype)
     if parameters.ndim == 1:
         return chart(parameters.unsqueeze(0), d, r, transposed)[0]
     if parameters.ndim == 2:

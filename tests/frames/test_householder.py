@@ -155,3 +155,30 @@ def test_haar_frames_are_uniform() -> None:
         Q.square().mean(0), torch.full((3, 2), 1 / 3).double(), atol=0.01, rtol=0
     )
     assert abs(float((Q[:, 0, 0] > 0).double().mean()) - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+@pytest.mark.parametrize(
+    ("frame", "size", "inverse"),
+    [(full_frame, full_size, full_reflectors), (reduced_frame, reduced_size, reduced_reflectors)],
+)
+def test_half_precision_is_computed_in_single(frame, size, inverse, batch, dtype) -> None:
+    """With and without a gradient: the frame of the rounded parameters, rounded."""
+    eps = torch.finfo(dtype).eps
+    parameters = (0.3 * normal(0, *batch, size(6, 3))).to(dtype).requires_grad_()
+    wanted = frame(parameters.detach().float(), 6, 3)
+    found = frame(parameters, 6, 3)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), wanted, rtol=0, atol=eps)
+    (gradient,) = torch.autograd.grad(found.float().square()[..., 0, :].sum(), parameters)
+    assert gradient.dtype == dtype
+    assert bool(gradient.isfinite().all())
+    with torch.no_grad():
+        torch.testing.assert_close(frame(parameters, 6, 3).float(), wanted, rtol=0, atol=eps)
+    again, turn = inverse(found.detach())
+    assert again.dtype == turn.dtype == dtype
+    turned = found.float() * turn.float().unsqueeze(-2) if turn.ndim < found.ndim else (
+        found.float() @ turn.float()
+    )  # fmt: skip
+    torch.testing.assert_close(frame(again, 6, 3).float(), turned, rtol=0, atol=8 * eps)
