@@ -295,7 +295,7 @@ def _show_outcome(out: Path, written: Sequence[Path]) -> None:
 
     comparison = load_comparison(out)
     *effort, results = comparison.tables
-    if any(row.epochs is not None for row in comparison.rows):
+    if any(row.scored for row in comparison.rows):
         terminal.show_table(comparison.task, results.titles, results.lines)
     for table in effort:
         terminal.show_table(f"{comparison.task}: what it took", table.titles, table.lines)

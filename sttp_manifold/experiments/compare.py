@@ -17,7 +17,7 @@ from sttp_manifold.experiments.methods import METHODS, left_out, methods_for
 from sttp_manifold.experiments.plan import Planned, Settings, plan, tuning_plan
 from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.runs.device import resolve_device
-from sttp_manifold.experiments.task import Budget
+from sttp_manifold.experiments.runs.kinds import RUNS
 from sttp_manifold.experiments.tasks import TASKS
 from sttp_manifold.experiments.tune import best_rate, check_writable, load_tuned, save_tuned
 
@@ -68,15 +68,13 @@ def command_line(settings: Settings) -> str:
     words += ["--methods", ",".join(names)]
     words += ["--ranks", ",".join(map(str, settings.ranks or task.ranks))]
     words += ["--seeds", ",".join(map(str, settings.seeds))]
-    if any(METHODS[name].trains for name in names):
-        words += ["--epochs", str(settings.epochs or task.epochs)]
-    if not all(METHODS[name].trains for name in names):
-        budget = task.budget or Budget()
-        words += ["--max-evaluations", str(settings.max_evaluations or budget.evaluations)]
-        if settings.max_iterations is not None:
-            words += ["--max-iterations", str(settings.max_iterations)]
-        if settings.max_seconds is not None:
-            words += ["--max-seconds", f"{settings.max_seconds:g}"]
+    for kind in dict.fromkeys(METHODS[name].run for name in names):
+        method = next(METHODS[name] for name in names if METHODS[name].run == kind)
+        used = RUNS[kind].spec_fields(task, method, None, settings.given)
+        for name, flag in RUNS[kind].options.items():
+            value = used.get(name)
+            if value is not None:
+                words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     words += ["--dtype", settings.dtype or task.dtype]
     words += ["--device", resolve_device(settings.device)]
     for name, lr in settings.lrs.items():

@@ -16,6 +16,7 @@ import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.checkpoint import Checkpoint
 from sttp_manifold.experiments.files import RECORDS
 from sttp_manifold.experiments.methods import METHODS
 from sttp_manifold.experiments.plan import Planned, Settings
@@ -68,8 +69,9 @@ def run_plan(
             for record in found.values():
                 on_record(record)
         todo = [run for run in runs if run.spec.hash not in found]
-        for record in _execute_all(todo, _jobs(runs, settings), settings.data_dir):
+        for record in _execute_all(todo, _jobs(runs, settings), settings):
             file.append(record)
+            Checkpoint(settings.out, record["hash"]).remove()
             found[record["hash"]] = record
             if on_record:
                 on_record(record)
@@ -101,9 +103,12 @@ def _jobs(runs: Sequence[Planned], settings: Settings) -> int:
     return 1 if any(run.spec.device == "cuda" for run in runs) else int(joblib.cpu_count())
 
 
-def _execute_all(todo: Sequence[Planned], jobs: int, data_dir: Path | None) -> Iterator[Record]:
+def _execute_all(todo: Sequence[Planned], jobs: int, settings: Settings) -> Iterator[Record]:
     calls = [
-        (run.spec, TASKS[run.spec.task], METHODS[run.spec.method], run.lr_source, data_dir)
+        (
+            *(run.spec, TASKS[run.spec.task], METHODS[run.spec.method], run.lr_source),
+            *(settings.data_dir, Checkpoint(settings.out, run.spec.hash)),
+        )
         for run in todo
     ]
     if jobs == 1 or len(calls) <= 1:

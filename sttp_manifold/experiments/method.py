@@ -1,120 +1,72 @@
-"""What a method is: a set of weights, a way to hold one, and an optimizer."""
+"""What a method is to a comparison: a name, and words for the record.
+
+A *method* is an entry of a comparison. Its kinds are told apart by the kind of run that they take:
+a :class:`~sttp_manifold.experiments.trainers.Trainer` trains, a
+:class:`~sttp_manifold.experiments.runs.solve.Solver` solves.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
-import torch
-from torch import Tensor, nn
-
-from sttp_manifold.experiments.models.layers import weights
 from sttp_manifold.experiments.task import Task
-from sttp_manifold.nn import SpectralConv2d, SpectralLinear
-from sttp_manifold.optim import RiemannianAdam, RiemannianSGD
 
-__all__ = ["MOMENTUM", "Method"]
-
-MOMENTUM = 0.9
-
-Factory = Callable[[Iterable[Tensor], float], torch.optim.Optimizer]
+__all__ = ["Method"]
 
 
-def _sgd(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM)
-
-
-def _adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=lr)
-
-
-def _riemannian_sgd(parameters: Iterable[Any], lr: float) -> torch.optim.Optimizer:
-    return RiemannianSGD(parameters, lr=lr, momentum=MOMENTUM)
-
-
-def _riemannian_adam(parameters: Iterable[Any], lr: float) -> torch.optim.Optimizer:
-    return RiemannianAdam(parameters, lr=lr)
-
-
-# Chosen by (whether parameters live on a manifold, the optimizer's name).
-_OPTIMIZERS: dict[tuple[bool, str], Factory] = {
-    (False, "adam"): _adam,
-    (False, "sgd"): _sgd,
-    (True, "adam"): _riemannian_adam,
-    (True, "sgd"): _riemannian_sgd,
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """A set of weights, a way to hold one, and an optimizer.
-
-    Attributes:
-        name: what a user types.
-        summary: one line for people.
-        kind: ``dense``, ``svdp`` or ``sttp``.
-        parameterization: ``dense``, ``householder`` or ``riemannian``.
-        optimizer: ``adam`` or ``sgd`` (with momentum 0.9).
-        untuned_lr: the learning rate where a task has none tuned for this method.
-        spectrum: how singular values are held.
-    """
-
-    name: str
-    summary: str
-    kind: str
-    parameterization: str
-    optimizer: str
-    untuned_lr: float
-    spectrum: str = "free"
-
-    trains = True
-    requires = None
-    is_available = True
-    cpu_only = False
-
-    def applies_to(self, task: Task) -> bool:
-        """Whether a task has a model to train."""
-        return task.model is not None
+class Method(Protocol):
+    """What planning, records and lists ask of every method."""
 
     @property
-    def is_dense(self) -> bool:
-        """Whether weights stay as they are."""
-        return self.kind == "dense"
+    def name(self) -> str:
+        """What a user types."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        ...
+
+    @property
+    def run(self) -> str:
+        """Kind of run that it takes: a key of ``RUNS``, and a field of every record."""
+        ...
+
+    @property
+    def parameterization(self) -> str:
+        """How a weight is held."""
+        ...
+
+    @property
+    def optimizer(self) -> str:
+        """What moves it."""
+        ...
 
     @property
     def momentum(self) -> float | None:
-        """Momentum of SGD; None for Adam."""
-        return MOMENTUM if self.optimizer == "sgd" else None
+        """Momentum of SGD; None for all others."""
+        ...
 
-    def convert(self, model: nn.Module, rank: int) -> None:
-        """Hold every weight of a stock model this method's way, in place; the weights stay.
+    @property
+    def untuned_lr(self) -> float | None:
+        """The learning rate where a task has none tuned; None where there is none."""
+        ...
 
-        Each weight must be representable: :func:`common_start` makes models whose weights are.
-        """
-        if self.is_dense:
-            return
-        for name, layer in weights(model).items():
-            model.set_submodule(name, self._hold(layer, rank))
+    @property
+    def requires(self) -> str | None:
+        """A package that is not always there."""
+        ...
 
-    def _hold(self, layer: nn.Module, rank: int) -> nn.Module:
-        if isinstance(layer, nn.Linear):
-            return SpectralLinear.from_layer(
-                layer, rank, kind=self.kind, method=self.parameterization, spectrum=self.spectrum
-            )
-        assert isinstance(layer, nn.Conv2d)
-        return SpectralConv2d.from_layer(
-            layer, rank, kind=self.kind, method=self.parameterization, spectrum=self.spectrum
-        )
+    @property
+    def is_available(self) -> bool:
+        """Whether that package is installed."""
+        ...
 
-    def make_optimizer(self, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-        """The optimizer of this method.
+    @property
+    def cpu_only(self) -> bool:
+        """Whether it computes outside of torch."""
+        ...
 
-        Args:
-            parameters: those of a model that :meth:`convert` has changed.
-            lr: learning rate.
-
-        Shape:
-            - parameters: any, as the model has them
-        """
-        return _OPTIMIZERS[self.parameterization == "riemannian", self.optimizer](parameters, lr)
+    def applies_to(self, task: Task) -> bool:
+        """Whether a task has what it takes."""
+        ...

@@ -3,30 +3,28 @@
 A method that trains is a set of weights (dense, SVDP, STTP), a way to hold one (as it is, by
 Householder charts, as a point of a manifold) and an optimizer. To add one::
 
-    METHODS.add(Method("svdp-chart-sgd", "SVDP by Householder chart, SGD", "svdp", "householder",
-                       "sgd", untuned_lr=0.1))
+    METHODS.add(Trainer("svdp-chart-sgd", "SVDP by Householder chart, SGD", "svdp", "householder",
+                        "sgd", untuned_lr=0.1))
 
-A method that solves is a :class:`~sttp_manifold.experiments.solvers.Solver`.
+with :class:`~sttp_manifold.experiments.trainers.Trainer`. A method that solves is a
+:class:`~sttp_manifold.experiments.runs.solve.Solver`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TypeAlias
 
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.method import Method
 from sttp_manifold.experiments.registry import Registry
-from sttp_manifold.experiments.runs.solve import Solver
 from sttp_manifold.experiments.solvers import SOLVERS
 from sttp_manifold.experiments.task import Task
+from sttp_manifold.experiments.trainers import TRAINERS
 
-__all__ = ["METHODS", "AnyMethod", "Method", "left_out", "methods_for"]
+__all__ = ["METHODS", "Method", "left_out", "methods_for"]
 
-AnyMethod: TypeAlias = Method | Solver
-
-METHODS: Registry[AnyMethod] = Registry("method")
+METHODS: Registry[Method] = Registry("method")
 
 
 def methods_for(task: Task, patterns: Sequence[str]) -> list[str]:
@@ -58,7 +56,7 @@ def methods_for(task: Task, patterns: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def left_out(task: Task, patterns: Sequence[str]) -> list[AnyMethod]:
+def left_out(task: Task, patterns: Sequence[str]) -> list[Method]:
     """Methods that the patterns stand for on a task, but whose package is not installed."""
     return [
         method
@@ -69,39 +67,7 @@ def left_out(task: Task, patterns: Sequence[str]) -> list[AnyMethod]:
     ]
 
 
-_KINDS = {"svdp": "U diag(s) V^T", "sttp": "U diag(s) V^T with U, V as tensor trains"}
-_HELD = {
-    "chart": ("householder", "Householder charts"),
-    "riemannian": ("riemannian", "points on the manifold"),
-}
-_NAMES = {"adam": "Adam", "sgd": "SGD with momentum"}
-_UNTUNED = {"adam": 1e-2, "sgd": 1e-1}
-
-for _optimizer, _name in _NAMES.items():
-    METHODS.add(
-        Method(
-            f"dense-{_optimizer}",
-            f"the weight as it is, {_name}",
-            "dense",
-            "dense",
-            _optimizer,
-            untuned_lr=_UNTUNED[_optimizer] / 10,
-        )
-    )
-for _kind, _what in _KINDS.items():
-    for _how, (_parameterization, _words) in _HELD.items():
-        for _optimizer, _name in _NAMES.items():
-            _prefix = "Riemannian " if _how == "riemannian" else ""
-            METHODS.add(
-                Method(
-                    f"{_kind}-{_how}-{_optimizer}",
-                    f"{_what}, held as {_words}, {_prefix}{_name}",
-                    _kind,
-                    _parameterization,
-                    _optimizer,
-                    untuned_lr=_UNTUNED[_optimizer],
-                )
-            )
-
+for _trainer in TRAINERS:
+    METHODS.add(_trainer)
 for _solver in SOLVERS:
     METHODS.add(_solver)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.json_values import LARGEST
 from sttp_manifold.experiments.methods import METHODS, methods_for
 from sttp_manifold.experiments.runs.device import DTYPES, resolve_device
-from sttp_manifold.experiments.runs.solve import Solver
+from sttp_manifold.experiments.runs.kinds import RUNS
 from sttp_manifold.experiments.specs import RunSpec
-from sttp_manifold.experiments.task import Budget, Task
+from sttp_manifold.experiments.task import Task
 from sttp_manifold.experiments.tasks import TASKS
 from sttp_manifold.experiments.tune import TUNING_SEEDS, load_tuned
 
@@ -44,6 +44,7 @@ class Settings:
         out: folder to write to.
         data_dir: folder of the task's files.
         tuned_file: file of learning rates in place of the task's own.
+        options: settings of other kinds of runs, by name.
     """
 
     out: Path
@@ -61,6 +62,14 @@ class Settings:
     jobs: int | None = None
     data_dir: Path | None = None
     tuned_file: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Settings of kinds of runs that are not the task's default, by name."""
+        names = ("epochs", "max_iterations", "max_evaluations", "max_seconds")
+        values = {name: getattr(self, name) for name in names}
+        return {**{k: v for k, v in values.items() if v is not None}, **self.options}
 
 
 @dataclass(frozen=True)
@@ -124,21 +133,13 @@ def _check_options(settings: Settings, task: Task, names: Sequence[str]) -> None
         ConfigError: such an option, or a learning rate that is none.
     """
     methods = [METHODS[name] for name in names]
-    if settings.epochs is not None and not any(method.trains for method in methods):
-        raise ConfigError(
-            f"--epochs {settings.epochs}: none of the methods chosen trains by epochs; solvers "
-            "take --max-iterations, --max-evaluations, --max-seconds"
-        )
-    limits = {
-        "--max-iterations": settings.max_iterations,
-        "--max-evaluations": settings.max_evaluations,
-        "--max-seconds": settings.max_seconds,
-    }
-    for option, value in limits.items():
-        if value is not None and all(method.trains for method in methods):
+    heeded = {name: flag for m in methods for name, flag in RUNS[m.run].options.items()}
+    known = {name: flag for run in RUNS.values() for name, flag in run.options.items()}
+    for name, value in settings.given.items():
+        if name not in heeded:
             raise ConfigError(
-                f"{option} {value}: none of the methods chosen is a solver; those that train take "
-                "--epochs"
+                f"{known.get(name, name)} {value}: none of the methods chosen heeds it; they take "
+                f"{', '.join(heeded.values())}"
             )
     for name, lr in settings.lrs.items():
         if all(METHODS[hit].untuned_lr is None for hit in METHODS.select([name])):
@@ -178,31 +179,13 @@ def _spec(
         "device": resolve_device(settings.device),
         "purpose": purpose,
     }
-    if isinstance(method, Solver):
-        budget = task.budget or Budget()
-        seconds = settings.max_seconds
-        return RunSpec(
-            **common,
-            kind=task.kind,
-            spectrum=method.spectrum,
-            epochs=None,
-            batch_size=None,
-            repeats=None,
-            schedule=None if lr is None else "cosine",
-            target=budget.target,
-            max_iterations=settings.max_iterations,
-            max_evaluations=settings.max_evaluations or budget.evaluations,
-            max_seconds=None if seconds is None else float(seconds),
-        )
-    return RunSpec(
-        **common,
-        kind=method.kind,
-        spectrum=None if method.is_dense else method.spectrum,
-        epochs=settings.epochs or task.epochs,
-        batch_size=task.batch_size,
-        repeats=task.repeats,
-        schedule="cosine",
-    )
+    own = RUNS[method.run].spec_fields(task, method, lr, settings.given)
+    names = {field.name for field in fields(RunSpec)}
+    absent = dict.fromkeys(("spectrum", "epochs", "batch_size", "repeats", "schedule"))
+    known = {name: value for name, value in own.items() if name in names}
+    # What only other kinds of runs know.
+    options = {name: value for name, value in own.items() if name not in names}
+    return RunSpec(**{**absent, **common, **known, "options": options})
 
 
 def plan(settings: Settings) -> list[Planned]:

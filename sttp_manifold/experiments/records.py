@@ -39,6 +39,7 @@ __all__ = [
     "Record",
     "RecordFile",
     "latest",
+    "read_for",
     "read_records",
     "rounded",
     "validate",
@@ -67,6 +68,11 @@ def rounded(value: Any, digits: int = 7) -> Any:
     if isinstance(value, (list, tuple)):
         return [rounded(item, digits) for item in value]
     return value
+
+
+def read_for(record: Record, reading: str) -> bool:
+    """Whether a record is read for something: ``score``, ``curves`` or ``effort``."""
+    return reading in record["reads"]
 
 
 def latest(records: Iterable[Record]) -> list[Record]:

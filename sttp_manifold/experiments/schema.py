@@ -25,7 +25,7 @@ __all__ = [
     "validate",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STATUSES = ("ok", "diverged", "failed")
 
 
@@ -49,6 +49,8 @@ _NUMBER = (int, float)
 SCHEMA: dict[str, Field] = {
     "schema": Field((int,), "version of this schema"),
     "hash": Field((str,), "sixteen hexadecimal digits of the specification's SHA-256"),
+    "run": Field((str,), "kind of run: train, solve, or one of somebody's own"),
+    "reads": Field((list,), "what it is read for: score, curves, effort"),
     "status": Field((str,), "ok, diverged or failed"),
     "reason": Field((str,), "why a run is not ok", nullable=True),
     "spec": Field((dict,), "full specification: everything that decides the numbers"),
@@ -122,6 +124,10 @@ def validate(record: Mapping[str, Any]) -> None:
     if spec.hash != record["hash"]:
         raise ConfigError(f"record {record['hash']} does not carry the hash of its specification")
     check_words("record device", [record["device"]])
+    check_words("record run", [record["run"]])
+    check_words("record reads", record["reads"])
+    if "effort" in record["reads"] and record["status"] == "ok" and record["effort"] is None:
+        raise ConfigError("a record that is read for its effort without one")
     check_words("record versions", [*record["versions"], *record["versions"].values()])
     _check_metric(record["metric"])
     _check_keys("examples", record["examples"], _SPLITS)
@@ -208,9 +214,17 @@ def _check_end(record: Mapping[str, Any], spec: RunSpec) -> None:
 
 def upgraded(record: Any) -> Any:
     """A record of an older schema as one of this schema."""
-    if not isinstance(record, dict) or record.get("schema") != 1:
+    if not isinstance(record, dict):
         return record
-    curves = record["curves"]
-    unknown = [None] * len(curves["epoch"])
-    curves = {"iteration": unknown, "evaluations": unknown, **curves}
-    return {**record, "schema": SCHEMA_VERSION, "effort": None, "curves": curves}
+    if record.get("schema") == 1:
+        curves = record["curves"]
+        unknown = [None] * len(curves["epoch"])
+        curves = {"iteration": unknown, "evaluations": unknown, **curves}
+        record = {**record, "schema": 2, "effort": None, "curves": curves}
+    if record.get("schema") == 2:
+        # There were two kinds of runs, told apart by this field.
+        solves = record["spec"]["epochs"] is None
+        reads = ["effort"] if solves else ["score", "curves"]
+        run = "solve" if solves else "train"
+        record = {**record, "schema": SCHEMA_VERSION, "run": run, "reads": reads}
+    return record

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sttp_manifold.errors import ConfigError
@@ -36,6 +37,17 @@ _WHOLE = (
     *("data", "rank", "seed", "epochs", "batch_size", "repeats"),
     *("max_iterations", "max_evaluations"),
 )
+
+
+def _check_options(values: Any) -> None:
+    if not isinstance(values, dict):
+        raise ConfigError("specification field 'options': expected an object")
+    for name, value in values.items():
+        check_words("specification options", [name])
+        if isinstance(value, str):
+            check_words(f"specification option {name!r}", [value])
+        elif not isinstance(value, bool):
+            check_numbers(f"specification option {name!r}", [value], null=True)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class RunSpec:
         max_iterations: of a solver.
         max_evaluations: of a solver: calls of the cost function.
         max_seconds: of a solver. Where it is what ends a run, the numbers depend on the machine.
+        options: fields of other kinds of runs, by name.
     """
 
     task: str
@@ -90,15 +103,18 @@ class RunSpec:
     max_iterations: int | None = None
     max_evaluations: int | None = None
     max_seconds: float | None = None
+    options: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them, without those of a solver's budget that are None."""
-        return {
+        values = {
             name: value
             for name, value in asdict(self).items()
             # They are younger than the others: left out, the hashes of training runs stay.
             if value is not None or name not in _BUDGET
         }
+        options = values.pop("options")
+        return {**values, "options": options} if options else values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunSpec:
@@ -108,12 +124,14 @@ class RunSpec:
             ConfigError: a field is missing, unknown, or of another type.
         """
         names = {field.name for field in fields(cls)}
-        odd = sorted(names.symmetric_difference({*values, *_BUDGET}))
+        odd = sorted(names.symmetric_difference({*values, *_BUDGET, "options"}))
         if odd:
             raise ConfigError(f"a specification with missing or unknown fields: {', '.join(odd)}")
         for name, value in values.items():
             if name in _WORDS:
                 check_words(f"specification field {name!r}", [value])
+            elif name == "options":
+                _check_options(value)
             elif name in _NULLABLE_WORDS:
                 check_words(f"specification field {name!r}", [] if value is None else [value])
             else:

@@ -20,7 +20,7 @@ from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.files import file_name, locked, named_errors, unlinking, write_text
 from sttp_manifold.experiments.json_values import check_numbers, check_words, loads
 from sttp_manifold.experiments.reading.result_table import average
-from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.records import Record, read_for
 from sttp_manifold.experiments.task import Task
 
 __all__ = ["TUNING_SEEDS", "best_rate", "check_writable", "load_tuned", "save_tuned", "tuned_path"]
@@ -143,7 +143,7 @@ def best_rate(task: Task, records: Iterable[Record]) -> dict[str, Any] | None:
             spent = [
                 record["effort"]["evaluations_to_target"]
                 for record in ok
-                if record["spec"]["epochs"] is None
+                if read_for(record, "effort")
             ]
             if spent and None not in spent:
                 entry["evaluations_to_target"] = statistics.fmean(spent)

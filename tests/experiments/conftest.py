@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from sttp_manifold.experiments.data import Examples, Splits
-from sttp_manifold.experiments.methods import METHODS, Method
+from sttp_manifold.experiments.methods import METHODS
 from sttp_manifold.experiments.problems import drawn_problem
 from sttp_manifold.experiments.task import Problem, Task
 from sttp_manifold.experiments.tasks import TASKS
+from sttp_manifold.experiments.trainers import Trainer
 from sttp_manifold.tt import TTShape
 
-TRAINING = [method for method in METHODS if isinstance(method, Method)]
+TRAINING = [method for method in METHODS if isinstance(method, Trainer)]
 
 
 def tiny_splits(root: Path | None = None) -> Splits:

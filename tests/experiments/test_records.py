@@ -21,8 +21,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "records.md"
 def a_record(seed: int = 0, **changes: object) -> records.Record:
     spec = RunSpec.from_dict({**SPEC.to_dict(), "seed": seed})
     record: records.Record = {
-        "schema": 2,
+        "schema": 3,
         "hash": spec.hash,
+        "run": "train",
+        "reads": ["score", "curves"],
         "status": "ok",
         "reason": None,
         "spec": spec.to_dict(),
@@ -219,7 +221,8 @@ def test_records_of_the_first_schema_are_read(tmp_path):
     record = a_record(0)
     curves = {k: v for k, v in record["curves"].items() if k not in ("iteration", "evaluations")}
     old = {**record, "schema": 1, "curves": curves}
-    del old["effort"]
+    for name in ("effort", "run", "reads"):
+        del old[name]
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(old) + "\n")
     unknown = {name: [None, None] for name in ("iteration", "evaluations")}
@@ -237,6 +240,10 @@ def test_records_of_the_second_schema_are_read(folder, count):
     assert (len(found), torn) == (count, 0)
     for record in found:
         records.validate(record)
+        solves = "cg" in record["spec"]["method"] or record["spec"]["method"] == "factor-adam"
+        assert record["run"] == ("solve" if solves else "train")
+        assert records.read_for(record, "effort") == solves
+        assert records.read_for(record, "score") != solves
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "1e200"])

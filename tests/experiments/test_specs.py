@@ -38,6 +38,7 @@ def test_the_hash_is_the_same_in_every_version():
 @pytest.mark.parametrize("name", [field.name for field in fields(RunSpec)])
 def test_every_field_counts(name):
     budget = {"target": 1e-3, "max_iterations": 7, "max_evaluations": 9, "max_seconds": 1.5}
+    budget["options"] = {"discriminator_steps": 5}
     value = budget[name] if name in budget else OTHER[type(getattr(SPEC, name))]
     changed = replace(SPEC, **{name: value})
     assert changed.hash != SPEC.hash

@@ -27,7 +27,7 @@ def conclude(records: Sequence[Record], note: Mapping[str, Any]) -> list[str]:
     everything = rows(records)
     said = _reservations(records, everything, note, metric) + say_efforts(records)
     # Solvers stop at a target: there is no best one by how far beyond it they fall.
-    table = [row for row in everything if row.epochs is not None]
+    table = [row for row in everything if row.scored]
     if not table:
         return said
     for rank in dict.fromkeys(row.rank for row in table):
@@ -98,15 +98,15 @@ def _reservations(
             f"The spread is over {len(seeds)} seeds, which draw "
             f"{note.get('seed_draws', SEED_DRAWS)}."
         )
-        if any(row.epochs is not None for row in table):
+        if any(row.scored for row in table):
             said.append(
                 "Two methods that train are told apart when their means differ by more than the "
                 "sum of their standard deviations"
                 + (", both of logarithms." if metric.log else ".")
             )
     values = [row.mean for row in table if row.test]
-    if metric.unit == "%" and values:
-        size = records[0]["examples"]["test"]
+    size = records[0]["examples"]["test"]
+    if metric.unit == "%" and values and size:
         p = min(max(statistics.fmean(values) / 100, 0.0), 1.0)
         error = 100 * math.sqrt(p * (1 - p) / size)
         said.append(

@@ -19,7 +19,7 @@ from sttp_manifold.experiments.reading.style import (
     shown_ranks,
     solver_looks,
 )
-from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.records import Record, read_for
 
 __all__ = ["draw_convergence"]
 
@@ -39,7 +39,7 @@ def draw_convergence(records: Sequence[Record]) -> list[Picture]:
     """
     shown = [record for record in records if record["effort"] is not None]
     looks = solver_looks(shown)
-    if not any(record["spec"]["epochs"] is None for record in shown):
+    if not any(read_for(record, "effort") for record in shown):
         return []
     ranks = shown_ranks(shown)
     target = shown[0]["effort"]["target"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.records import Record, read_for
 
 __all__ = [
     "NOTE",
@@ -96,7 +96,7 @@ def effort_rows(records: Sequence[Record]) -> list[EffortRow]:
             EffortRow(
                 method=method,
                 rank=rank,
-                solver=group[0]["spec"]["epochs"] is None,
+                solver=read_for(group[0], "effort"),
                 efforts={seed: r["effort"] for seed, r in ok.items()},
                 tests={seed: r["test_metric"] for seed, r in ok.items()},
                 runs=len(group),

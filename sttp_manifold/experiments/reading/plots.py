@@ -29,7 +29,7 @@ from sttp_manifold.experiments.reading.style import (
     ranks_note,
     shown_ranks,
 )
-from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.records import Record, read_for
 from sttp_manifold.experiments.task import Metric
 
 __all__ = ["Picture", "draw"]
@@ -308,7 +308,7 @@ def draw(records: Sequence[Record]) -> list[Picture]:
         records: of one task; runs that did not finish are drawn as far as they came.
     """
     convergence = draw_convergence(records)
-    records = [record for record in records if record["spec"]["epochs"] is not None]
+    records = [record for record in records if read_for(record, "curves")]
     if not any(record["curves"]["epoch"] for record in records):
         return convergence
     metric = metric_of(records)

@@ -15,7 +15,7 @@ from sttp_manifold.experiments.reading.comparison import Comparison, load_compar
 from sttp_manifold.experiments.reading.effort_table import NOTE as EFFORT_NOTE
 from sttp_manifold.experiments.reading.effort_table import effort_cells, effort_header, target_of
 from sttp_manifold.experiments.reading.result_table import cells, header, spread_words, to_csv
-from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.records import Record, read_for
 
 __all__ = ["write_outputs"]
 
@@ -81,8 +81,8 @@ def _page(comparison: Comparison) -> str:
     records, metric = comparison.records, comparison.metric
     first = records[0]
     target = target_of(records)
-    trained = any(record["spec"]["epochs"] is not None for record in records)
-    solved = any(record["spec"]["epochs"] is None for record in records)
+    trained = any(read_for(record, "score") for record in records)
+    solved = any(read_for(record, "effort") for record in records)
     return environment.get_template("report.html.j2").render(
         note=comparison.note,
         header=header(metric),
@@ -124,7 +124,7 @@ def _constants(records: Sequence[Record]) -> dict[str, Any]:
     for name in _CONSTANTS:
         values = [r["spec"].get(name) for r in records if r["spec"].get(name) is not None]
         # `batch_size` is null for the whole split, which is worth saying where there is training.
-        trained = name == "batch_size" and records[0]["spec"]["epochs"] is not None
+        trained = name == "batch_size" and read_for(records[0], "score")
         if values or trained:
             found[name] = values[0] if values else None
     return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sttp_manifold.experiments.reading.effort_table import EffortRow
-from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.records import Record, read_for
 from sttp_manifold.experiments.task import Metric
 
 __all__ = [
@@ -52,6 +52,7 @@ class Row:
         diverged: runs that diverged.
         failed: runs that failed.
         log: whether the metric is averaged by its logarithm.
+        scored: whether its runs are ranked by the metric at their end.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Row:
     diverged: int
     failed: int
     log: bool
+    scored: bool = True
 
     @property
     def runs(self) -> int:
@@ -152,6 +154,7 @@ def rows(records: Sequence[Record]) -> list[Row]:
                 diverged=sum(r["status"] == "diverged" for r in group),
                 failed=sum(r["status"] == "failed" for r in group),
                 log=group[0]["metric"]["log"],
+                scored=read_for(group[0], "score"),
             )
         )
     return table

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.records import Record, read_for
 
 __all__ = [
     "STYLE",
@@ -130,7 +130,7 @@ def solver_looks(records: Sequence[Record]) -> dict[str, Look]:
     for record in records:
         spec = record["spec"]
         name = spec["method"]
-        if spec["epochs"] is not None:
+        if not read_for(record, "effort"):
             looks[name] = Look(_TRAINED, "-", "", "methods that train")
             continue
         colour = _SOLVERS.get(name) or _GEOMETRIES.get(spec["parameterization"], _SPARE[1])

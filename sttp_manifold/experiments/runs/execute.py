@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from sttp_manifold.errors import FrameOverflowError
+from sttp_manifold.experiments.checkpoint import Checkpoint
 from sttp_manifold.experiments.method import Method
 from sttp_manifold.experiments.records import SCHEMA_VERSION, Record, rounded
 from sttp_manifold.experiments.runs.device import DTYPES, device_in_words, one_thread, versions
-from sttp_manifold.experiments.runs.solve import Solver, SolverRun
+from sttp_manifold.experiments.runs.kinds import RUNS
 from sttp_manifold.experiments.runs.trace import DivergedError
-from sttp_manifold.experiments.runs.train import TrainingRun
 from sttp_manifold.experiments.specs import RunSpec
 from sttp_manifold.experiments.task import Task
 
@@ -24,11 +24,20 @@ __all__ = ["execute"]
 def execute(
     spec: RunSpec,
     task: Task,
-    method: Method | Solver,
+    method: Method,
     lr_source: str | None,
     data_dir: Path | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Record:
     """Do one run. It always gives a record, whose status says how the run went.
+
+    Args:
+        spec: what is to be done.
+        task: what on.
+        method: by what.
+        lr_source: where the learning rate came from.
+        data_dir: folder of the task's files.
+        checkpoint: where its state is kept from time to time, and taken up again.
 
     Raises:
         ConfigError: the task's data is not there.
@@ -36,15 +45,18 @@ def execute(
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     begin = time.perf_counter()
     status, reason, end = "ok", None, {}
-    run: SolverRun | TrainingRun
-    if isinstance(method, Solver):
-        run = SolverRun(spec, task, method)
-    else:
-        assert task.load is not None
-        run = TrainingRun(spec, task, method, task.load(data_dir))
+    run = RUNS[method.run].of(spec, task, method, data_dir)
     with one_thread():
         try:
-            end = run.run(torch.device(spec.device), DTYPES[spec.dtype])
+            run.begin(torch.device(spec.device), DTYPES[spec.dtype])
+            if checkpoint:
+                checkpoint.resume(run)
+            more = True
+            while more:
+                more = run.advance()
+                if checkpoint and more:
+                    checkpoint.look(run)
+            end = run.end()
         except (DivergedError, FrameOverflowError) as error:
             status, reason = "diverged", str(error)
         except torch.linalg.LinAlgError as error:
@@ -71,6 +83,8 @@ def execute(
     record: Record = {
         "schema": SCHEMA_VERSION,
         "hash": spec.hash,
+        "run": run.kind,
+        "reads": list(run.reads),
         "status": status,
         "reason": reason,
         "spec": spec.to_dict(),

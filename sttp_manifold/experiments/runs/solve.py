@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
 from sttp_manifold.experiments.data import Examples, Splits
 from sttp_manifold.experiments.problems import entries_of
-from sttp_manifold.experiments.runs.trace import Trace
+from sttp_manifold.experiments.runs.contract import Run
 from sttp_manifold.experiments.runs.watch import Spent, Watch
 from sttp_manifold.experiments.specs import RunSpec
-from sttp_manifold.experiments.task import Problem, Task, relative_square
+from sttp_manifold.experiments.task import Budget, Problem, Task, relative_square
 
 __all__ = ["Solve", "Solver", "SolverRun"]
 
@@ -49,8 +51,8 @@ class Solver:
     requires: str | None = None
     cpu_only: bool = False
 
+    run = "solve"
     momentum = None
-    trains = False
 
     def applies_to(self, task: Task) -> bool:
         """Whether a task has a problem of the kind that this solves."""
@@ -62,27 +64,52 @@ class Solver:
         return self.requires is None or importlib.util.find_spec(self.requires) is not None
 
 
-class SolverRun:
-    """State of one run of a solver while it goes on, as that of a training run."""
+class SolverRun(Run):
+    """A problem is solved in one piece: solvers cannot be cut."""
+
+    kind = "solve"
+    reads = ("effort",)
+    options: ClassVar[Mapping[str, str]] = {
+        "max_evaluations": "--max-evaluations",
+        "max_iterations": "--max-iterations",
+        "max_seconds": "--max-seconds",
+    }
 
     def __init__(self, spec: RunSpec, task: Task, solver: Solver) -> None:
-        self.spec, self.task, self.solver = spec, task, solver
-        self.trace = Trace()
-        self.examples = {"train": 0, "val": 0, "test": 0}
+        super().__init__(spec, task)
+        self.solver = solver
 
-    def run(self, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-        """Solve and evaluate; the numbers of the end.
+    @classmethod
+    def of(cls, spec: RunSpec, task: Task, method: Solver, data_dir: Path | None) -> SolverRun:
+        """See :meth:`Run.of`."""
+        return cls(spec, task, method)
+
+    @classmethod
+    def spec_fields(
+        cls, task: Task, method: Solver, lr: float | None, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """See :meth:`Run.spec_fields`."""
+        budget = task.budget or Budget()
+        seconds = given.get("max_seconds")
+        return {
+            "kind": task.kind,
+            "spectrum": method.spectrum,
+            "schedule": None if lr is None else "cosine",
+            "target": budget.target,
+            "max_iterations": given.get("max_iterations"),
+            "max_evaluations": given.get("max_evaluations") or budget.evaluations,
+            "max_seconds": None if seconds is None else float(seconds),
+        }
+
+    def begin(self, device: torch.device, dtype: torch.dtype) -> None:
+        """See :meth:`Run.begin`.
 
         Args:
             device: where to compute.
             dtype: what in.
-
-        Raises:
-            DivergedError: the residual stopped being finite.
         """
-        spec = self.spec
         assert self.task.problem is not None
-        drawn = self.task.problem(self.task, spec.rank, spec.seed)
+        drawn = self.task.problem(self.task, self.spec.rank, self.spec.seed)
         shape = drawn.start.shape
         self.examples = {
             name: len(getattr(drawn.splits, name)) for name in ("train", "val", "test")
@@ -93,24 +120,33 @@ class SolverRun:
             "other_parameters": 0,
             "w0_digest": drawn.digest,
         }
-        problem = _moved(drawn, device, dtype)
-        watch = Watch(spec, problem, self.trace)
+        self.problem = _moved(drawn, device, dtype)
+
+    def advance(self) -> bool:
+        """Solve; nothing is left then.
+
+        Raises:
+            ConfigError: the solver does not hold the common start.
+            DivergedError: the residual stopped being finite.
+        """
+        watch = Watch(self.spec, self.problem, self.trace)
         try:
-            message = self.solver.solve(problem, watch)
+            message = self.solver.solve(self.problem, watch)
         except Spent as spent:
             message = str(spent)
-        end = watch.finish(message)
-        val_metric = self.trace.curves["val_metric"][-1]
-        if spec.purpose == "tune":
-            return {"val_metric": val_metric}
-        test = problem.splits.test
-        with torch.no_grad():
-            outputs = entries_of(end, test.inputs)
-        return {
-            "val_metric": val_metric,
-            "test_loss": relative_square(outputs, test.targets).item(),
-            "test_metric": self.task.score(outputs, test.targets),
-        }
+        self.found = watch.finish(message)
+        return False
+
+    def end(self) -> dict[str, float]:
+        """See :meth:`Run.end`."""
+        end = {"val_metric": self.trace.curves["val_metric"][-1]}
+        if self.spec.purpose != "tune":
+            test = self.problem.splits.test
+            with torch.no_grad():
+                outputs = entries_of(self.found, test.inputs)
+            end["test_loss"] = relative_square(outputs, test.targets).item()
+            end["test_metric"] = self.task.score(outputs, test.targets)
+        return end
 
 
 def _moved(problem: Problem, device: torch.device, dtype: torch.dtype) -> Problem:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sttp_manifold.experiments.records import CURVES, EFFORT
@@ -68,6 +68,19 @@ class Trace:
     spectra: dict[str, list[list[float]]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     effort: Effort | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What :meth:`state_dict` gave.
+
+        Args:
+            state: of a trace of the same run.
+        """
+        self.curves, self.spectra, self.facts = state["curves"], state["spectra"], state["facts"]
+        self.effort = None if state["effort"] is None else Effort(**state["effort"])
 
     def add(self, spectra: dict[str, list[float]], **values: Any) -> None:
         """Add an entry to every curve, and to the spectrum of every layer."""

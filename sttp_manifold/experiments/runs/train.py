@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +14,13 @@ from torch import Tensor, nn
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.common_start import common_start
 from sttp_manifold.experiments.data import Examples, Splits
-from sttp_manifold.experiments.method import Method
 from sttp_manifold.experiments.models import weights
 from sttp_manifold.experiments.problems import digest_of
-from sttp_manifold.experiments.runs.trace import MAX_SINGULAR_VALUES, DivergedError, Effort, Trace
+from sttp_manifold.experiments.runs.contract import Run
+from sttp_manifold.experiments.runs.trace import MAX_SINGULAR_VALUES, DivergedError, Effort
 from sttp_manifold.experiments.specs import RunSpec, derived_seed
 from sttp_manifold.experiments.task import Task
+from sttp_manifold.experiments.trainers import Trainer
 from sttp_manifold.nn import SpectralWeight
 from sttp_manifold.optim import check_optimizer
 
@@ -47,7 +51,7 @@ def _matrices(model: nn.Module) -> dict[str, Tensor]:
     return held
 
 
-def _spectra(model: nn.Module, method: Method) -> dict[str, list[float]]:
+def _spectra(model: nn.Module, method: Trainer) -> dict[str, list[float]]:
     if method.is_dense:
         values = {
             name: torch.linalg.svdvals(matrix.double()) for name, matrix in _matrices(model).items()
@@ -66,12 +70,16 @@ def _drift(model: nn.Module) -> float | None:
     return max(errors) if errors else None
 
 
-class TrainingRun:
-    """State of one run of a method that trains while it goes on."""
+class TrainingRun(Run):
+    """A model goes through its data, an epoch at a time; between two it can be cut."""
 
-    def __init__(self, spec: RunSpec, task: Task, method: Method, splits: Splits) -> None:
-        self.spec, self.task, self.method, self.splits = spec, task, method, splits
-        self.trace = Trace()
+    kind = "train"
+    reads = ("score", "curves")
+    options: ClassVar[Mapping[str, str]] = {"epochs": "--epochs"}
+
+    def __init__(self, spec: RunSpec, task: Task, method: Trainer, splits: Splits) -> None:
+        super().__init__(spec, task)
+        self.method, self.splits = method, splits
         self.examples = {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
         self.iteration = 0
         self.elapsed = 0.0
@@ -79,8 +87,32 @@ class TrainingRun:
         if task.budget is not None and spec.batch_size is None:
             self.trace.effort = Effort(task.budget.target)
 
-    def run(self, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-        """Train and evaluate; the numbers of the end.
+    @classmethod
+    def of(cls, spec: RunSpec, task: Task, method: Trainer, data_dir: Path | None) -> TrainingRun:
+        """See :meth:`Run.of`.
+
+        Raises:
+            ConfigError: the task's data is not there.
+        """
+        assert task.load is not None
+        return cls(spec, task, method, task.load(data_dir))
+
+    @classmethod
+    def spec_fields(
+        cls, task: Task, method: Trainer, lr: float | None, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """See :meth:`Run.spec_fields`."""
+        return {
+            "kind": method.kind,
+            "spectrum": None if method.is_dense else method.spectrum,
+            "epochs": given.get("epochs") or task.epochs,
+            "batch_size": task.batch_size,
+            "repeats": task.repeats,
+            "schedule": "cosine",
+        }
+
+    def begin(self, device: torch.device, dtype: torch.dtype) -> None:
+        """See :meth:`Run.begin`.
 
         Args:
             device: where to compute.
@@ -88,7 +120,7 @@ class TrainingRun:
 
         Raises:
             ConfigError: the method does not hold the common initial weight.
-            DivergedError: a loss or a metric is not finite.
+            DivergedError: the loss is not finite at the start.
         """
         self.device, self.dtype = device, dtype
         spec, splits = self.spec, self.splits
@@ -96,33 +128,72 @@ class TrainingRun:
         assert spec.repeats is not None
         assert spec.lr is not None
         assert spec.schedule is not None
-        train = splits.train.to(self.device, self.dtype)
-        val = splits.val.to(self.device, self.dtype)
-        model = self._start()
-        optimizer = self.method.make_optimizer(model.parameters(), spec.lr)
-        check_optimizer(optimizer, model)
-        batch = spec.batch_size or len(train)
-        steps = spec.epochs * spec.repeats * math.ceil(len(train) / batch)
+        self.train = splits.train.to(device, dtype)
+        self.val = splits.val.to(device, dtype)
+        self.model = self._start()
+        self.optimizer = self.method.make_optimizer(self.model.parameters(), spec.lr)
+        check_optimizer(self.optimizer, self.model)
+        self.batch = spec.batch_size or len(self.train)
+        steps = spec.epochs * spec.repeats * math.ceil(len(self.train) / self.batch)
         name = spec.schedule
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _factor(name, step, steps)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: _factor(name, step, steps)
         )
-        order = torch.Generator().manual_seed(derived_seed("order", spec.task, spec.seed))
-        loss, _ = self._evaluate(model, train)
-        val_loss, val_metric = self._observe(model, val, 0, loss, spec.lr)
-        for epoch in range(1, spec.epochs + 1):
-            begin = self._clock()
-            loss, lr = self._epoch(model, optimizer, schedule, train, batch, order)
-            self.elapsed += self._clock() - begin
-            val_loss, val_metric = self._observe(model, val, epoch, loss, lr)
-        if not math.isfinite(val_loss):
-            raise DivergedError(f"validation loss {val_loss} after the last epoch")
-        self._end_effort(model, train)
-        end = {"val_metric": val_metric}
-        if spec.purpose != "tune":
-            test = splits.test.to(self.device, self.dtype)
-            end["test_loss"], end["test_metric"] = self._evaluate(model, test)
+        self.order = torch.Generator().manual_seed(derived_seed("order", spec.task, spec.seed))
+        loss, _ = self._evaluate(self.train)
+        self._observe(0, loss, spec.lr)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.trace.curves["epoch"]) - 1
+
+    def advance(self) -> bool:
+        """Train an epoch; whether there are more.
+
+        Raises:
+            DivergedError: a loss is not finite.
+        """
+        assert self.spec.epochs is not None
+        begin = self._clock()
+        loss, lr = self._epoch()
+        self.elapsed += self._clock() - begin
+        self._observe(self.epoch + 1, loss, lr)
+        return self.epoch < self.spec.epochs
+
+    def end(self) -> dict[str, float]:
+        """See :meth:`Run.end`."""
+        self._end_effort()
+        end = {"val_metric": self.trace.curves["val_metric"][-1]}
+        if self.spec.purpose != "tune":
+            test = self.splits.test.to(self.device, self.dtype)
+            end["test_loss"], end["test_metric"] = self._evaluate(test)
         return end
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Run.state_dict`."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "order": self.order.get_state(),
+            "iteration": self.iteration,
+            "elapsed": self.elapsed,
+            "trace": self.trace.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Run.load_state_dict`.
+
+        Args:
+            state: of a run of the same specification.
+        """
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.order.set_state(state["order"])
+        self.iteration, self.elapsed = state["iteration"], state["elapsed"]
+        self.trace.load_state_dict(state["trace"])
 
     def _start(self) -> nn.Module:
         spec = self.spec
@@ -160,24 +231,17 @@ class TrainingRun:
             )
         return model
 
-    def _epoch(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LambdaLR,
-        train: Examples,
-        batch: int,
-        order: torch.Generator,
-    ) -> tuple[float, float]:
+    def _epoch(self) -> tuple[float, float]:
         """Mean loss over the steps of an epoch, and the learning rate of the last one."""
+        model, optimizer, train = self.model, self.optimizer, self.train
         model.train()
         losses = []
         begin = self._clock()
         lr: float = optimizer.param_groups[0]["lr"]
         assert self.spec.repeats is not None
         for _ in range(self.spec.repeats):
-            shuffled = torch.randperm(len(train), generator=order).to(self.device)
-            for index in shuffled.split(batch):
+            shuffled = torch.randperm(len(train), generator=self.order).to(self.device)
+            for index in shuffled.split(self.batch):
                 examples = train[index]
                 optimizer.zero_grad()
                 loss = self.task.loss(model(examples.inputs), examples.targets)
@@ -189,7 +253,7 @@ class TrainingRun:
                 loss.backward()
                 lr = optimizer.param_groups[0]["lr"]
                 optimizer.step()
-                schedule.step()
+                self.schedule.step()
                 losses.append(value)
         return math.fsum(losses) / len(losses), lr
 
@@ -203,29 +267,27 @@ class TrainingRun:
             effort.gradients += 1
         self.iteration += 1
 
-    def _end_effort(self, model: nn.Module, train: Examples) -> None:
+    def _end_effort(self) -> None:
         effort = self.trace.effort
         if effort is not None:
-            effort.see(math.sqrt(self._evaluate(model, train)[0]), self.elapsed)
+            effort.see(math.sqrt(self._evaluate(self.train)[0]), self.elapsed)
             effort.stopped = f"{self.spec.epochs} epochs done"
 
     @torch.no_grad()
-    def _evaluate(self, model: nn.Module, examples: Examples) -> tuple[float, float]:
+    def _evaluate(self, examples: Examples) -> tuple[float, float]:
         """Mean loss and metric over a split."""
-        model.eval()
-        outputs = torch.cat([model(x) for x in examples.inputs.split(_EVALUATION_BATCH)])
+        self.model.eval()
+        outputs = torch.cat([self.model(x) for x in examples.inputs.split(_EVALUATION_BATCH)])
         loss = self.task.loss(outputs, examples.targets).item()
         return loss, self.task.score(outputs, examples.targets)
 
     @torch.no_grad()
-    def _observe(
-        self, model: nn.Module, val: Examples, epoch: int, loss: float, lr: float
-    ) -> tuple[float, float]:
-        val_loss, val_metric = self._evaluate(model, val)
+    def _observe(self, epoch: int, loss: float, lr: float) -> None:
+        val_loss, val_metric = self._evaluate(self.val)
         if not math.isfinite(val_loss):
             raise DivergedError(f"validation loss {val_loss} after epoch {epoch}")
         self.trace.add(
-            _spectra(model, self.method),
+            _spectra(self.model, self.method),
             epoch=epoch,
             iteration=self.iteration,
             evaluations=self.iteration,
@@ -233,10 +295,9 @@ class TrainingRun:
             train_loss=loss,
             val_loss=val_loss,
             val_metric=val_metric,
-            drift=_drift(model),
+            drift=_drift(self.model),
             lr=lr,
         )
-        return val_loss, val_metric
 
     def _clock(self) -> float:
         if self.device.type == "cuda":

@@ -365,7 +365,7 @@ def test_a_package_that_is_missing_is_said(puzzle, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 3}, "--epochs 3: none of the methods chosen trains"),
+        ({"epochs": 3}, "--epochs 3: none of the methods chosen heeds it; they take --max-eval"),
         ({"lrs": {"product-cg": 0.1}}, "product-cg has no learning rate"),
         ({"max_evaluations": 0}, "evaluation limit 0: expected 1 or more"),
         ({"max_iterations": 0}, "iteration limit 0"),
@@ -380,7 +380,8 @@ def test_options_that_nobody_heeds_are_refused(puzzle, changes, message):
 
 def test_budgets_are_not_for_methods_that_train(tiny):
     with pytest.raises(
-        ConfigError, match="--max-seconds 3: none of the methods chosen is a solver"
+        ConfigError,
+        match="--max-seconds 3: none of the methods chosen heeds it; they take --epochs",
     ):
         plan(Settings(out=None, task="tiny", device="cpu", max_seconds=3))
 

@@ -11,7 +11,7 @@ from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.common_start import common_start, layer_shape
 from sttp_manifold.experiments.compare import Planned, Settings, plan
 from sttp_manifold.experiments.data import Splits
-from sttp_manifold.experiments.methods import METHODS, Method
+from sttp_manifold.experiments.methods import METHODS
 from sttp_manifold.experiments.models import digits_mlp, fashion_convnet, weights
 from sttp_manifold.experiments.records import Record, validate
 from sttp_manifold.experiments.runs import device as devices
@@ -19,6 +19,7 @@ from sttp_manifold.experiments.runs import train
 from sttp_manifold.experiments.runs.execute import execute
 from sttp_manifold.experiments.task import Task
 from sttp_manifold.experiments.tasks import TASKS
+from sttp_manifold.experiments.trainers import Trainer
 from sttp_manifold.tt import TTShape, tt_svd
 
 from ..conftest import TRAINING, tiny_splits
@@ -145,7 +146,7 @@ def test_a_run_that_fails_is_recorded_with_its_error(tiny):
 
 def test_a_plain_optimizer_on_a_manifold_is_caught(tiny, monkeypatch):
     monkeypatch.setitem(
-        __import__("sttp_manifold.experiments.method", fromlist=["_"])._OPTIMIZERS,
+        __import__("sttp_manifold.experiments.trainers", fromlist=["_"])._OPTIMIZERS,
         (True, "adam"),
         lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
     )
@@ -159,7 +160,7 @@ def test_a_method_that_misses_the_start_is_refused(tiny, monkeypatch):
         with torch.no_grad():
             model[0].weight += 0.01
 
-    monkeypatch.setattr(Method, "convert", shifted)
+    monkeypatch.setattr(Trainer, "convert", shifted)
     record = run(tiny, "dense-adam")
     assert record["status"] == "failed"
     assert "does not hold the common initial weight: off by 1.0e-02" in record["reason"]

@@ -1,0 +1,15 @@
+"""The kinds of runs, one row each."""
+
+from __future__ import annotations
+
+from sttp_manifold.experiments.runs.contract import Run
+from sttp_manifold.experiments.runs.solve import SolverRun
+from sttp_manifold.experiments.runs.train import TrainingRun
+
+__all__ = ["RUNS"]
+
+RUNS: dict[str, type[Run]] = {
+    TrainingRun.kind: TrainingRun,
+    SolverRun.kind: SolverRun,
+}
+"""Kind of run to its class; a method names its kind, see :class:`Method`."""
