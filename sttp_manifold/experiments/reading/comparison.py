@@ -67,7 +67,7 @@ def escaped(text: str) -> str:
     """
     line = " ".join(text.split())
     # An underscore within a word marks nothing.
-    line = re.sub(r"[\\`|\[\]*~]|\b_|_\b|^[#+=>-](?=.)|(?<=^\d)[.)]", r"\\\g<0>", line)
+    line = re.sub(r"[\\`|\[\]*~]|\b_|_\b|^[#+=>-](?=.)|(?<=^\d)[.)](?=\s)", r"\\\g<0>", line)
     return line.replace("&", "&amp;").replace("<", "&lt;")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sttp_manifold.errors import FrameOverflowError
 from sttp_manifold.experiments.checkpoint import Checkpoint
 from sttp_manifold.experiments.method import Method
 from sttp_manifold.experiments.records import SCHEMA_VERSION, Record, rounded
+from sttp_manifold.experiments.runs.contract import Run
 from sttp_manifold.experiments.runs.device import DTYPES, device_in_words, one_thread, versions
 from sttp_manifold.experiments.runs.kinds import RUNS
 from sttp_manifold.experiments.runs.trace import DivergedError
@@ -19,6 +21,13 @@ from sttp_manifold.experiments.specs import RunSpec
 from sttp_manifold.experiments.task import Task
 
 __all__ = ["execute"]
+
+# What a run may not live to tell.
+_FACTS = (
+    *("stored_parameters", "dimension", "dense_elements", "other_parameters"),
+    *("w0_digest", "w0_gap"),
+)
+_ENDS = ("val_metric", "test_loss", "test_metric")
 
 
 def execute(
@@ -44,43 +53,11 @@ def execute(
     """
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     begin = time.perf_counter()
-    status, reason, end = "ok", None, {}
     run = RUNS[method.run].of(spec, task, method, data_dir)
     with one_thread():
-        try:
-            run.begin(torch.device(spec.device), DTYPES[spec.dtype])
-            if checkpoint:
-                checkpoint.resume(run)
-            more = True
-            while more:
-                more = run.advance()
-                if checkpoint and more:
-                    checkpoint.look(run)
-            end = run.end()
-        except (DivergedError, FrameOverflowError) as error:
-            status, reason = "diverged", str(error)
-        except torch.linalg.LinAlgError as error:
-            # A factorization of numbers that are no longer numbers, or nearly so.
-            status, reason = "diverged", f"linear algebra: {error}"
-        except Exception as error:
-            status, reason = "failed", f"{type(error).__name__}: {error}"
-    end = rounded(end)
-    if status == "ok" and None in end.values():
-        names = ", ".join(name for name, value in end.items() if value is None)
-        status, reason = "diverged", f"at the end not finite: {names}"
-    facts = dict.fromkeys(
-        (
-            "stored_parameters",
-            "dimension",
-            "dense_elements",
-            "other_parameters",
-            "w0_digest",
-            "w0_gap",
-        )
-    )
-    ends = dict.fromkeys(("val_metric", "test_loss", "test_metric"))
-    metric = task.metric
-    record: Record = {
+        status, reason, end = _outcome(run, checkpoint)
+    effort = run.trace.effort
+    return {
         "schema": SCHEMA_VERSION,
         "hash": spec.hash,
         "run": run.kind,
@@ -93,20 +70,38 @@ def execute(
         "device": device_in_words(spec.device),
         "started": started,
         "seconds": rounded(time.perf_counter() - begin),
-        "metric": {
-            "name": metric.name,
-            "unit": metric.unit,
-            "higher": metric.higher,
-            "log": metric.log,
-            "spec": metric.spec,
-        },
+        "metric": asdict(task.metric),
         "examples": run.examples,
-        **facts,
+        **dict.fromkeys(_FACTS),
         **rounded(run.trace.facts),
         "curves": rounded(run.trace.curves),
         "spectra": rounded(run.trace.spectra, digits=5),
-        "effort": None if run.trace.effort is None else rounded(run.trace.effort.to_dict()),
-        **ends,
+        "effort": None if effort is None else rounded(effort.to_dict()),
+        **dict.fromkeys(_ENDS),
         **end,
     }
-    return record
+
+
+def _outcome(
+    run: Run, checkpoint: Checkpoint | None
+) -> tuple[str, str | None, dict[str, float | None]]:
+    """Status, reason and the numbers of the end; every error of a run is its record's reason."""
+    try:
+        run.begin(torch.device(run.spec.device), DTYPES[run.spec.dtype])
+        if checkpoint:
+            checkpoint.resume(run)
+        while run.advance():
+            if checkpoint:
+                checkpoint.look(run)
+        end: dict[str, float | None] = rounded(run.end())
+    except (DivergedError, FrameOverflowError) as error:
+        return "diverged", str(error), {}
+    except torch.linalg.LinAlgError as error:
+        # A factorization of numbers that are no longer numbers, or nearly so.
+        return "diverged", f"linear algebra: {error}", {}
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {error}", {}
+    lost = [name for name, value in end.items() if value is None]
+    if lost:
+        return "diverged", f"not finite at the end: {', '.join(lost)}", end
+    return "ok", None, end
