@@ -490,16 +490,19 @@ def test_frames_stay_frames_and_momentum_tangent(row):
 
 @pytest.mark.slow
 @every_row
-def test_ten_thousand_noisy_float32_steps(row):
-    model = Model()
+def test_frames_do_not_drift_in_float32(row):
+    """By noise; ten thousand steps of one row of each class, a thousand of the others."""
+    model = Model(generic=False)
+    del model.plain, model.many
     optimizer = row.make(model.parameters())
+    first = next(other for other in ROWS.values() if other.cls is row.cls)
     worst = 0.0
-    for step in range(10_000):
+    for step in range(10_000 if row is first else 1_000):
         for p in model.parameters():
             p.grad = torch.randn_like(p)
         optimizer.step()
         if step % 100 == 99:
-            worst = max(worst, *map(frame_error, (model.one, model.many, model.large, model.frame)))
+            worst = max(worst, *map(frame_error, (model.one, model.large, model.frame)))
     assert worst <= 2e-6
 
 

@@ -15,7 +15,7 @@ import torch
 from sttp_manifold._geoopt import EuclideanStiefel, ManifoldParameter, geoopt
 from sttp_manifold.frames.retractions import RETRACTIONS
 from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
-from sttp_manifold.optim import RiemannianAdam, RiemannianSGD
+from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, RiemannianSGD
 from sttp_manifold.tt.shape import TTShape
 
 SPIKES = [
@@ -114,6 +114,23 @@ def test_frames_under_sgd(dtype, spike, options, retraction, look, monkeypatch):
     params = [p for p in framed(dtype) if getattr(p.manifold, "spectrum", "identity") == "identity"]
     optimizer = RiemannianSGD(params, lr=0.05, retraction=retraction, **options)
     run(optimizer, params, spike)
+    check(params)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (RiemannianAdam, {"second_moment": "elementwise"}),
+        (RiemannianAdam, {"second_moment": "elementwise", "eps": 0.0, "capturable": True}),
+        (RiemannianMuon, {}),
+        (RiemannianMuon, {"nesterov": False, "weight_decay": 0.1}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("dtype", "spike"), SPIKES)
+def test_frames_under_others(cls, options, dtype, spike):
+    params = framed(dtype)
+    run(cls(params, lr=0.05, **options), params, spike)
     check(params)
 
 
