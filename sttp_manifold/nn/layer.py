@@ -221,6 +221,7 @@ class SpectralLayer(nn.Module, ABC):
         """
         return self.hand_over(self.dense_layer(), copied=True)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def dense_layer(self) -> Any:
         """The stock layer with the dense weights, without bias and without what hangs on this one.
@@ -239,6 +240,7 @@ class SpectralLayer(nn.Module, ABC):
             layer._parameters[name] = dense
         return layer
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def thin_layers(self) -> nn.Sequential | None:
         """Two stock layers that apply the factors one after the other, without bias.

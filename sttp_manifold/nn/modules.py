@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError, SttpError
-from sttp_manifold.nn.references import loose, parameters_in, stale, swapped
+from sttp_manifold.nn.references import loose, stale, swapped, tensors_in
 from sttp_manifold.nn.torch_state import has_values
 
 __all__ = ["Owners", "naming", "replace", "show"]
@@ -70,46 +70,31 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
 
 
 class Owners:
-    """Who holds each parameter of a network.
+    """Who holds each tensor of a network, registered by torch or not.
 
     Args:
         model: the network.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._by_parameter: dict[Tensor, list[tuple[nn.Module, str]]] = {}
-        self._by_storage: dict[int, list[tuple[range, Tensor]]] = {}
         self._names = {module: name for name, module in model.named_modules()}
+        self._held: dict[int, list[tuple[tuple[nn.Module, str], Tensor]]] = {}
         for module in self._names:
-            for name, parameter in module._parameters.items():
-                if parameter is None or nn.parameter.is_lazy(parameter):
-                    continue
-                self._by_parameter.setdefault(parameter, []).append((module, name))
-                if (place := _place(parameter)) is not None:
-                    storage, span = place
-                    self._by_storage.setdefault(storage, []).append((span, parameter))
-        for module in self._names:
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None and not nn.parameter.is_lazy(tensor):
+                    self._held.setdefault(_storage(tensor), []).append(((module, name), tensor))
             for name, value in loose(module):
-                for parameter in parameters_in(value):
-                    if parameter in self._by_parameter:
-                        self._by_parameter[parameter].append((module, name))
+                for tensor in tensors_in(value):
+                    self._held.setdefault(_storage(tensor), []).append(((module, name), tensor))
 
-    def of(self, parameter: Tensor) -> list[tuple[nn.Module, str]]:
-        """Modules that hold a parameter, with its name there."""
-        return self._by_parameter[parameter]
-
-    def aliases(self, parameter: Tensor) -> list[tuple[nn.Module, str]]:
-        """Holders of other parameters in the same memory, such as a transposed view or a part."""
-        place = _place(parameter)
-        if place is None:
-            return []
-        storage, own = place
-        same = {
-            other
-            for span, other in self._by_storage.get(storage, ())
-            if span.start < own.stop and own.start < span.stop and other is not parameter
-        }
-        return [owner for other in same for owner in self.of(other)]
+    def of(self, tensor: Tensor) -> list[tuple[nn.Module, str]]:
+        """Modules that hold a tensor, or another in its memory as a transposed view or a part."""
+        span = _span(tensor)
+        return [
+            owner
+            for owner, other in self._held.get(_storage(tensor), ())
+            if other is tensor or _overlap(span, _span(other))
+        ]
 
     def name(self, owner: tuple[nn.Module, str]) -> str:
         """Qualified name of a parameter at one of its holders."""
@@ -117,12 +102,22 @@ class Owners:
         return f"{self._names[module]}.{name}".removeprefix(".")
 
 
-def _place(tensor: Tensor) -> tuple[int, range] | None:
-    """Address of a tensor's storage and the bytes of it from the first to the last element."""
-    if not tensor.numel() or tensor.layout != torch.strided or not has_values(tensor):
+def _storage(tensor: Tensor) -> int:
+    """Address of a tensor's memory; of one without, that of the object."""
+    if tensor.layout != torch.strided or not tensor.numel() or not has_values(tensor):
+        return id(tensor)
+    return tensor.untyped_storage().data_ptr()
+
+
+def _span(tensor: Tensor) -> range | None:
+    """Bytes of the memory from a tensor's first element to its last."""
+    if tensor.layout != torch.strided or not tensor.numel():
         return None
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     last = tensor.storage_offset() + sum((size - 1) * step for size, step in steps)
     size = tensor.element_size()
-    storage = tensor.untyped_storage().data_ptr()
-    return storage, range(tensor.storage_offset() * size, (last + 1) * size)
+    return range(tensor.storage_offset() * size, (last + 1) * size)
+
+
+def _overlap(a: range | None, b: range | None) -> bool:
+    return a is not None and b is not None and a.start < b.stop and b.start < a.stop

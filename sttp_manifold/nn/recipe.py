@@ -18,7 +18,7 @@ from sttp_manifold._arguments import check_among, explained_constructor
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.initial import INITS, computing_dtype
 from sttp_manifold.nn.methods import weight_class
-from sttp_manifold.nn.torch_state import has_values
+from sttp_manifold.nn.torch_state import has_values, outside_autocast
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.spectrum import SpectrumMap
 from sttp_manifold.tt.decompose import tt_svd
@@ -156,16 +156,18 @@ class Recipe:
             dtype: floating dtype; that of a value as ``init``, or torch's default.
             device: likewise.
         """
-        return weight_class(self.method)(
-            shape,
-            self.spectrum,
-            self.init,
-            self.bound,
-            self.init_std,
-            project=self.project,
-            dtype=dtype,
-            device=device,
-        )
+        where = torch.get_default_device() if device is None else torch.device(device)
+        with outside_autocast(where):
+            return weight_class(self.method)(
+                shape,
+                self.spectrum,
+                self.init,
+                self.bound,
+                self.init_std,
+                project=self.project,
+                dtype=dtype,
+                device=device,
+            )
 
     def make_for(self, stock: Tensor) -> SpectralWeight:
         """A weight in place of a stock one, with its dtype, device and frozen state.
@@ -187,7 +189,9 @@ class Recipe:
             )
         if self.init == PRETRAINED:
             matrix = stock.detach().flatten(1)
-            recipe = replace(self, init=tt_svd(matrix.to(computing_dtype(matrix.dtype)), shape))
+            with outside_autocast(stock.device):
+                value = tt_svd(matrix.to(computing_dtype(matrix.dtype)), shape)
+            recipe = replace(self, init=value)
         return recipe.make(shape, stock.dtype, stock.device).requires_grad_(stock.requires_grad)
 
     def to_dict(self) -> dict[str, Any]:

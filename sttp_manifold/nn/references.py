@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["loose", "parameters_in", "stale", "swapped"]
+__all__ = ["loose", "stale", "swapped", "tensors_in"]
 
 # What every module has.
 _OWN = frozenset(nn.Module().__dict__)
@@ -141,8 +141,8 @@ def _is_own(thing: Callable[..., Any]) -> bool:
     return (getattr(thing, "__module__", None) or "").split(".")[0] in ("torch", "sttp_manifold")
 
 
-def parameters_in(value: Any) -> list[nn.Parameter]:
-    """Parameters that an attribute is, or that its list, tuple or dict holds."""
+def tensors_in(value: Any) -> list[Tensor]:
+    """Tensors that an attribute is, or that its list, tuple or dict holds."""
     items = list(value.values()) if isinstance(value, dict) else value
     items = items if isinstance(items, (list, tuple, deque)) else [items]
-    return [item for item in items if isinstance(item, nn.Parameter)]
+    return [item for item in items if isinstance(item, Tensor)]

@@ -154,7 +154,7 @@ def groups_of(model: nn.Module, layers: dict[nn.Module, str]) -> tuple[list[Grou
                     if weight in weights:
                         continue
                     weights[weight] = layers[layer]
-                    for owner, name in (*owners.of(weight), *owners.aliases(weight)):
+                    for owner, name in owners.of(weight):
                         if owner in layers and stock_weights(owner).get(name) is weight:
                             members.add(owner)
                         else:

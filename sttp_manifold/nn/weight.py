@@ -275,6 +275,11 @@ class SpectralWeight(nn.Module, ABC):
             raise ShapeError(
                 f"a weight is one matrix, got a batch of shape {tuple(tt.batch_shape)}"
             )
+        with outside_autocast(self.device):
+            self._take_over(tt, project)
+        return self
+
+    def _take_over(self, tt: SpectralTT, project: bool) -> None:
         given = tt.dtype
         wide = torch.promote_types(computing_dtype(self.dtype), tt.dtype)
         tt = tt.detach().to(self.device, wide)
@@ -290,7 +295,6 @@ class SpectralWeight(nn.Module, ABC):
                 limit = self.bound * (1 + torch.finfo(given).eps)
                 project = project or bool((tt.singular_values() <= limit).all())
         self._set(tt, project)
-        return self
 
     def extra_repr(self) -> str:
         """Size, plan and spectrum, for printing."""

@@ -627,3 +627,36 @@ def test_a_compiled_layer_is_named_and_a_compiled_network_is_not() -> None:
     whole = torch.compile(nn.Sequential(nn.Linear(8, 8)), backend="eager")
     compress(whole, rank=3)
     assert isinstance(whole._orig_mod[0], SpectralLinear)
+
+
+@pytest.mark.parametrize("hold", ["buffer", "attribute", "list"])
+def test_memory_that_a_buffer_or_an_attribute_shares_is_left_with_a_warning(hold: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    view = model[0].weight.detach().T
+    if hold == "buffer":
+        model.register_buffer("view", view)
+    else:
+        model.view = view if hold == "attribute" else [view]
+    with pytest.warns(SkippedLayerWarning, match="'0' shares its weight with 'view'"):
+        compress(model, rank=2)
+    assert [type(layer) for layer in model] == [nn.Linear, SpectralLinear]
+
+
+@every_layer
+@pytest.mark.parametrize("form", ["dense", "factors"])
+def test_conversions_do_not_look_at_autocast_or_inference_mode(make: Any, form: str) -> None:
+    stock = make().float()
+    wanted = stock.weight.detach().clone()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        made = compress(copy.deepcopy(stock), rank=RANK, grow="allow")
+        switch(made, "riemannian")
+        close = made.weight
+        switch(made, "householder")
+        low = compress(copy.deepcopy(stock), rank=2)
+        back, thin = decompress(made), decompress(low, form=form)
+    for W in (close, back.weight):
+        torch.testing.assert_close(W.float(), wanted, rtol=0, atol=1e-5)
+    for model in (back, thin):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        model(example(stock).float()).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
