@@ -328,8 +328,6 @@ class SpectralTT:
         return bool(((distance <= atol + rtol * scale) & distance.isfinite()).all())
 
     def _expand(self, batch: torch.Size) -> SpectralTT:
-        if batch == self.batch_shape:
-            return self
         single = len(self.batch_shape)
         return self._map(lambda t: t.expand(*batch, *t.shape[single:]))
 
