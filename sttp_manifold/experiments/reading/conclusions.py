@@ -20,8 +20,9 @@ _NAMES = {"svdp": "SVDP", "sttp": "STTP", "adam": "Adam", "sgd": "SGD"}
 def conclude(records: Sequence[Record], note: Mapping[str, Any]) -> list[str]:
     """Sentences, the reservations first.
 
-    Two methods count as told apart when their means differ by more than the sum of their
-    standard deviations over seeds: a modest test, which the sentences say is all there is.
+    Two methods count as told apart when the 95 % interval of their mean difference, seed by seed,
+    leaves out zero. Each interval speaks for itself alone: of twenty pairs that do not differ, one
+    is told apart by chance, and the sentences say so.
     """
     metric = metric_of(records)
     everything = rows(records)
@@ -47,11 +48,15 @@ def _show(row: Row, metric: Metric) -> str:
 
 
 def _gap(a: Row, b: Row, metric: Metric) -> str:
-    """How far apart two means are: a difference of percentages, a ratio of errors."""
+    """How far apart two rows are that are told apart, with the interval: points, or a ratio."""
+    found = a.against(b)
+    assert found is not None
+    ends = sorted(map(abs, (found.low, found.high)))
     if metric.log:
-        low, high = sorted((a.mean, b.mean))
-        return f"a factor of {high / low:.2g}" if low > 0 else "a value against zero"
-    return f"{metric.show(abs(a.mean - b.mean))} points"
+        low, high = (f"{10**end:.2g}" for end in ends)
+        return f"a factor of {10 ** abs(found.mean):.2g} ({low} to {high})"
+    low, high = map(metric.show, ends)
+    return f"{metric.show(abs(found.mean))} points ({low} to {high})"
 
 
 def _reservations(
@@ -100,9 +105,10 @@ def _reservations(
         )
         if any(row.scored for row in table):
             said.append(
-                "Two methods that train are told apart when their means differ by more than the "
-                "sum of their standard deviations"
-                + (", both of logarithms." if metric.log else ".")
+                "Two methods are told apart when the 95 % interval of their mean difference, seed "
+                "by seed"
+                + (" and of logarithms" if metric.log else "")
+                + ", leaves out zero; of twenty pairs that do not differ, one is by chance."
             )
     values = [row.mean for row in table if row.test]
     size = records[0]["examples"]["test"]
@@ -146,7 +152,7 @@ def _best(here: Sequence[Row], metric: Metric) -> list[str]:
         return [said + ", on one seed."]
     if close:
         return [said + f". These seeds do not tell it apart from {', '.join(close)}."]
-    return [said + ", apart from all others by more than the spread over seeds."]
+    return [said + ", apart from all others."]
 
 
 def _held_two_ways(here: Sequence[Row], metric: Metric) -> list[str]:

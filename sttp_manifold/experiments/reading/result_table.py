@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sttp_manifold.experiments.reading.effort_table import EffortRow
+from sttp_manifold.experiments.reading.paired import Paired, paired
 from sttp_manifold.experiments.records import Record, read_for
 from sttp_manifold.experiments.task import Metric
 
@@ -84,17 +85,22 @@ class Row:
         """Mean test metric, geometric for errors; not a number when no run finished."""
         return average(list(self.test.values()), log=self.log) if self.test else math.nan
 
-    def apart_from(self, other: Row) -> bool:
-        """Whether two means differ by more than the sum of the two standard deviations.
+    def against(self, other: Row) -> Paired | None:
+        """The difference to another row, seed by seed, in favour of this one where it is more.
 
         Errors are compared by their logarithms: one run that ends at 1e-5 among others at 1e-12
-        would hide every difference below it.
+        would hide every difference below it. None where fewer than two seeds are shared.
         """
-        if min(len(self.test), len(other.test)) < 2:
-            return False
-        a, b = (_scale(list(row.test.values()), self.log) for row in (self, other))
-        gap = abs(statistics.fmean(a) - statistics.fmean(b))
-        return gap > statistics.stdev(a) + statistics.stdev(b)
+        a, b = (
+            dict(zip(row.test, _scale(list(row.test.values()), row.log), strict=True))
+            for row in (self, other)
+        )
+        return paired(a, b)
+
+    def apart_from(self, other: Row) -> bool:
+        """Whether the 95 % interval of the mean difference, seed by seed, leaves out zero."""
+        found = self.against(other)
+        return found is not None and found.apart
 
     @property
     def epoch_seconds(self) -> float:
