@@ -180,6 +180,13 @@ def test_noise_is_measured_in_the_metric():
     assert gradient_noise_scale([x], [(x * target).sum(), (2 * x * target).sum()]) > 0.1
 
 
+def test_few_batches_are_not_taken_for_many():
+    """Gradients 3 and 5: variance 2, and of the squared mean 16 a half of that is noise."""
+    p = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    losses = [3 * p.sum(), 5 * p.sum()]
+    assert gradient_noise_scale([p], losses, batch_size=7) == pytest.approx(7 * 2 / 15)
+
+
 def test_ends_of_the_scale():
     p = torch.nn.Parameter(torch.ones(3))
     assert gradient_noise_scale([p], [p.sum(), p.sum()]) == 0
