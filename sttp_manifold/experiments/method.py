@@ -44,12 +44,17 @@ class Method(Protocol):
 
     @property
     def momentum(self) -> float | None:
-        """Momentum of SGD; None for all others."""
+        """Momentum of SGD and Muon; None for all others."""
         ...
 
     @property
     def untuned_lr(self) -> float | None:
         """The learning rate where a task has none tuned; None where there is none."""
+        ...
+
+    @property
+    def largest_lr(self) -> float:
+        """Beyond it there is no learning rate."""
         ...
 
     @property

@@ -243,4 +243,5 @@ def tuning_plan(settings: Settings) -> list[Planned]:
         for rank in dict.fromkeys(settings.ranks or task.ranks)
         for lr in task.lrs
         for name in names
+        if lr <= METHODS[name].largest_lr
     ]

@@ -62,7 +62,7 @@ class RunSpec:
         parameterization: how a weight is held: ``dense``, ``householder`` or ``riemannian`` when
             trained; ``householder``, ``product``, ``fixed-rank`` or ``factors`` when solved for.
         optimizer: ``adam`` or ``sgd``; of solvers also ``cg``, ``tr``, ``lbfgs``.
-        momentum: of SGD; None for all others.
+        momentum: of SGD and Muon; None for all others.
         spectrum: how the singular values are held; None where they are not.
         rank: rank of the initial weight, and of every weight the method can reach unless dense.
         seed: draws the initial weight, and the order of the data or, of a problem, the problem.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from sttp_manifold.experiments.models.layers import weights
 from sttp_manifold.experiments.task import Task
 from sttp_manifold.nn import SpectralConv2d, SpectralLinear
-from sttp_manifold.optim import RiemannianAdam, RiemannianSGD
+from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, RiemannianSGD
 
 __all__ = ["MOMENTUM", "TRAINERS", "Trainer"]
 
 MOMENTUM = 0.9
+_MUON_MOMENTUM = 0.95
 
 Factory = Callable[[Iterable[Tensor], float], torch.optim.Optimizer]
 
@@ -37,11 +39,16 @@ def _riemannian_adam(parameters: Iterable[Any], lr: float) -> torch.optim.Optimi
     return RiemannianAdam(parameters, lr=lr)
 
 
+def _riemannian_muon(parameters: Iterable[Any], lr: float) -> torch.optim.Optimizer:
+    return RiemannianMuon(parameters, lr=lr, momentum=_MUON_MOMENTUM)
+
+
 # Chosen by (whether parameters live on a manifold, the optimizer's name).
 _OPTIMIZERS: dict[tuple[bool, str], Factory] = {
     (False, "adam"): _adam,
     (False, "sgd"): _sgd,
     (True, "adam"): _riemannian_adam,
+    (True, "muon"): _riemannian_muon,
     (True, "sgd"): _riemannian_sgd,
 }
 
@@ -55,9 +62,10 @@ class Trainer:
         summary: one line for people.
         kind: ``dense``, ``svdp`` or ``sttp``.
         parameterization: ``dense``, ``householder`` or ``riemannian``.
-        optimizer: ``adam`` or ``sgd`` (with momentum 0.9).
+        optimizer: ``adam``, ``sgd`` (with momentum 0.9), or ``muon`` on the manifold (0.95).
         untuned_lr: the learning rate where a task has none tuned for this method.
         spectrum: how singular values are held.
+        largest_lr: beyond it there is no learning rate: for Muon a rate is an angle.
     """
 
     name: str
@@ -67,6 +75,7 @@ class Trainer:
     optimizer: str
     untuned_lr: float
     spectrum: str = "free"
+    largest_lr: float = math.inf
 
     run = "train"
     requires = None
@@ -84,8 +93,8 @@ class Trainer:
 
     @property
     def momentum(self) -> float | None:
-        """Momentum of SGD; None for Adam."""
-        return MOMENTUM if self.optimizer == "sgd" else None
+        """Momentum of SGD and Muon; None for Adam."""
+        return {"sgd": MOMENTUM, "muon": _MUON_MOMENTUM}.get(self.optimizer)
 
     def convert(self, model: nn.Module, rank: int) -> None:
         """Hold every weight of a stock model this method's way, in place; the weights stay.
@@ -126,7 +135,8 @@ _HELD = {
     "riemannian": ("riemannian", "points on the manifold"),
 }
 _NAMES = {"adam": "Adam", "sgd": "SGD with momentum"}
-_UNTUNED = {"adam": 1e-2, "sgd": 1e-1}
+_ON_MANIFOLDS = _NAMES | {"muon": "Muon, with Adam for spectra"}
+_UNTUNED = {"adam": 1e-2, "sgd": 1e-1, "muon": 3e-2}
 
 
 def _dense(optimizer: str) -> Trainer:
@@ -145,15 +155,21 @@ def _spectral(kind: str, how: str, optimizer: str) -> Trainer:
     prefix = "Riemannian " if how == "riemannian" else ""
     return Trainer(
         f"{kind}-{how}-{optimizer}",
-        f"{_KINDS[kind]}, held as {words}, {prefix}{_NAMES[optimizer]}",
+        f"{_KINDS[kind]}, held as {words}, {prefix}{_ON_MANIFOLDS[optimizer]}",
         kind,
         parameterization,
         optimizer,
         untuned_lr=_UNTUNED[optimizer],
+        largest_lr=math.pi / 2 if optimizer == "muon" else math.inf,
     )
 
 
 TRAINERS = (
     *map(_dense, _NAMES),
-    *(_spectral(kind, how, name) for kind in _KINDS for how in _HELD for name in _NAMES),
+    *(
+        _spectral(kind, how, name)
+        for kind in _KINDS
+        for how in _HELD
+        for name in (_ON_MANIFOLDS if how == "riemannian" else _NAMES)
+    ),
 )

@@ -308,6 +308,7 @@ def _check(name: str, group: dict[str, Any], *, look: bool) -> None:
         ("differentiable", False),
         ("fused", None),
         ("decoupled_weight_decay", True),
+        ("second_moment", "frame"),
     ):
         if group.get(flag, only) not in (only, bool(only)):
             raise SettingError(

@@ -11,6 +11,7 @@ from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments import compare, executor, tune
 from sttp_manifold.experiments.compare import Settings, plan, run_plan
 from sttp_manifold.experiments.methods import METHODS
+from sttp_manifold.experiments.plan import tuning_plan
 from sttp_manifold.experiments.records import read_records
 from sttp_manifold.experiments.tasks import TASKS
 
@@ -310,6 +311,18 @@ def test_two_tunings_at_once_lose_nothing(tmp_path):
         thread.join()
     assert set(tune.load_tuned(TASKS["digits"], path)) == set(names)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rates_that_are_none_are_left_out_of_the_grid():
+    """Muon's are angles, up to a right one."""
+    settings = Settings(out=None, task="completion", methods=["sttp-riemannian-*"])
+    grids = {}
+    for planned in tuning_plan(settings):
+        grids.setdefault(planned.spec.method, set()).add(planned.spec.lr)
+    assert max(grids["sttp-riemannian-adam"]) == 30
+    assert grids["sttp-riemannian-muon"] == {
+        lr for lr in grids["sttp-riemannian-adam"] if lr <= math.pi / 2
+    }
 
 
 @pytest.mark.parametrize("task", [task.name for task in TASKS])

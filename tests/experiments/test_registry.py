@@ -55,7 +55,9 @@ def test_the_methods_that_train_and_the_tasks():
     kinds = {(m.kind, m.parameterization, m.optimizer) for m in TRAINING}
     held = {"dense": ["dense"], "svdp": ["householder", "riemannian"]}
     held["sttp"] = held["svdp"]
-    assert kinds == {(k, p, o) for k, ps in held.items() for p in ps for o in ("adam", "sgd")}
+    optimizers = {"dense": ["adam", "sgd"], "householder": ["adam", "sgd"]}
+    optimizers["riemannian"] = ["adam", "sgd", "muon"]
+    assert kinds == {(k, p, o) for k, ps in held.items() for p in ps for o in optimizers[p]}
     assert TASKS.names() == [
         "digits",
         "fashion-mnist",

@@ -504,6 +504,7 @@ def test_settings_that_no_step_can_use(settings, words):
         {"fused": True},
         {"differentiable": True},
         {"decoupled_weight_decay": False},
+        {"second_moment": "elementwise"},
     ],
 )
 def test_settings_of_adam_that_muon_has_not(settings):

@@ -14,7 +14,7 @@ from sttp_manifold.experiments.task import SEED_DRAWS, Metric
 
 __all__ = ["conclude"]
 
-_NAMES = {"svdp": "SVDP", "sttp": "STTP", "adam": "Adam", "sgd": "SGD"}
+_NAMES = {"svdp": "SVDP", "sttp": "STTP", "adam": "Adam", "sgd": "SGD", "muon": "Muon"}
 
 
 def conclude(records: Sequence[Record], note: Mapping[str, Any]) -> list[str]:

@@ -259,14 +259,14 @@ def _trade(records: Sequence[Record], metric: Metric) -> Picture:
         f"Test {metric.name} against what the weights store, ranks {ranks} joined by lines. "
         "Bars go from the least to the greatest over seeds. A chart stores as many numbers as the "
         "set has dimensions; a point on the manifold stores its frames whole. Dense weights store "
-        "the same number at every rank. Adam and SGD are drawn a little apart."
+        "the same number at every rank. Optimizers are drawn a little apart."
     )
     return Picture("trade-off", caption, png(figure))
 
 
 def _beside(row: Row) -> float:
     """Where a row is drawn: bars of two optimizers would hide each other at one place."""
-    nudge = {"adam": 0.985, "sgd": 1.015}.get(row.optimizer, 1.0)
+    nudge = {"adam": 0.985, "sgd": 1.015, "muon": 1.045}.get(row.optimizer, 1.0)
     return (row.stored or 1) * nudge
 
 

@@ -54,7 +54,11 @@ _COLOURS = {
     ("sttp", "riemannian"): "#E69F00",
 }
 _SPARE = ("#009E73", "#CC79A7", "#999999")
-_OPTIMIZERS: dict[str, tuple[Any, str]] = {"adam": ("-", "o"), "sgd": ((0, (4, 1.6)), "s")}
+_OPTIMIZERS: dict[str, tuple[Any, str]] = {
+    "adam": ("-", "o"),
+    "sgd": ((0, (4, 1.6)), "s"),
+    "muon": ((0, (1, 1)), "D"),
+}
 
 _HELD = {
     ("dense", "dense"): "dense",
@@ -97,7 +101,9 @@ def looks_of(records: Sequence[Record]) -> dict[str, Look]:
         if key not in _COLOURS and key not in spare:
             spare[key] = _SPARE[len(spare) % len(_SPARE)]
         line, marker = _OPTIMIZERS.get(spec["optimizer"], (":", "^"))
-        optimizer = {"adam": "Adam", "sgd": "SGD"}.get(spec["optimizer"], spec["optimizer"])
+        optimizer = {"adam": "Adam", "sgd": "SGD", "muon": "Muon"}.get(
+            spec["optimizer"], spec["optimizer"]
+        )
         label = f"{_HELD.get(key, ' '.join(key))}, {optimizer}"
         if any(look.label == label for name, look in looks.items() if name != spec["method"]):
             label = spec["method"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class Solver:
 
     run = "solve"
     momentum = None
+    largest_lr = math.inf
 
     def applies_to(self, task: Task) -> bool:
         """Whether a task has a problem of the kind that this solves."""

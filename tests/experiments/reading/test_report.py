@@ -39,10 +39,8 @@ def test_every_output_is_made_from_files_and_stands_alone(settings):
     made(settings)
     written = report.write_outputs(settings.out)
     names = {path.relative_to(settings.out).as_posix() for path in written}
-    figures = {
-        f"figures/{name}.png"
-        for name in ("metric", "loss", "trade-off", "spectrum-adam", "spectrum-sgd", "drift")
-    }
+    spectra = [f"spectrum-{optimizer}" for optimizer in ("adam", "sgd", "muon")]
+    figures = {f"figures/{name}.png" for name in ("metric", "loss", "trade-off", *spectra, "drift")}
     assert names == {"summary.csv", "summary.md", "report.html", *figures}
     page = (settings.out / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", page)
