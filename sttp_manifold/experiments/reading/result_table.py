@@ -277,66 +277,43 @@ _SPENT = (
 def to_csv(table: Sequence[Row], efforts: Sequence[EffortRow] = ()) -> str:
     """The table for programs: plain numbers, empty where there is none."""
     spent = {(row.rank, row.method): row for row in efforts}
+    lines = [_csv_cells(row, spent.get((row.rank, row.method))) for row in table]
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            "rank",
-            "method",
-            "kind",
-            "parameterization",
-            "optimizer",
-            "lr",
-            "lr_source",
-            "test_mean",
-            "test_std",
-            "test_min",
-            "test_max",
-            "val_mean",
-            "val_std",
-            "stored_parameters",
-            "dimension",
-            "dense_elements",
-            "train_seconds_mean",
-            "epochs",
-            "runs",
-            "ok",
-            "diverged",
-            "failed",
-            "reached_target",
-            *(f"{name}_median" for name in _SPENT),
-        ]
-    )
-    for row in table:
-        effort = spent.get((row.rank, row.method))
-        test, val = list(row.test.values()), list(row.val.values())
-        seconds = list(row.seconds.values())
-        writer.writerow(
-            [
-                row.rank,
-                row.method,
-                row.kind,
-                row.parameterization,
-                row.optimizer,
-                "" if row.lr is None else row.lr,
-                row.lr_source or "",
-                statistics.fmean(test) if test else "",
-                statistics.stdev(test) if len(test) > 1 else "",
-                min(test, default=""),
-                max(test, default=""),
-                statistics.fmean(val) if val else "",
-                statistics.stdev(val) if len(val) > 1 else "",
-                row.stored,
-                row.dimension,
-                row.dense,
-                statistics.fmean(seconds) if seconds else "",
-                "" if row.epochs is None else row.epochs,
-                row.runs,
-                len(test),
-                row.diverged,
-                row.failed,
-                "" if effort is None else len(effort.reached),
-                *(effort.median(n) if effort and effort.reached else "" for n in _SPENT),
-            ]
-        )
+    writer = csv.DictWriter(out, list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return out.getvalue()
+
+
+def _csv_cells(row: Row, effort: EffortRow | None) -> dict[str, Any]:
+    test, val = list(row.test.values()), list(row.val.values())
+    seconds = list(row.seconds.values())
+    return {
+        "rank": row.rank,
+        "method": row.method,
+        "kind": row.kind,
+        "parameterization": row.parameterization,
+        "optimizer": row.optimizer,
+        "lr": "" if row.lr is None else row.lr,
+        "lr_source": row.lr_source or "",
+        "test_mean": statistics.fmean(test) if test else "",
+        "test_std": statistics.stdev(test) if len(test) > 1 else "",
+        "test_min": min(test, default=""),
+        "test_max": max(test, default=""),
+        "val_mean": statistics.fmean(val) if val else "",
+        "val_std": statistics.stdev(val) if len(val) > 1 else "",
+        "stored_parameters": row.stored,
+        "dimension": row.dimension,
+        "dense_elements": row.dense,
+        "train_seconds_mean": statistics.fmean(seconds) if seconds else "",
+        "epochs": "" if row.epochs is None else row.epochs,
+        "runs": row.runs,
+        "ok": len(test),
+        "diverged": row.diverged,
+        "failed": row.failed,
+        "reached_target": "" if effort is None else len(effort.reached),
+        **{
+            f"{name}_median": effort.median(name) if effort and effort.reached else ""
+            for name in _SPENT
+        },
+    }
