@@ -28,9 +28,13 @@ def broadcast_vectors(n_elements: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         - tensors, outputs: ``(*b, n_elements)``
 
     Raises:
-        ShapeError: a tensor of another length, or batch dimensions that do not go together.
+        ShapeError: a tensor of another length or of other than real floating-point numbers, or
+            batch dimensions that do not go together.
     """
     shapes = [tuple(t.shape) for t in tensors]
+    for t in tensors:
+        if not t.is_floating_point():
+            raise ShapeError(f"points and tangent vectors hold real numbers, got {t.dtype}")
     try:
         if any(shape[-1:] != (n_elements,) for shape in shapes):
             raise ShapeError(
