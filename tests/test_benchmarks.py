@@ -21,6 +21,7 @@ BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 ROWS = {
     "frame map",
     "all weights of a network",
+    "parts of forming weights together",
     "convolution",
     "linear map from cores",
     "linear inference",
