@@ -131,10 +131,6 @@ class Work(NamedTuple):
             self.permuted + other.permuted,
         )
 
-    def shared(self, count: int) -> Work:
-        """One part of so much of this work for each of ``count``, done by the same calls."""
-        return self._replace(calls=self.calls / count)
-
     def cost(self, unit: Costs) -> float:
         """In floating-point operations."""
         return (

@@ -95,13 +95,12 @@ class LinearPlan(NamedTuple):
         return cls(plan, cores if formed else 1, formed)
 
 
-def linear_plans(shape: TTShape, count: int, together: int = 1) -> list[tuple[LinearPlan, Work]]:
+def linear_plans(shape: TTShape, count: int) -> list[tuple[LinearPlan, Work]]:
     """Every way to apply a chain to ``count`` vectors, and its work.
 
     Args:
         shape: the chain, as its cores are stored.
         count: how many vectors are multiplied at once.
-        together: how many weights of this plan are formed by the same calls.
     """
     right = shape.right_core_shapes
     forming, direct = left_forming(shape.left_core_shapes), _left_direct(shape, count)
@@ -111,10 +110,10 @@ def linear_plans(shape: TTShape, count: int, together: int = 1) -> list[tuple[Li
         formed_right = right_forming(right[len(right) - formed :])
         applied = work.plus(gemm(count, shape.rank, shape.d_out))
         if formed == len(right):
-            dense = cut_work(shape, cheapest_cut(shape)).shared(together)
+            dense = cut_work(shape, cheapest_cut(shape))
             dense = dense.plus(gemm(count, shape.d_in, shape.d_out))
             plans.append((LinearPlan("dense", formed, True), dense))
-            factors = forming.plus(formed_right).shared(together)
+            factors = forming.plus(formed_right)
             plans.append((LinearPlan("lowrank", formed, True), factors.plus(applied)))
         else:
             part = applied.plus(forming).plus(formed_right)
@@ -149,12 +148,12 @@ def _right_applied(shape: TTShape, count: int, formed: int) -> Work:
     return work
 
 
-def _choose_steps(shape: TTShape, count: int, unit: Costs, together: int = 1) -> LinearPlan:
+def _choose_steps(shape: TTShape, count: int, unit: Costs) -> LinearPlan:
     # Loops and comparisons here and above, no generators and no min(key=...): torch.compile traces
     # this, perhaps with a symbolic count.
     best: LinearPlan | None = None
     least = math.inf
-    for plan, work in linear_plans(shape, count, together):
+    for plan, work in linear_plans(shape, count):
         cost = work.cost(unit)
         if cost < least:
             best, least = plan, cost
@@ -165,32 +164,30 @@ def _choose_steps(shape: TTShape, count: int, unit: Costs, together: int = 1) ->
 _chosen_steps = lru_cache(maxsize=4096)(_choose_steps)
 
 
-def linear_steps(shape: TTShape, count: int, together: int = 1) -> LinearPlan:
+def linear_steps(shape: TTShape, count: int) -> LinearPlan:
     """Cheapest way to apply a chain to ``count`` vectors, by the cost model.
 
     Args:
         shape: the chain, as its cores are stored.
         count: how many vectors are multiplied at once.
-        together: how many weights of this plan are formed by the same calls.
     """
     if torch.compiler.is_compiling():
-        return _choose_steps(shape, count, costs(), together)  # a cache is nothing to trace
-    return _chosen_steps(shape, count, costs(), together)
+        return _choose_steps(shape, count, costs())  # a cache is nothing to trace
+    return _chosen_steps(shape, count, costs())
 
 
-def linear_plan(shape: TTShape, count: int, together: int = 1) -> Plan:
+def linear_plan(shape: TTShape, count: int) -> Plan:
     """Name of the cheapest way to apply ``W`` to ``count`` vectors, by the cost model.
 
     Args:
         shape: the plan of the weight; its merged chain is what is contracted.
         count: how many vectors are multiplied at once.
-        together: how many weights of this plan are formed by the same calls.
 
     Returns:
         ``"dense"`` (form ``W``), ``"lowrank"`` (form ``U`` and ``V``), or ``"cores"`` (form
         less). The result of the map is the same up to rounding.
     """
-    return linear_steps(shape.merged, count, together).name
+    return linear_steps(shape.merged, count).name
 
 
 def conv_plan(shape: TTShape, positions: int) -> Literal["dense", "factorized"]:

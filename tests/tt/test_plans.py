@@ -16,7 +16,6 @@ from sttp_manifold.tt.plans import (
     LinearPlan,
     cheapest_cut,
     cut_work,
-    linear_plan,
     linear_plans,
     linear_steps,
 )
@@ -68,22 +67,6 @@ def test_work_is_counted_as_it_is_done() -> None:
         with FlopCounterMode(display=False) as counter:
             tt._rows_times_wt(x, plan)
         assert counter.get_total_flops() == work.flops, plan
-
-
-@given(shape=shapes(), count=st.integers(1, 50), together=st.integers(2, 100))
-def test_only_forming_whole_factors_is_shared(shape, count, together):
-    alone, shared = linear_plans(shape, count), linear_plans(shape, count, together)
-    for (plan, one), (same, many) in zip(alone, shared, strict=True):
-        assert plan == same
-        assert many[0] == one[0]
-        assert many[2:] == one[2:]
-        assert many.calls == one.calls if plan.name == "cores" else many.calls <= one.calls
-
-
-def test_many_weights_at_once_have_their_factors_formed():
-    shape = TTShape.for_matrix(256, 256, rank=16)
-    assert linear_plan(shape, 32) == "cores"
-    assert linear_plan(shape, 32, together=50) == "lowrank"
 
 
 def test_names_of_plans() -> None:
