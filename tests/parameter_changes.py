@@ -64,7 +64,7 @@ def by_state_dict(model: Net) -> None:
     for name, value in state.items():
         if name == "point":
             value.copy_(weight.manifold.random(value.shape, **DOUBLE))
-        else:
+        elif value.is_floating_point():
             value.mul_(1.5)
     weight.load_state_dict(state)
 
