@@ -3,12 +3,14 @@ r"""The non-redundant Householder chart of a whole spectral tensor train.
 Reduced frames for every core except the two beside the spectrum, full frames for those two; with
 an identity spectrum the left one of the two is reduced as well ([STTP] Sec. 3.3); with a full
 bond all cores are. The number of parameters is then the dimension of the set of weights, and the
-Jacobian has full rank at generic points.
+Jacobian has full rank at generic points. A fixed spectrum keeps both full frames, and only signs
+are left of the gauge at the centre, as long as its values are distinct; ``m`` of them that coincide
+make ``m (m - 1) / 2`` parameters redundant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -26,8 +28,9 @@ from sttp_manifold.frames.householder import (
     reduced_frame,
     reduced_reflectors,
     reduced_size,
+    unsigned_reflectors,
 )
-from sttp_manifold.spectrum import SpectrumMap, hold_spectrum
+from sttp_manifold.spectrum import SpectrumMap, hold_spectrum, spectrum_map
 from sttp_manifold.tt.contract import left_frame, mirror, mirrored_frame
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
@@ -42,8 +45,8 @@ class ChartPoint(NamedTuple):
     Attributes:
         frames: one vector ``(*b, size)`` for each core, in the order of the merged chain.
         spectrum: coordinates of the spectrum map, ``(*b, *coordinate_shape)``.
-        signs: constant signs ``(*b, r)`` of an identity spectrum (ones for the others), which
-            carry no information but keep the inverse chart well conditioned.
+        signs: constant signs ``(*b, r)`` of an identity or fixed spectrum (ones for the others),
+            which carry no information but keep the inverse chart well conditioned.
     """
 
     frames: tuple[Tensor, ...]
@@ -60,10 +63,13 @@ class HouseholderChart:
         shape: the plan; its merged chain is what the chart covers.
         spectrum: name of the spectrum map.
         bound: bound of the spectrum map ``"bounded"``.
+        values: singular values of ``"fixed"``, evenly spread up to 1 if absent; see
+            :class:`~sttp_manifold.spectrum.SpectrumMap`.
 
     Raises:
         ShapeError: a plan that is none.
-        SpectrumError: an unknown spectrum, or a bound that is not positive and finite.
+        SpectrumError: an unknown spectrum, a bound that is not positive and finite, or values that
+            are not ``r`` positive numbers.
 
     References:
         [STTP] Sec. 3.2-3.3.
@@ -77,15 +83,17 @@ class HouseholderChart:
     shape: TTShape
     spectrum: str = "free"
     bound: float = 1.0
+    values: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         check_type(self.shape, TTShape, "HouseholderChart(shape): shape")
-        SpectrumMap(self.spectrum, self.shape.rank, self.bound)
+        made = spectrum_map(self.spectrum, self.shape.rank, self.bound, self.values)
+        object.__setattr__(self, "values", made.values)
 
     @cached_property
     def map(self) -> SpectrumMap:
         """The spectrum map."""
-        return SpectrumMap(self.spectrum, self.shape.rank, self.bound)
+        return spectrum_map(self.spectrum, self.shape.rank, self.bound, self.values)
 
     @cached_property
     def is_full(self) -> tuple[bool, ...]:
@@ -112,20 +120,33 @@ class HouseholderChart:
         Args:
             point: a vector for each core, spectrum coordinates, and signs.
         """
+        left, right = self.cores(point.frames)
+        s = self.map(point.spectrum)
+        if self.map.is_constant:
+            s = s * point.signs
+        return SpectralTT(left, s, right, self.shape)
+
+    def cores(self, frames: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Cores of ``U`` and of ``V^T`` of the merged chain, without the spectrum.
+
+        Args:
+            frames: a vector for each core, as in a :class:`ChartPoint`.
+
+        Shape:
+            - frames: ``(*b, size)`` each
+            - outputs: ``(*b, R_{k-1}, n_k, R_k)`` each
+        """
         plan = self.shape.merged
         left: list[Tensor] = []
         right: list[Tensor] = []
-        for k, (vector, (d, r)) in enumerate(zip(point.frames, plan.frame_shapes, strict=True)):
+        for k, (vector, (d, r)) in enumerate(zip(frames, plan.frame_shapes, strict=True)):
             chart = full_frame if self.is_full[k] else reduced_frame
             a, mode, b = plan.core_shapes[k]
             if k < len(plan.out_modes):
                 left.append(chart(vector, d, r).unflatten(-2, (a, mode)))
             else:
                 right.append(chart(vector, d, r, transposed=True).unflatten(-1, (mode, b)))
-        s = self.map(point.spectrum)
-        if self.spectrum == "identity":
-            s = point.signs
-        return SpectralTT(tuple(left), s, tuple(right), self.shape)
+        return tuple(left), tuple(right)
 
     def unpack(self, z: Tensor, signs: Tensor | None = None) -> SpectralTT:
         """The weight that a vector of coordinates stands for; differentiable.
@@ -134,7 +155,7 @@ class HouseholderChart:
 
         Args:
             z: frames in the order of the merged chain, then coordinates of the spectrum.
-            signs: constant signs of an identity spectrum, ones if absent.
+            signs: constant signs of an identity or fixed spectrum, ones if absent.
 
         Shape:
             - z: ``(*b, n_elements)``
@@ -156,9 +177,9 @@ class HouseholderChart:
             - output: ``(*b, n_elements)``
 
         Raises:
-            ShapeError: a weight on another plan; or one of an identity spectrum that needs signs
-                beside its coordinates, which :meth:`encode` gives: half of those whose left
-                centre frame is square, and hardly any other.
+            ShapeError: a weight on another plan; or one of an identity or fixed spectrum that needs
+                signs beside its coordinates, which :meth:`encode` gives: half of those whose left
+                centre frame (fixed: both of them) is square, and hardly any other.
             SpectrumError: a weight that the spectrum cannot hold, unless ``project``.
 
         Example:
@@ -168,25 +189,38 @@ class HouseholderChart:
             True
         """
         point = self.encode(tt, project=project)
-        return self.flatten(self._without_signs(point) if self.spectrum == "identity" else point)
+        return self.flatten(self._without_signs(point) if self.map.is_constant else point)
 
     def _without_signs(self, point: ChartPoint) -> ChartPoint:
-        """The same weight of an identity spectrum, its signs taken up by the left centre frame."""
+        """The same weight of a constant spectrum, its signs taken up by a frame at the centre."""
         k = len(self.shape.merged.out_modes) - 1
         d, r = self.shape.merged.frame_shapes[k]
+        if self.spectrum == "fixed":
+            if d == r:  # a square frame takes up an even number of signs at most
+                k += 1
+                d, r = self.shape.merged.frame_shapes[k]
+            Q = full_frame(point.frames[k], d, r) * point.signs.unsqueeze(-2)
+            vector, pivots = unsigned_reflectors(Q)
+            self._assert_signs_fit(pivots > torch.finfo(Q.dtype).eps ** 0.5)
+            frames = (*point.frames[:k], vector, *point.frames[k + 1 :])
+            return ChartPoint(frames, point.spectrum, torch.ones_like(point.signs))
         Q = reduced_frame(point.frames[k], d, r) * point.signs.unsqueeze(-2)
         T = torch.eye(r, dtype=Q.dtype, device=Q.device) - Q[..., :r, :]
         pivots = T.diagonal(dim1=-2, dim2=-1)
         # A square frame is the constant -I, which takes up no sign.
         fits = pivots > torch.finfo(Q.dtype).eps ** 0.5 if d > r else point.signs > 0
+        self._assert_signs_fit(fits)
+        vector = torch.linalg.solve_triangular(T, -Q[..., r:, :], upper=True, left=False)
+        frames = (*point.frames[:k], vector.flatten(-2), *point.frames[k + 1 :])
+        return ChartPoint(frames, point.spectrum, torch.ones_like(point.signs))
+
+    @staticmethod
+    def _assert_signs_fit(fits: Tensor) -> None:
         if not bool(fits.all()):
             raise ShapeError(
                 "this weight has no coordinates without signs; encode(tt) gives both, and "
                 "unpack(flatten(point), point.signs) the weight"
             )
-        vector = torch.linalg.solve_triangular(T, -Q[..., r:, :], upper=True, left=False)
-        frames = (*point.frames[:k], vector.flatten(-2), *point.frames[k + 1 :])
-        return ChartPoint(frames, point.spectrum, torch.ones_like(point.signs))
 
     @property
     def n_elements(self) -> int:
@@ -196,7 +230,7 @@ class HouseholderChart:
     def flatten(self, point: ChartPoint) -> Tensor:
         """Coordinates as one vector: frames in the order of the chain, then the spectrum's.
 
-        The constant signs of an identity spectrum are no coordinates and stay behind.
+        The constant signs of an identity or fixed spectrum are no coordinates and stay behind.
 
         Shape:
             - output: ``(*b, n_elements)``
@@ -209,7 +243,7 @@ class HouseholderChart:
 
         Args:
             z: the vector.
-            signs: constant signs of an identity spectrum, ones if absent.
+            signs: constant signs of an identity or fixed spectrum, ones if absent.
 
         Shape:
             - z: ``(*b, n_elements)``
@@ -267,6 +301,8 @@ class HouseholderChart:
             left_vector, left_signs = full_reflectors(inner_left)
             right_vector, right_signs = full_reflectors(inner_right)
             s = left_signs * s * right_signs
+            if self.spectrum == "fixed":
+                signs = torch.where(s < 0, -1.0, 1.0).to(s.dtype)
         return ChartPoint(
             (*outer_left, left_vector, right_vector, *reversed(outer_right)),
             # Held already: what remains between s and the map's range is rounding.

@@ -132,7 +132,7 @@ def _lift(product: SpectralTTManifold, y: Tensor, chain: Vector, project: bool) 
     coordinates = bond.flatten(-2)
     if product.spectrum != "full":
         s = weight.spectrum
-        turn, other = _turns(s, bond, product.spectrum == "identity")
+        turn, other = _turns(s, bond, product)
         left = (*left[:-1], left[-1] + weight.left[-1] @ turn.unsqueeze(-3))
         # W = U diag(s) V^T moves by -B V^T where V moves by V B.
         inner = (other @ weight.right[0].flatten(-2)).unflatten(-1, right[0].shape[-2:])
@@ -148,19 +148,21 @@ def _lift(product: SpectralTTManifold, y: Tensor, chain: Vector, project: bool) 
     return v
 
 
-def _turns(s: Tensor, vector: Tensor, identity: bool) -> tuple[Tensor, Tensor]:
+def _turns(s: Tensor, vector: Tensor, product: SpectralTTManifold) -> tuple[Tensor, Tensor]:
     """Skew ``A``, ``B`` with ``vector = A diag(s) - diag(s) B`` off the diagonal."""
-    if identity:
+    if product.spectrum == "identity":
         return (vector - vector.mT) / 2, torch.zeros_like(vector)
-    eye = torch.eye(s.shape[-1], dtype=torch.bool, device=s.device)
-    gaps = (s.abs().unsqueeze(-1) - s.abs().unsqueeze(-2)).abs().masked_fill(eye, torch.inf)
+    equal = torch.eye(s.shape[-1], dtype=torch.bool, device=s.device)
+    if product.spectrum == "fixed":  # where they coincide, they do so for good
+        equal = s.unsqueeze(-1) == s.unsqueeze(-2)
+    gaps = (s.abs().unsqueeze(-1) - s.abs().unsqueeze(-2)).abs().masked_fill(equal, torch.inf)
     least = gaps.amin((-2, -1)) / s.abs().amax(-1)
     if not bool((least > 64 * torch.finfo(s.dtype).eps).all()):
         raise ManifoldError(
             "singular values coincide at this weight, where they and their vectors have no "
             "velocities of their own; spectrum='full' has them"
         )
-    return skew_pair(s, vector, eye)
+    return skew_pair(s, vector, equal)
 
 
 def _assert_kept(wanted: Tensor, got: Tensor, project: bool) -> None:
@@ -189,7 +191,7 @@ def _product(holder: HouseholderChart | SpectralTTManifold) -> SpectralTTManifol
     """The product with the spectrum of a chart, or the product itself."""
     if isinstance(holder, SpectralTTManifold):
         return holder
-    return SpectralTTManifold(holder.shape, holder.spectrum, holder.bound)
+    return SpectralTTManifold(holder.shape, holder.spectrum, holder.bound, holder.values)
 
 
 def _unpack(x: Held, source: Holder) -> SpectralTT:

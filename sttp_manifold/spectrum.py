@@ -9,14 +9,19 @@ normalized ``r`` numbers      ``theta / max |theta|``        Lipschitz 1 ([STTP]
                                                              redundant by one, its scale
 bounded    ``r`` numbers      ``L theta / sqrt(1+theta^2)``  smooth, ``|s| < L``, not redundant
 full       ``r x r`` numbers  a full bond ``S``              regular where singular values meet
+fixed      none               given values, constant         singular values stay; redundant where
+                                                             given values coincide
 ========== ================== ============================== =====================================
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from textwrap import shorten
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +34,10 @@ from sttp_manifold.tt.shape import check_spectrum
 from sttp_manifold.tt.spectral import SpectralTT
 
 __all__ = [
+    "CONSTANT",
     "PENALTIES",
     "SpectrumMap",
+    "check_values",
     "d_optimal",
     "divergence",
     "hold_spectrum",
@@ -40,6 +47,8 @@ __all__ = [
 # Where a spectrum is projected onto the open interval of "bounded", it stays this far inside,
 # relative to the bound: closer to it the map is so flat that training could not leave.
 _MARGIN = 1e-3
+
+CONSTANT = ("identity", "fixed")  # whose spectrum is constant, up to signs
 
 
 @explained_class
@@ -51,9 +60,12 @@ class SpectrumMap:
         name: one of :data:`sttp_manifold.tt.SPECTRA`.
         rank: length ``r`` of the spectrum.
         bound: ``L``, the open bound on ``|s|`` of ``"bounded"``; the other maps have none.
+        values: the singular values of ``"fixed"``, in any order, kept in descending order;
+            evenly spread, ``1, (r - 1) / r, ..., 1 / r``, if absent. The other maps have none.
 
     Raises:
-        SpectrumError: an unknown name, or a bound that is not positive and finite.
+        SpectrumError: an unknown name, a bound that is not positive and finite, or values that are
+            not ``r`` positive finite numbers, or are not for ``"fixed"``.
 
     Example:
         >>> chart = SpectrumMap("bounded", rank=3, bound=2.0)
@@ -64,6 +76,7 @@ class SpectrumMap:
     name: str
     rank: int
     bound: float = 1.0
+    values: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_spectrum(self.name)
@@ -75,13 +88,27 @@ class SpectrumMap:
             or not 0 < bound < math.inf
         ):
             raise SpectrumError(f"bound must be a positive finite number, got {bound!r}")
+        values = check_values(self.name, self.values)
+        if self.name == "fixed":
+            if values is None:
+                values = tuple((self.rank - i) / self.rank for i in range(self.rank))
+            if len(values) != self.rank:
+                raise SpectrumError(
+                    f"rank {self.rank} has {self.rank} singular values, got {len(values)} values"
+                )
+        object.__setattr__(self, "values", values)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether there is nothing to train: ``"identity"`` and ``"fixed"``, up to signs."""
+        return self.name in CONSTANT
 
     @property
     def coordinate_shape(self) -> tuple[int, ...]:
         """Shape of the coordinates: ``(0,)``, ``(r,)`` or ``(r, r)``."""
         if self.name == "full":
             return (self.rank, self.rank)
-        return (0,) if self.name == "identity" else (self.rank,)
+        return (0,) if self.is_constant else (self.rank,)
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Spectrum of coordinates.
@@ -96,6 +123,8 @@ class SpectrumMap:
         self._check_shape(theta, self.coordinate_shape, "coordinates")
         if self.name == "identity":
             return theta.new_ones(*theta.shape[:-1], self.rank)
+        if self.name == "fixed":
+            return self._given(theta).expand(*theta.shape[:-1], self.rank)
         if self.name == "normalized":
             wide = widened(theta)  # the floor is zero in float16
             return (wide / wide.abs().amax(-1, keepdim=True).clamp_min(1e-12)).to(theta.dtype)
@@ -103,6 +132,9 @@ class SpectrumMap:
             # The sine of an angle: theta^2 of theta / sqrt(1 + theta^2) would overflow.
             return self.bound * theta.atan().sin()
         return theta
+
+    def _given(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.values, dtype=like.dtype, device=like.device)
 
     def _check_shape(self, x: Tensor, wanted: tuple[int, ...], what: str) -> None:
         if x.ndim < len(wanted) or x.shape[x.ndim - len(wanted) :] != wanted:
@@ -115,7 +147,8 @@ class SpectrumMap:
         """Coordinates of a spectrum.
 
         Args:
-            spectrum: the spectrum; for ``"identity"`` signs are accepted and left to the caller.
+            spectrum: the spectrum; for ``"identity"`` and ``"fixed"``, signs are accepted and left
+                to the caller, for ``"fixed"`` any order as well.
             project: take the nearest spectrum that the map can hold, instead of raising.
 
         Shape:
@@ -133,7 +166,7 @@ class SpectrumMap:
         if not project:
             self._check(spectrum, held)
             held = spectrum
-        if self.name == "identity":
+        if self.is_constant:
             return spectrum.new_zeros(*spectrum.shape[:-1], 0)
         if self.name == "bounded":
             ratio = held / self.bound
@@ -143,7 +176,8 @@ class SpectrumMap:
     def nearest(self, spectrum: Tensor) -> Tensor:
         """Nearest spectrum that the map can hold, in the Euclidean norm, signs kept.
 
-        For ``"bounded"``, which is open, the nearest one that stays a thousandth inside.
+        For ``"bounded"``, which is open, the nearest one that stays a thousandth inside; for
+        ``"fixed"`` the largest given value goes where the largest entry is, and so on.
 
         Shape:
             - spectrum, output: ``(*b, r)``, for ``"full"`` ``(*b, r, r)``
@@ -156,6 +190,10 @@ class SpectrumMap:
         sign = torch.where(spectrum < 0, -1.0, 1.0).to(spectrum.dtype)
         if self.name == "identity":
             return sign
+        if self.name == "fixed":
+            order = spectrum.detach().abs().argsort(dim=-1, descending=True, stable=True)
+            given = self._given(spectrum).expand(spectrum.shape)
+            return sign * torch.zeros_like(spectrum).scatter(-1, order, given)
         if self.name == "normalized":
             largest = spectrum.abs().argmax(-1, keepdim=True)
             clipped = spectrum.clamp(-1, 1)
@@ -172,6 +210,8 @@ class SpectrumMap:
         device: torch.device | str | None = None,
     ) -> Tensor:
         """Coordinates to start from: a spectrum of ones, or ``L / sqrt 2`` for ``"bounded"``.
+
+        A constant spectrum has none.
 
         Args:
             batch: batch dimensions.
@@ -191,15 +231,19 @@ class SpectrumMap:
             return
         tolerance = 1e-9 if spectrum.dtype == torch.float64 else 1e-4
         tolerance = max(tolerance, 2 * torch.finfo(spectrum.dtype).eps)
+        if self.values is not None:
+            tolerance *= self.values[0]
         if self.name == "bounded":
             fits = bool((spectrum.abs() < self.bound).all())
         else:
             fits = bool(((spectrum - held).abs() <= tolerance).all())
         if not fits:
+            given = shorten(", ".join(f"{v:.4g}" for v in self.values or ()), 60)
             wanted = {
                 "identity": "singular values of 1",
                 "normalized": "a largest singular value of 1",
                 "bounded": f"singular values below {self.bound}",
+                "fixed": f"the singular values {given} and no others",
             }.get(self.name, "finite singular values")
             sizes = spectrum.detach().abs()
             raise SpectrumError(
@@ -210,17 +254,43 @@ class SpectrumMap:
 
 
 @explained
-def spectrum_map(name: str, rank: int, bound: float = 1.0) -> SpectrumMap:
+def spectrum_map(
+    name: str, rank: int, bound: float = 1.0, values: Sequence[float] | None = None
+) -> SpectrumMap:
     """The map called ``name``; see :class:`SpectrumMap`."""
-    return SpectrumMap(name, rank, bound)
+    return SpectrumMap(name, rank, bound, check_values(name, values))
+
+
+def check_values(name: str, values: object) -> tuple[float, ...] | None:
+    """Given singular values in descending order; None where none are given.
+
+    Raises:
+        SpectrumError: values that are not positive finite numbers, or are not for ``"fixed"``.
+    """
+    if values is None:
+        return None
+    if name != "fixed":
+        raise SpectrumError(f"spectrum={name!r} has no values; take spectrum='fixed', or no values")
+    numbers: list[float] = []
+    with suppress(TypeError, ValueError):
+        listed: Any = values.tolist() if isinstance(values, Tensor) else values
+        if not isinstance(listed, (str, bytes)):
+            numbers = sorted(map(float, listed), reverse=True)
+    if not numbers or not all(0 < v < math.inf for v in numbers):
+        raise SpectrumError(
+            "values are positive finite singular values, as in spectrum='fixed', "
+            f"values=[3.0, 2.0, 1.0]; got {values!r}. A lower rank stands for those that are zero"
+        )
+    return tuple(numbers)
 
 
 @explained
 def hold_spectrum(tt: SpectralTT, spectrum: SpectrumMap, *, project: bool = False) -> SpectralTT:
     """Bring the centre of a weight to the form and range of a spectrum map.
 
-    A full bond becomes a vector by an SVD, or a vector a full bond, as the map needs it. Half
-    precision is computed in float32.
+    A full bond becomes a vector by an SVD, or a vector a full bond, as the map needs it; for
+    ``"fixed"`` singular values and vectors are put in descending order. Half precision is computed
+    in float32.
 
     Raises:
         SpectrumError: a weight that is not finite, or that the map cannot hold, unless
@@ -239,9 +309,20 @@ def hold_spectrum(tt: SpectralTT, spectrum: SpectrumMap, *, project: bool = Fals
         tt = SpectralTT(
             (*tt.left[:-1], tt.left[-1] @ a.unsqueeze(-3)), s, (inner, *tt.right[1:]), tt.shape
         )
+    if spectrum.name == "fixed":
+        tt = _descending(tt)
     spectrum.inverse(tt.spectrum, project=project)
-    held = spectrum.nearest(tt.spectrum) if project or spectrum.name == "identity" else tt.spectrum
+    held = spectrum.nearest(tt.spectrum) if project or spectrum.is_constant else tt.spectrum
     return SpectralTT(tt.left, held, tt.right, tt.shape)
+
+
+def _descending(tt: SpectralTT) -> SpectralTT:
+    """The same weight, its spectrum in descending order of size."""
+    order = tt.spectrum.detach().abs().argsort(dim=-1, descending=True, stable=True)
+    last = tt.left[-1].take_along_dim(order[..., None, None, :], -1)
+    first = tt.right[0].take_along_dim(order[..., :, None, None], -3)
+    s = tt.spectrum.take_along_dim(order, -1)
+    return SpectralTT((*tt.left[:-1], last), s, (first, *tt.right[1:]), tt.shape)
 
 
 def _is_finite(x: Tensor) -> bool:

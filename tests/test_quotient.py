@@ -19,10 +19,12 @@ NAMES = ("chart", "product", "fixed")
 
 
 def holders(shape: TTShape, spectrum: str) -> dict[str, object]:
+    product = SpectralTTManifold(shape, spectrum, 2.0)
+    bonds = {"identity": "identity", "fixed": product.values}.get(spectrum, "full")
     return {
         "chart": HouseholderChart(shape, spectrum, 2.0),
-        "product": SpectralTTManifold(shape, spectrum, 2.0),
-        "fixed": FixedTTRankManifold(shape, "identity" if spectrum == "identity" else "full"),
+        "product": product,
+        "fixed": FixedTTRankManifold(shape, bonds),
     }
 
 
@@ -96,7 +98,7 @@ def test_there_and_back(shape, spectrum, seed, batch, way) -> None:
         torch.testing.assert_close(target.horizontal(y, v), v, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("spectrum", ["identity", "free", "normalized", "bounded", "full"])
+@pytest.mark.parametrize("spectrum", ["identity", "free", "normalized", "bounded", "full", "fixed"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_velocity_is_that_of_the_weight(spectrum, name) -> None:
     """By finite differences in each holder: no two of them could be wrong together."""

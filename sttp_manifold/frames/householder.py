@@ -181,9 +181,39 @@ def full_reflectors(
         rest = rest[..., 1:, 1:] - reflector @ rest[..., :1, 1:]
         columns.append(reflector)
         signs.append(sign[..., 0])
+    return _parameters(columns, d, r), torch.cat(signs, -1)
+
+
+def _parameters(columns: list[Tensor], d: int, r: int) -> Tensor:
+    """Parameters of the full chart, of the columns of ``Y`` below its diagonal."""
     Y = torch.cat([torch.nn.functional.pad(c, (0, 0, d - c.shape[-2], 0)) for c in columns], dim=-1)
-    top = Y[..., :r, :].flatten(-2).index_select(-1, strictly_lower(r, Q))
-    return torch.cat((top, Y[..., r:, :].flatten(-2)), -1), torch.cat(signs, -1)
+    top = Y[..., :r, :].flatten(-2).index_select(-1, strictly_lower(r, Y))
+    return torch.cat((top, Y[..., r:, :].flatten(-2)), -1)
+
+
+def unsigned_reflectors(Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse of the full chart where it has one without signs: no pivot ``1 - q_i`` is zero.
+
+    The elimination of :func:`full_reflectors` without its choice, so badly conditioned next to a
+    zero pivot.
+
+    Shape:
+        - Q: ``(*b, d, r)`` with orthonormal columns
+        - parameters: ``(*b, d r - r (r + 1) / 2)``
+        - pivots: ``(*b, r)``
+
+    Returns:
+        ``(parameters, pivots)`` with ``Q == full_frame(parameters, d, r)``.
+    """
+    d, r = Q.shape[-2:]
+    rest, columns, pivots = Q, [], []
+    for _ in range(r):
+        pivot = 1 - rest[..., :1, :1]
+        reflector = -rest[..., 1:, :1] / pivot
+        rest = rest[..., 1:, 1:] - reflector @ rest[..., :1, 1:]
+        columns.append(reflector)
+        pivots.append(pivot[..., 0])
+    return _parameters(columns, d, r), torch.cat(pivots, -1)
 
 
 @explained

@@ -8,7 +8,7 @@ complement of all vertical vectors in the Euclidean metric.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ __all__ = ["vertical_part"]
 
 
 def vertical_part(
-    cores: Sequence[Tensor], vectors: Sequence[Tensor], bonds: Sequence[int]
+    cores: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    bonds: Sequence[int],
+    acting: Mapping[int, Tensor] | None = None,
 ) -> list[Tensor]:
     r"""Orthogonal projection of ``vectors`` onto the vertical space at ``cores``.
 
@@ -29,9 +32,12 @@ def vertical_part(
         cores: the chain, in its order.
         vectors: a vector of the total space, one array for each core.
         bonds: bonds ``1, 2, ...`` at which the gauge acts; bond ``k`` follows core ``k - 1``.
+        acting: for a bond at which it does not act by all rotations, the pairs of columns that it
+            may turn into each other.
 
     Shape:
         - cores, vectors: ``(*b, R_{k-1}, n_k, R_k)``
+        - acting: ``(R_k, R_k)``, symmetric, of bools
 
     Returns:
         The vertical parts, one array for each core.
@@ -58,6 +64,8 @@ def vertical_part(
             before = a.flatten(-3, -2).mT @ u[bond - 1].flatten(-3, -2)
             after = u[bond].flatten(-2) @ b.flatten(-2).mT
             full = before - after
+            if acting and bond in acting:
+                full = torch.where(acting[bond], full, 0.0)
             lowered.append((full - full.mT) / 2)
         return lowered
 

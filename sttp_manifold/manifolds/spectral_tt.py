@@ -18,7 +18,7 @@ by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from sttp_manifold.frames.gauge import haar_frame
 from sttp_manifold.manifolds.grouped import GroupedProduct
 from sttp_manifold.manifolds.horizontal import vertical_part
 from sttp_manifold.manifolds.weight_points import WeightPoints, broadcast_vectors
-from sttp_manifold.spectrum import SpectrumMap, hold_spectrum
+from sttp_manifold.spectrum import hold_spectrum, spectrum_map
 from sttp_manifold.tt.contract import left_frame, right_frame
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
@@ -47,14 +47,17 @@ class SpectralTTManifold(WeightPoints, GroupedProduct):
         spectrum: name of the spectrum map whose coordinates are the Euclidean factor:
             ``"identity"`` has none, ``"free"`` the spectrum itself, ``"bounded"`` coordinates of
             the open box ``|s| < bound``, ``"normalized"`` and ``"full"`` as in
-            :mod:`sttp_manifold.spectrum`.
+            :mod:`sttp_manifold.spectrum`; ``"fixed"`` has none.
         bound: the bound ``L`` of ``"bounded"``.
+        values: the singular values of ``"fixed"``, evenly spread up to 1 if absent; kept in
+            descending order.
 
     Shape:
         - points and vectors: ``(*b, n_elements)``
 
     Raises:
-        SpectrumError: an unknown spectrum, or a bound that is not positive.
+        SpectrumError: an unknown spectrum, a bound that is not positive, or values that are not
+            ``r`` positive numbers.
 
     Note:
         ``dist`` and ``logmap`` raise ``NotImplementedError``, as geoopt's Euclidean Stiefel does:
@@ -70,21 +73,28 @@ class SpectralTTManifold(WeightPoints, GroupedProduct):
     """
 
     @explained
-    def __init__(self, shape: TTShape, spectrum: str = "free", bound: float = 1.0) -> None:
+    def __init__(
+        self,
+        shape: TTShape,
+        spectrum: str = "free",
+        bound: float = 1.0,
+        values: Sequence[float] | None = None,
+    ) -> None:
         plan = shape.merged
-        spectrum_map = SpectrumMap(spectrum, plan.rank, bound)
-        super().__init__(plan.frame_shapes, spectrum_map.coordinate_shape)
+        map_ = spectrum_map(spectrum, plan.rank, bound, values)
+        super().__init__(plan.frame_shapes, map_.coordinate_shape)
         self.shape = shape
         self.spectrum = spectrum
         self.bound = bound
-        self.map = spectrum_map
+        self.values = map_.values
+        self.map = map_
 
     # -- counts ---------------------------------------------------------------------------------
 
     @property
     def dim(self) -> int:
-        """Dimension of the set of weights, ``shape.dim(spectrum)``."""
-        return self.shape.dim(self.spectrum)
+        """Dimension of the set of weights, ``shape.dim(spectrum, values)``."""
+        return self.shape.dim(self.spectrum, self.values)
 
     @property
     def total_dim(self) -> int:
@@ -94,7 +104,7 @@ class SpectralTTManifold(WeightPoints, GroupedProduct):
     @property
     def gauge_dim(self) -> int:
         """Dimension of the gauge orbits, ``total_dim - dim``."""
-        return self.shape.merged.gauge_dim(self.spectrum)
+        return self.shape.merged.gauge_dim(self.spectrum, self.values)
 
     def extra_repr(self) -> str:
         """Plan and spectrum, for printing."""
@@ -139,8 +149,8 @@ class SpectralTTManifold(WeightPoints, GroupedProduct):
             )
         tt = hold_spectrum(tt, self.map, project=project)
         first, s = tt.right[0], tt.spectrum
-        if self.spectrum == "identity":
-            first = s[..., None, None] * first
+        if self.map.is_constant:  # what is not one of it are signs
+            first = torch.where(s < 0, -1.0, 1.0).to(s.dtype)[..., None, None] * first
         frames = [*map(left_frame, tt.left), right_frame(first), *map(right_frame, tt.right[1:])]
         coordinates = self.map.inverse(s, project=self.spectrum != "bounded")
         return self.join(frames, coordinates.flatten(len(tt.batch_shape)))
@@ -214,7 +224,7 @@ class SpectralTTManifold(WeightPoints, GroupedProduct):
         coordinates = x[..., self.spectrum_slice].detach()
         if self.spectrum in ("free", "full"):
             gradient[..., self.spectrum_slice] = coordinates
-        elif self.spectrum != "identity":
+        elif not self.map.is_constant:
             with torch.enable_grad():
                 theta = coordinates.clone().requires_grad_()
                 energy = self.map(theta).square().sum() / 2
@@ -237,7 +247,12 @@ class SpectralTTManifold(WeightPoints, GroupedProduct):
             bonds.append(len(self._starts))
         elif self.spectrum != "identity":
             bonds.remove(centre)
-        parts = vertical_part(cores, vectors, bonds)
+        acting = {}
+        if self.values is not None and len(set(self.values)) < len(self.values):
+            bonds.append(centre)
+            values = torch.tensor(self.values, dtype=torch.float64, device=x.device)
+            acting = {centre: values[:, None] == values}
+        parts = vertical_part(cores, vectors, bonds, acting)
         along = torch.zeros_like(u[..., self.spectrum_slice])
         if self.spectrum == "full":
             along = parts.pop(centre).squeeze(-2).flatten(-2)

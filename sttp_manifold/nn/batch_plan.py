@@ -23,7 +23,7 @@ from sttp_manifold.spectrum import SpectrumMap
 from sttp_manifold.tt.plans import cheapest_cut
 from sttp_manifold.tt.shape import TTShape
 
-__all__ = ["Bucket", "Layout", "Node", "Plan"]
+__all__ = ["Bucket", "Layout", "Node", "Plan", "batch_map"]
 
 Index = NDArray[np.int64]
 Table = Callable[[Index], Tensor]
@@ -48,7 +48,7 @@ class Layout:
         sizes: how many they are; zero for a constant frame, minus the identity.
         spectrum: where the coordinates of the spectrum start.
         size: length of the vector.
-        signs: whether constant signs come with it, which are the spectrum.
+        signs: whether constant signs, or singular values, come with it, which are the spectrum.
     """
 
     shape: TTShape
@@ -68,6 +68,14 @@ class Layout:
 
     def __hash__(self) -> int:
         return hash((self.shape, self.map, self.full, self.size))
+
+
+def batch_map(map_: SpectrumMap) -> SpectrumMap:
+    """The map for a layout: of constant singular values, which come as a tensor, that of ones.
+
+    So weights that differ in these values alone share a plan.
+    """
+    return SpectrumMap("identity", map_.rank) if map_.is_constant else map_
 
 
 class Core(NamedTuple):

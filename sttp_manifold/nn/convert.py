@@ -24,6 +24,7 @@ from sttp_manifold.nn.stock import TABLE, Group, groups_of, stock_layers
 from sttp_manifold.nn.together import together as compute_together
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight, nearest_frames
+from sttp_manifold.spectrum import CONSTANT
 from sttp_manifold.tt.spectral import SpectralTT
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ def compress(
         together: whether a forward of this model computes all spectral weights in it together,
             which is faster and gives the same; see :func:`together` to change it later.
         **options: those of a weight (:class:`Recipe`): ``kind``, ``kernel``, ``method``,
-            ``spectrum``, ``init``, ``bound``, ``init_std``, ``project``. By default
-            ``init="pretrained"`` takes the weights by TT-SVD.
+            ``spectrum``, ``init``, ``bound``, ``init_std``, ``project``, ``values``. By default
+            ``init="pretrained"`` takes the weights by TT-SVD; with ``spectrum="fixed"`` each then
+            keeps its own singular values.
 
     Returns:
         The model; the new layer if the model itself is a layer.
@@ -169,7 +171,7 @@ def _rank_within(
         dense,
         budget,
         # More rank is more dimensions, but not under orthogonality nor beyond skipped layers.
-        monotone=recipe.spectrum != "identity" and recipe.method == "householder",
+        monotone=recipe.spectrum not in CONSTANT and recipe.method == "householder",
     )
 
 
@@ -328,12 +330,14 @@ def switch(model: nn.Module, method: str) -> nn.Module:
 def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
     plain = plain_weight(weight)
     check_weight(weight, weight_class(weight.method), plain)
+    has = has_values(*weight.parameters(), *weight.buffers())
     new = make_weight(
         method,
         weight.shape,
         weight.spectrum,
-        _value(weight) if has_values(*weight.parameters(), *weight.buffers()) else "eye",
+        _value(weight) if has else "eye",
         weight.bound,
+        values=None if has else weight.map.values,
         dtype=weight.dtype,
         device=weight.device,
     )

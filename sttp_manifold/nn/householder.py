@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.chart import HouseholderChart
-from sttp_manifold.nn.batch_plan import Layout
-from sttp_manifold.nn.initial import computing_dtype, initial_point, kind_of
+from sttp_manifold.nn.batch_plan import Layout, batch_map
+from sttp_manifold.nn.initial import computing_dtype, initial_point, kept_values, kind_of
 from sttp_manifold.nn.state import warn_once
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
@@ -29,27 +29,31 @@ class HouseholderWeight(SpectralWeight):
     One parameter, ``coordinates``: frames in the order of the merged chain, then the spectrum
     (:meth:`sttp_manifold.HouseholderChart.unpack`), ``shape.num_parameters(spectrum)`` numbers.
     Any value of them is a weight of the set, so any optimizer may move them. A weight with an
-    identity spectrum has constant ``signs`` besides, a buffer.
+    identity spectrum has constant ``signs`` besides, one with a fixed spectrum its ``values`` with
+    such signs: buffers.
 
     Args:
         shape: the plan.
-        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``.
+        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``, ``fixed``.
         init: ``"eye"`` (all frame coordinates zero: truncated identities up to sign),
             ``"noisy_eye"`` (normal with deviation ``init_std`` around it), ``"random"`` (frames
             from the Haar measure), each with a unit spectrum; or a value to take over.
         bound: bound of ``"bounded"``.
         init_std: deviation for ``"noisy_eye"``.
+        values: singular values of ``"fixed"``; by default those of a value as ``init``, else
+            evenly spread up to 1.
         project: with a value as ``init``, take the nearest one that the spectrum can hold.
         dtype: floating dtype; that of the value, or torch's default.
         device: likewise.
 
     Raises:
         ShapeError: an unknown ``init``, or a value on another plan.
-        SpectrumError: an unknown spectrum, or a value that it cannot hold.
+        SpectrumError: an unknown spectrum, a value that it cannot hold, or ``values`` that are not
+            ``r`` positive numbers.
 
     Shape:
         - coordinates: ``(num_parameters,)``
-        - signs: ``(r,)``
+        - signs, values: ``(r,)``
 
     References:
         [STTP] Sec. 3.2-3.4.
@@ -76,21 +80,33 @@ class HouseholderWeight(SpectralWeight):
         bound: float = 1.0,
         init_std: float = 1e-4,
         *,
+        values: Sequence[float] | None = None,
         project: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(shape, spectrum, bound)
-        self.chart = HouseholderChart(shape, spectrum, bound)
-        # torch.compile does not trace the lock that a cached property takes in Python 3.11.
-        _ = self.chart.map, self.chart.is_full, self.chart.frame_sizes
+        super().__init__(shape, spectrum, bound, kept_values(shape, spectrum, init, values))
+        self._make_chart()
         dtype, device = kind_of(init, dtype, device)
         point = initial_point(self.chart, init, init_std, dtype, device)
         self.coordinates = nn.Parameter(self.chart.flatten(point).to(dtype))
         signs = point.signs.to(dtype) if spectrum == "identity" else None
         self.register_buffer("signs", signs)
+        self._keep_values(dtype, device)
+        if self.values is not None and has_values(self.values, point.signs):
+            self.values.mul_(point.signs.to(dtype))
         if isinstance(init, SpectralTT) and has_values(init.spectrum, self.coordinates):
             self.encode_(init, project=project)
+
+    def _make_chart(self) -> None:
+        self.chart = HouseholderChart(self.shape, self.spectrum, self.bound, self.map.values)
+        # torch.compile does not trace the lock that a cached property takes in Python 3.11.
+        _ = self.chart.map, self.chart.is_full, self.chart.frame_sizes
+
+    def _follow_values(self) -> None:
+        super()._follow_values()
+        if self.map.values != self.chart.values:
+            self._make_chart()
 
     @staticmethod
     @explained
@@ -109,7 +125,13 @@ class HouseholderWeight(SpectralWeight):
         return self.coordinates.device
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return (self.coordinates,) if self.signs is None else (self.coordinates, self.signs)
+        constant = self._constant
+        return (self.coordinates,) if constant is None else (self.coordinates, constant)
+
+    @property
+    def _constant(self) -> Tensor | None:
+        """A constant spectrum, which is not in the vector."""
+        return self.values if self.signs is None else self.signs
 
     @cached_property
     def layout(self) -> Layout:
@@ -119,23 +141,26 @@ class HouseholderWeight(SpectralWeight):
         full = self.chart.is_full
         return Layout(
             self.shape.merged,
-            self.map,
+            batch_map(self.map),
             full,
             starts[:-1],
             sizes,
             starts[-1],
             self.chart.n_elements,
-            self.spectrum == "identity",
+            self.map.is_constant,
         )
 
     def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
         wide = computing_dtype(tensors[0].dtype)
-        return self.chart.unpack(*(tensor.to(wide) for tensor in tensors))
+        point = self.chart.unflatten(tensors[0].to(wide))
+        left, right = self.chart.cores(point.frames)
+        s = tensors[1].to(wide) if len(tensors) > 1 else self.map(point.spectrum)
+        return SpectralTT(left, s, right, self.shape)
 
     def bond(self) -> Tensor:
         """The spectrum, or the full bond, without computing a frame; see the base class."""
-        if self.signs is not None:
-            return self.signs
+        if self._constant is not None:
+            return self._constant
         theta = self.coordinates[sum(self.chart.frame_sizes) :].view(self.map.coordinate_shape)
         return self.map(theta.to(computing_dtype(theta.dtype))).to(theta.dtype)
 
@@ -144,6 +169,8 @@ class HouseholderWeight(SpectralWeight):
         self.coordinates.copy_(self.chart.flatten(point))
         if self.signs is not None:
             self.signs.copy_(point.signs)
+        if self.values is not None:
+            self.values.copy_(torch.copysign(self.values, point.signs))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -152,6 +179,9 @@ class HouseholderWeight(SpectralWeight):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _wrong(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        wrong = super()._wrong(state_dict, prefix)
+        if wrong is not None:
+            return wrong
         key = prefix + "signs"
         signs = state_dict.get(key)
         if self.signs is None or not isinstance(signs, Tensor) or not has_values(signs):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from sttp_manifold.chart import ChartPoint, HouseholderChart
-from sttp_manifold.errors import ShapeError
+from sttp_manifold.errors import ShapeError, SpectrumError
 from sttp_manifold.frames.gauge import haar_frame
 from sttp_manifold.nn.torch_state import has_values
+from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["INITS", "computing_dtype", "initial_point", "kind_of"]
+__all__ = ["INITS", "computing_dtype", "initial_point", "kept_values", "kind_of"]
 
 INITS = ("eye", "noisy_eye", "random")
 """Names of the initial values; a :class:`~sttp_manifold.SpectralTT` is accepted as well."""
@@ -61,6 +64,27 @@ def initial_point(
         for size in chart.frame_sizes
     )
     return ChartPoint(frames, spectrum, torch.ones(r, dtype=dtype, device=device))
+
+
+def kept_values(
+    shape: TTShape, spectrum: str, init: object, values: Sequence[float] | None
+) -> Sequence[float] | None:
+    """Singular values of a fixed spectrum: those given, or those of the value to start from."""
+    if spectrum != "fixed" or values is not None or not isinstance(init, SpectralTT):
+        return values
+    if init.shape.merged != shape.merged or init.batch_shape:
+        return None
+    found = init.detach().to(torch.float64).singular_values()
+    if not has_values(found):
+        return None
+    if not bool((found > 0).all()) or not bool(found.isfinite().all()):
+        raise SpectrumError(
+            "spectrum='fixed' keeps the singular values of the weight, which have to be positive "
+            f"and finite: they are from {float(found.min()):.3g} to {float(found.max()):.3g}; take "
+            "a lower rank, or values=[...] with project=True"
+        )
+    kept: list[float] = found.tolist()
+    return kept
 
 
 def kind_of(

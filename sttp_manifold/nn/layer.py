@@ -334,7 +334,10 @@ def _numbers(module: nn.Module) -> int:
 
 def plain_weight(weight: SpectralWeight) -> SpectralWeight:
     """A weight of the same method and plan with nothing on it."""
-    return make_weight(weight.method, weight.shape, weight.spectrum, "eye", weight.bound)
+    values = weight.map.values
+    return make_weight(
+        weight.method, weight.shape, weight.spectrum, "eye", weight.bound, values=values
+    )
 
 
 @explained

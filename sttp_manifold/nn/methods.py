@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from sttp_manifold._arguments import explained
@@ -30,6 +32,7 @@ def make_weight(
     bound: float = 1.0,
     init_std: float = 1e-4,
     *,
+    values: Sequence[float] | None = None,
     project: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -39,10 +42,12 @@ def make_weight(
     Args:
         method: ``"householder"`` or ``"riemannian"``.
         shape: the plan.
-        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``.
+        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``, ``fixed``.
         init: ``"eye"``, ``"noisy_eye"``, ``"random"``, or a value to take over.
         bound: bound of ``"bounded"``.
         init_std: deviation for ``"noisy_eye"``.
+        values: singular values of ``"fixed"``; by default those of a value as ``init``, else
+            evenly spread up to 1.
         project: with a value as ``init``, take the nearest one that the spectrum can hold.
         dtype: floating dtype; that of the value, or torch's default.
         device: likewise.
@@ -50,14 +55,23 @@ def make_weight(
     Raises:
         ConversionError: an unknown method.
         ShapeError: an unknown ``init``, or a value on another plan.
-        SpectrumError: an unknown spectrum, or a value that it cannot hold.
+        SpectrumError: an unknown spectrum, a value that it cannot hold, or ``values`` that are not
+            ``r`` positive numbers.
 
     Example:
         >>> make_weight("riemannian", TTShape.svd(6, 5, rank=2)).method
         'riemannian'
     """
     return weight_class(method)(
-        shape, spectrum, init, bound, init_std, project=project, dtype=dtype, device=device
+        shape,
+        spectrum,
+        init,
+        bound,
+        init_std,
+        values=values,
+        project=project,
+        dtype=dtype,
+        device=device,
     )
 
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from sttp_manifold._arguments import check_among, explained_constructor
-from sttp_manifold.errors import ConversionError, ShapeError
+from sttp_manifold.errors import ConversionError, ShapeError, SpectrumError
 from sttp_manifold.nn.initial import INITS, computing_dtype
 from sttp_manifold.nn.methods import weight_class
 from sttp_manifold.nn.torch_state import has_values, outside_autocast
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.spectrum import SpectrumMap
+from sttp_manifold.spectrum import SpectrumMap, check_values
 from sttp_manifold.tt.decompose import tt_svd
 from sttp_manifold.tt.shape import KERNELS, KINDS, TTShape
 from sttp_manifold.tt.spectral import SpectralTT
@@ -42,6 +42,7 @@ class WeightOptions(TypedDict, total=False):
     bound: float
     init_std: float
     project: bool
+    values: Sequence[float] | None
 
 
 class KernelOptions(WeightOptions, total=False):
@@ -62,18 +63,22 @@ class Recipe:
             in the published tables) or ``"factored"`` (their prime factors). Matrices have none.
         method: ``"householder"`` (coordinates of a chart, for any optimizer) or ``"riemannian"`` (a
             point of a manifold, for a Riemannian one).
-        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``.
+        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``, ``fixed``.
         init: ``"eye"``, ``"noisy_eye"``, ``"random"``, a SpectralTT to start from, or, where there
             is a stock layer, ``"pretrained"``: its weight by TT-SVD.
         bound: bound of the spectrum ``"bounded"``.
         init_std: deviation for ``"noisy_eye"``.
         project: take the nearest weight that the spectrum can hold, instead of raising.
+        values: singular values of the spectrum ``"fixed"``, of which a weight of lower rank takes
+            the largest. By default a weight that starts from a value (or from a pretrained weight)
+            keeps those it has there, and one that starts anew has them evenly spread up to 1.
 
     Raises:
         ShapeError: an unknown ``kind``, ``kernel`` or ``init``.
         ConversionError: an unknown ``method``, an ``init_std`` that is no finite number from 0 on,
             a ``project`` that is no bool.
-        SpectrumError: an unknown ``spectrum``, or a ``bound`` that is not positive and finite.
+        SpectrumError: an unknown ``spectrum``, a ``bound`` that is not positive and finite, or
+            ``values`` that are not positive and finite, or not for ``"fixed"``.
 
     References:
         [STTP] Sec. 3.
@@ -95,12 +100,14 @@ class Recipe:
     bound: float = 1.0
     init_std: float = 1e-4
     project: bool = False
+    values: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         check_among("kind", self.kind, KINDS)
         check_among("kernel", self.kernel, KERNELS)
         weight_class(self.method)
         SpectrumMap(self.spectrum, 1, self.bound)
+        object.__setattr__(self, "values", check_values(self.spectrum, self.values))
         if not isinstance(self.init, SpectralTT) and self.init not in (PRETRAINED, *INITS):
             names = ", ".join(map(repr, (PRETRAINED, *INITS)))
             raise ShapeError(
@@ -155,6 +162,9 @@ class Recipe:
             shape: the plan.
             dtype: floating dtype; that of a value as ``init``, or torch's default.
             device: likewise.
+
+        Raises:
+            SpectrumError: fewer ``values`` than the plan has singular values.
         """
         where = torch.get_default_device() if device is None else torch.device(device)
         with outside_autocast(where):
@@ -164,10 +174,20 @@ class Recipe:
                 self.init,
                 self.bound,
                 self.init_std,
+                values=self._values_at(shape.rank),
                 project=self.project,
                 dtype=dtype,
                 device=device,
             )
+
+    def _values_at(self, rank: int) -> Sequence[float] | None:
+        """The largest given singular values, as many as a rank has."""
+        if self.values is None or len(self.values) >= rank:
+            return self.values and self.values[:rank]
+        raise SpectrumError(
+            f"a weight of rank {rank} has {rank} singular values, got {len(self.values)} values; "
+            f"give more of them, or rank={len(self.values)}"
+        )
 
     def make_for(self, stock: Tensor) -> SpectralWeight:
         """A weight in place of a stock one, with its dtype, device and frozen state.

@@ -14,8 +14,8 @@ from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.chart import HouseholderChart
 from sttp_manifold.manifolds import SpectralTTManifold
-from sttp_manifold.nn.batch_plan import Layout
-from sttp_manifold.nn.initial import computing_dtype, initial_point, kind_of
+from sttp_manifold.nn.batch_plan import Layout, batch_map
+from sttp_manifold.nn.initial import computing_dtype, initial_point, kept_values, kind_of
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
@@ -33,17 +33,20 @@ class RiemannianWeight(SpectralWeight):
 
     Args:
         shape: the plan.
-        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``.
+        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``, ``fixed``.
         init: as for :class:`HouseholderWeight`, the same weight at the same seed.
         bound: bound of ``"bounded"``.
         init_std: deviation for ``"noisy_eye"``.
+        values: singular values of ``"fixed"``; by default those of a value as ``init``, else
+            evenly spread up to 1.
         project: with a value as ``init``, take the nearest one that the spectrum can hold.
         dtype: floating dtype; that of the value, or torch's default.
         device: likewise.
 
     Raises:
         ShapeError: an unknown ``init``, or a value on another plan.
-        SpectrumError: an unknown spectrum, or a value that it cannot hold.
+        SpectrumError: an unknown spectrum, a value that it cannot hold, or ``values`` that are not
+            ``r`` positive numbers.
 
     Example:
         >>> weight = RiemannianWeight(TTShape.for_matrix(12, 10, rank=3))
@@ -64,20 +67,22 @@ class RiemannianWeight(SpectralWeight):
         bound: float = 1.0,
         init_std: float = 1e-4,
         *,
+        values: Sequence[float] | None = None,
         project: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(shape, spectrum, bound)
-        manifold = SpectralTTManifold(shape, spectrum, bound)
+        super().__init__(shape, spectrum, bound, kept_values(shape, spectrum, init, values))
+        manifold = SpectralTTManifold(shape, spectrum, bound, self.map.values)
         dtype, device = kind_of(init, dtype, device)
-        chart = HouseholderChart(shape, spectrum, bound)
+        chart = HouseholderChart(shape, spectrum, bound, self.map.values)
         start = initial_point(chart, init, init_std, dtype, device)
         if has_values(start.spectrum):
             point = manifold.pack(chart.decode(start)).to(dtype)
         else:
             point = torch.empty(manifold.n_elements, dtype=dtype, device=device)
         self.point = _on(manifold, point)
+        self._keep_values(dtype, device)
         if isinstance(init, SpectralTT) and has_values(init.spectrum, self.point):
             self.encode_(init, project=project)
 
@@ -96,7 +101,14 @@ class RiemannianWeight(SpectralWeight):
 
     @cached_property
     def _own_manifold(self) -> SpectralTTManifold:
-        return SpectralTTManifold(self.shape, self.spectrum, self.bound)
+        return SpectralTTManifold(self.shape, self.spectrum, self.bound, self.map.values)
+
+    def _follow_values(self) -> None:
+        super()._follow_values()
+        manifold = getattr(self.point, "manifold", None)
+        if manifold is not None and manifold.values != self.map.values:
+            self.__dict__.pop("_own_manifold", None)
+            self.point.manifold = self._own_manifold
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,7 +121,7 @@ class RiemannianWeight(SpectralWeight):
         return self.point.device
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return (self.point,)
+        return (self.point,) if self.values is None else (self.point, self.values)
 
     @cached_property
     def layout(self) -> Layout:
@@ -117,20 +129,25 @@ class RiemannianWeight(SpectralWeight):
         manifold, plan = self._own_manifold, self.shape.merged
         return Layout(
             plan,
-            self.map,
+            batch_map(self.map),
             (None,) * len(plan.core_shapes),
             tuple(manifold._starts),
             tuple(d * r for d, r in plan.frame_shapes),
             manifold.spectrum_slice.start,
             manifold.n_elements,
-            False,
+            self.values is not None,
         )
 
     def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
-        return self.manifold.unpack(tensors[0].to(computing_dtype(tensors[0].dtype)))
+        point, *values = (tensor.to(computing_dtype(tensor.dtype)) for tensor in tensors)
+        if not values:
+            return self.manifold.unpack(point)
+        return SpectralTT(*self._own_manifold.cores(point, lambda _: values[0]), shape=self.shape)
 
     def bond(self) -> Tensor:
         """The spectrum, or the full bond, without computing a frame; see the base class."""
+        if self.values is not None:
+            return self.values
         theta = self.point[self._own_manifold.spectrum_slice].view(self.map.coordinate_shape)
         return self.map(theta.to(computing_dtype(theta.dtype))).to(theta.dtype)
 
@@ -140,8 +157,9 @@ class RiemannianWeight(SpectralWeight):
     def _apply(self, fn: Any, recurse: bool = True) -> RiemannianWeight:
         # Where torch replaces parameters instead of their data, it knows nothing of manifolds.
         manifold = self.manifold
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self._keep_on(manifold)
+        self._follow_values()
         return self
 
     def _keep_on(self, manifold: SpectralTTManifold) -> None:
@@ -151,6 +169,9 @@ class RiemannianWeight(SpectralWeight):
             self.point = _on(manifold, point.detach(), point.requires_grad)
 
     def _wrong(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        wrong = super()._wrong(state_dict, prefix)
+        if wrong is not None:
+            return wrong
         key = prefix + "point"
         point = state_dict.get(key)
         if not isinstance(point, Tensor) or point.shape != self.point.shape:
@@ -174,6 +195,7 @@ class RiemannianWeight(SpectralWeight):
         manifold = self.manifold
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._keep_on(manifold)
+        self._follow_values()
 
 
 def _on(

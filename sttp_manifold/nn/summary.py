@@ -192,7 +192,7 @@ def _spectral_row(name: str, weight: SpectralWeight, shape: tuple[int, ...]) -> 
         f"{_kind(plan)}, {weight.method}, {weight.spectrum}",
         shape,
         plan.ranks,
-        plan.dim(weight.spectrum),
+        plan.dim(weight.spectrum, weight.map.values),
         plan.num_parameters(weight.spectrum),
         sum(p.numel() for p in weight.parameters()),
         plan.numel,

@@ -25,7 +25,7 @@ from sttp_manifold.nn.state import (
     warn_once,
 )
 from sttp_manifold.nn.torch_state import circumstances, has_values, outside_autocast
-from sttp_manifold.spectrum import SpectrumMap
+from sttp_manifold.spectrum import spectrum_map
 from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
@@ -49,6 +49,8 @@ class SpectralWeight(nn.Module, ABC):
         shape: the plan.
         spectrum: name of the spectrum map.
         bound: bound of the spectrum map ``"bounded"``.
+        values: the constant singular values of ``"fixed"``, perhaps with signs, a buffer; None
+            for the others. A state that is loaded brings its own.
         method: name of the way, ``"householder"`` or ``"riemannian"``.
 
     Raises:
@@ -63,8 +65,15 @@ class SpectralWeight(nn.Module, ABC):
     shape: TTShape
     spectrum: str
     bound: float
+    values: Tensor | None
 
-    def __init__(self, shape: TTShape, spectrum: str, bound: float) -> None:
+    def __init__(
+        self,
+        shape: TTShape,
+        spectrum: str,
+        bound: float,
+        values: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(shape, TTShape):
             raise ShapeError(
@@ -74,7 +83,30 @@ class SpectralWeight(nn.Module, ABC):
         self.shape = shape
         self.spectrum = spectrum
         self.bound = bound
-        self.map = SpectrumMap(spectrum, shape.rank, bound)
+        self.map = spectrum_map(spectrum, shape.rank, bound, values)
+
+    def _keep_values(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Hold the singular values of a fixed spectrum as a buffer, which then decides."""
+        given = self.map.values
+        values = None if given is None else torch.tensor(given, dtype=dtype, device=device)
+        self.register_buffer("values", values)
+        self._follow_values()
+
+    def _follow_values(self) -> None:
+        """Let the map hold the values that the buffer has now, rounded to its dtype or loaded."""
+        values = self._buffers.get("values")
+        if values is None or not has_values(values):
+            return
+        # Half precision may have made zeros of small ones.
+        least = torch.finfo(values.dtype).tiny
+        if bool((values.abs() < least).any()):
+            values.copy_(torch.copysign(values.abs().clamp_min(least), values))
+        self.map = spectrum_map(self.spectrum, self.shape.rank, self.bound, values.abs().tolist())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SpectralWeight:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._follow_values()
+        return self
 
     @property
     @abstractmethod
@@ -135,6 +167,7 @@ class SpectralWeight(nn.Module, ABC):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        self._follow_values()
         if key not in state_dict and there:
             if strict:
                 missing_keys.remove(key)
@@ -147,7 +180,13 @@ class SpectralWeight(nn.Module, ABC):
 
     def _wrong(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
         """What else speaks against the numbers of a state, if anything does."""
-        return None
+        key = prefix + "values"
+        values = state_dict.get(key)
+        if self.values is None or not isinstance(values, Tensor) or not has_values(values):
+            return None
+        if bool((values != 0).all()):
+            return None
+        return f"{key} holds a zero: the singular values of spectrum='fixed' are positive"
 
     @abstractmethod
     def bond(self) -> Tensor:
@@ -281,6 +320,7 @@ class SpectralWeight(nn.Module, ABC):
 
     def _take_over(self, tt: SpectralTT, project: bool) -> None:
         given = tt.dtype
+        self._follow_values()
         wide = torch.promote_types(computing_dtype(self.dtype), tt.dtype)
         tt = tt.detach().to(self.device, wide)
         error = float(tt.orthonormality_error())
@@ -294,6 +334,11 @@ class SpectralWeight(nn.Module, ABC):
             if self.spectrum == "bounded":  # half precision rounds singular values onto the bound
                 limit = self.bound * (1 + torch.finfo(given).eps)
                 project = project or bool((tt.singular_values() <= limit).all())
+        if self.map.values is not None and tt.shape.merged == self.shape.merged:
+            # Their own rounding, and that of the value, is no other spectrum.
+            own = torch.tensor(self.map.values, dtype=wide, device=tt.device)
+            near = 2 * max(torch.finfo(dtype).eps for dtype in (given, self.dtype)) * own[0]
+            project = project or bool(((tt.singular_values() - own).abs() <= near).all())
         self._set(tt, project)
 
     def extra_repr(self) -> str:

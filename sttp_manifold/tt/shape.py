@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ __all__ = ["KERNELS", "KINDS", "SPECTRA", "TTShape", "check_spectrum"]
 KINDS = ("sttp", "svdp")
 KERNELS = ("flat", "factored")
 
-SPECTRA = ("identity", "free", "normalized", "bounded", "full")
+SPECTRA = ("identity", "free", "normalized", "bounded", "full", "fixed")
 """Names of the spectrum maps; :mod:`sttp_manifold.spectrum` implements them."""
 
 
@@ -284,27 +285,55 @@ class TTShape:
     # -- counts ---------------------------------------------------------------------------------
 
     def spectrum_size(self, spectrum: str = "free") -> int:
-        """Stored coordinates of the spectrum: 0, ``r``, or ``r * r`` for ``"full"``."""
+        """Stored coordinates of the spectrum: ``r``, ``r * r`` if full, none if constant."""
         check_spectrum(spectrum)
-        return {"identity": 0, "full": self.rank**2}.get(spectrum, self.rank)
+        return {"identity": 0, "fixed": 0, "full": self.rank**2}.get(spectrum, self.rank)
 
-    def dim(self, spectrum: str = "free") -> int:
+    def dim(self, spectrum: str = "free", values: Sequence[float] | None = None) -> int:
         r"""Dimension of the set of weights that this plan can hold.
 
         The manifold of fixed TT rank has
         :math:`\sum R_{k-1} n_k R_k - \sum_{k=1}^{D+E-1} R_k^2` dimensions (Holtz, Rohwedder &
         Schneider 2012, Theorem 4.2 and its corollary). A spectrum of ones takes away
-        :math:`r(r+1)/2`, the normalized one its scale.
+        :math:`r(r+1)/2`, the normalized one its scale, a fixed one :math:`r`, and
+        :math:`m(m-1)/2` for each ``m`` of its values that coincide.
+
+        Args:
+            spectrum: name of the spectrum map.
+            values: singular values of ``"fixed"``; distinct ones if absent.
+
+        Raises:
+            SpectrumError: an unknown spectrum, values for another one than ``"fixed"``, or not as
+                many of them as the rank.
+
+        Example:
+            >>> shape = TTShape.svd(8, 6, rank=3)
+            >>> shape.dim("free"), shape.dim("fixed"), shape.dim("fixed", values=[2.0, 2.0, 1.0])
+            (33, 30, 29)
         """
-        check_spectrum(spectrum)
+        coinciding = self._coinciding(spectrum, values)
         full = sum(a * n * b for a, n, b in self.core_shapes) - sum(r * r for r in self.ranks[1:-1])
-        lost = {"identity": self.rank * (self.rank + 1) // 2, "normalized": 1}
+        r = self.rank
+        lost = {"identity": r * (r + 1) // 2, "normalized": 1, "fixed": r + coinciding}
         return full - lost.get(spectrum, 0)
+
+    def _coinciding(self, spectrum: str, values: Sequence[float] | None) -> int:
+        """Dimensions of the rotations among fixed singular values that coincide."""
+        check_spectrum(spectrum)
+        if values is None:
+            return 0
+        if spectrum != "fixed" or len(values) != self.rank:
+            raise SpectrumError(
+                f"values are the {self.rank} singular values of spectrum='fixed', got "
+                f"{len(values)} for spectrum={spectrum!r}"
+            )
+        return sum(m * (m - 1) // 2 for m in Counter(map(float, values)).values())
 
     def num_parameters(self, spectrum: str = "free") -> int:
         """Numbers stored by the Householder chart: ``dim``, and one more for ``"normalized"``.
 
-        The normalized spectrum of [STTP] Sec. 3.4 is redundant by its scale.
+        The normalized spectrum of [STTP] Sec. 3.4 is redundant by its scale. A fixed one is
+        redundant where its values coincide: for them ``dim`` is less, these numbers are not.
         """
         return self.dim(spectrum) + (spectrum == "normalized")
 
@@ -316,17 +345,24 @@ class TTShape:
         frames = sum(d * r - r * (r + 1) // 2 for d, r in self.frame_shapes)
         return frames + self.spectrum_size(spectrum)
 
-    def gauge_dim(self, spectrum: str = "free") -> int:
+    def gauge_dim(self, spectrum: str = "free", values: Sequence[float] | None = None) -> int:
         r"""Dimension of the gauge of this chain: ``total_dim - dim``.
 
         :math:`O(R_k)` acts at every bond but the centre. At the centre it acts once with an
         identity spectrum, on both sides of a full bond, and the normalized spectrum adds its
-        scale.
+        scale. A fixed spectrum leaves it the rotations among the values that coincide.
+
+        Args:
+            spectrum: name of the spectrum map.
+            values: as for :meth:`dim`.
+
+        Raises:
+            SpectrumError: as :meth:`dim`.
         """
-        check_spectrum(spectrum)
+        coinciding = self._coinciding(spectrum, values)
         orthogonal = [r * (r - 1) // 2 for r in self.ranks]
         centre = orthogonal.pop(len(self.out_modes))
-        extra = {"identity": centre, "full": 2 * centre, "normalized": 1}
+        extra = {"identity": centre, "full": 2 * centre, "normalized": 1, "fixed": coinciding}
         return sum(orthogonal) + extra.get(spectrum, 0)
 
     def __repr__(self) -> str:

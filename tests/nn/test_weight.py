@@ -73,7 +73,7 @@ def test_chart_stores_the_number_of_parameters(shape: TTShape, spectrum: str) ->
     assert [name for name, _ in weight.named_parameters()] == ["coordinates"]
     assert weight.coordinates.shape == (shape.num_parameters(spectrum),)
     assert [name for name, _ in weight.named_buffers()] == (
-        ["signs"] if spectrum == "identity" else []
+        {"identity": ["signs"], "fixed": ["values"]}.get(spectrum, [])
     )
     riemannian = RiemannianWeight(shape, spectrum)
     assert [name for name, _ in riemannian.named_parameters()] == ["point"]
@@ -317,7 +317,7 @@ def test_made_without_memory_and_filled(method: str, spectrum: str, init: str, w
         assert isinstance(empty.spectral_weight.point, ManifoldParameter)
 
 
-@every_spectrum
+@pytest.mark.parametrize("spectrum", ["identity", "free", "normalized", "bounded", "full"])
 @every_shape
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_state_with_a_tensor_for_each_frame_is_joined(

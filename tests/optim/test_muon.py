@@ -20,7 +20,7 @@ from sttp_manifold.optim._direction import POLYNOMIALS
 from sttp_manifold.tt.shape import TTShape
 
 SHAPE = TTShape(out_modes=(3, 4, 2), in_modes=(2, 5, 3), rank=4)
-SPECTRA = ("identity", "free", "normalized", "bounded", "full")
+SPECTRA = ("identity", "free", "normalized", "bounded", "full", "fixed")
 FRAMES = [(40, 8), (16, 8), (9, 8), (8, 8), (7, 7), (12, 4), (64, 3), (5, 1), (1, 1), (2, 2)]
 
 

@@ -22,7 +22,7 @@ from sttp_manifold.optim import RiemannianAdam, RiemannianSGD
 from sttp_manifold.tt.shape import TTShape
 
 SHAPE = TTShape(out_modes=(3, 4, 2), in_modes=(2, 5, 3), rank=4)
-SPECTRA = ("identity", "free", "normalized", "bounded", "full")
+SPECTRA = ("identity", "free", "normalized", "bounded", "full", "fixed")
 
 
 def points(spectrum="free", *batch, dtype=torch.float64, seed=0):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import normal, seeds, shapes, spectra, weight
 
-from sttp_manifold import SpectralTTManifold, TTShape
+from sttp_manifold import FixedTTRankManifold, SpectralTTManifold, TTShape
 from sttp_manifold.chart import ChartPoint, HouseholderChart
 from sttp_manifold.frames import haar_frame, reduced_frame
 
@@ -87,6 +87,24 @@ def test_each_group_of_equal_singular_values_costs_its_rotations(seed, multiplic
     s[:multiplicity] = 1.0
     lost = multiplicity * (multiplicity - 1) // 2
     assert jacobian_rank(chart, coordinates(chart, seed, s)) == shape.dim() - lost
+
+
+@given(shape=small, seed=seeds, levels=st.integers(1, 4))
+def test_fixed_values_that_coincide_are_redundant_by_their_rotations(shape, seed, levels) -> None:
+    """Chart and product: as many too many as rotations, and the dimension of fixed TT rank."""
+    values = [1.0 + 0.5 * (i % levels) for i in range(shape.rank)]
+    chart = HouseholderChart(shape, "fixed", values=values)
+    groups = [values.count(v) for v in set(values)]
+    redundant = sum(m * (m - 1) // 2 for m in groups)
+    assert jacobian_rank(chart, coordinates(chart, seed)) == shape.dim("fixed", values)
+    assert chart.n_elements - redundant == shape.dim("fixed", values)
+    assert shape.dim("fixed", values) == FixedTTRankManifold(shape, values).dim
+    M = SpectralTTManifold(shape, "fixed", values=values)
+    x = M.random(dtype=torch.float64)
+    basis = torch.eye(M.n_elements, dtype=torch.float64)
+    vertical = M.vertical(x, M.proju(x, basis))
+    assert M.total_dim - M.gauge_dim == M.dim == shape.dim("fixed", values)
+    assert int(torch.linalg.matrix_rank(vertical, rtol=1e-7)) == M.gauge_dim
 
 
 @given(shape=shapes(max_modes=4), spectrum=spectra, seed=seeds)

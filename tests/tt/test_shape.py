@@ -20,10 +20,10 @@ def test_counts_follow_the_formulas(shape: TTShape, spectrum: str) -> None:
     R, r = shape.ranks, shape.rank
     modes = shape.out_modes + shape.in_modes
     dim = sum(R[k] * n * R[k + 1] for k, n in enumerate(modes)) - sum(x * x for x in R[1:-1])
-    dim -= {"identity": r * (r + 1) // 2, "normalized": 1}.get(spectrum, 0)
+    dim -= {"identity": r * (r + 1) // 2, "normalized": 1, "fixed": r}.get(spectrum, 0)
     assert shape.dim(spectrum) == dim
     stiefel = sum(d * p - p * (p + 1) // 2 for d, p in shape.frame_shapes)
-    coordinates = {"identity": 0, "full": r * r}.get(spectrum, r)
+    coordinates = {"identity": 0, "fixed": 0, "full": r * r}.get(spectrum, r)
     assert shape.total_dim(spectrum) == stiefel + coordinates
     gauge = sum(x * (x - 1) // 2 for x in R) - r * (r - 1) // 2
     gauge += {"identity": r * (r - 1) // 2, "full": r * (r - 1), "normalized": 1}.get(spectrum, 0)
@@ -152,8 +152,8 @@ def test_bad_constructor_calls(call, words: str) -> None:
 
 
 def test_an_unknown_spectrum_is_answered_with_the_names() -> None:
-    with pytest.raises(SpectrumError, match="identity, free, normalized, bounded, full"):
-        TTShape.svd(3, 3, 2).dim("fixed")
+    with pytest.raises(SpectrumError, match="identity, free, normalized, bounded, full, fixed"):
+        TTShape.svd(3, 3, 2).dim("learned")
 
 
 def test_plans_print_and_hash() -> None:
