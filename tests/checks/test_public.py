@@ -369,10 +369,12 @@ COSTS = [
     (fixed_rank(6, 8, 2), None, dense_cost),
     *((sm.SpectralTTManifold(PLAN, spectrum), None, completion) for spectrum in SPECTRA),
 ]
+# Names without an address: processes that share the tests have to find the same ones.
+COST_NAMES = [f"{M} {cost.__name__}"[:60] for M, _, cost in COSTS]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("M", "size", "cost"), COSTS, ids=lambda case: str(case)[:60])
+@pytest.mark.parametrize(("M", "size", "cost"), COSTS, ids=COST_NAMES)
 def test_gradients_of_autograd_pass(M, size, cost, dtype) -> None:
     for seed in range(3):
         of = {"size": size, "dtype": dtype, "seed": seed}
@@ -452,7 +454,7 @@ def test_costs_that_leave_nothing_to_measure() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("M", "size", "cost"), COSTS, ids=lambda case: str(case)[:60])
+@pytest.mark.parametrize(("M", "size", "cost"), COSTS, ids=COST_NAMES)
 def test_hessians_by_autograd_pass(M, size, cost, dtype) -> None:
     if isinstance(M, PolarStiefel):
         pytest.skip("its Hessian is known by its exact type only; see below")
