@@ -7,6 +7,7 @@ from sttp_manifold.nn.layer import SpectralLayer, weights_of
 from sttp_manifold.nn.linear import SpectralLinear
 from sttp_manifold.nn.methods import make_weight
 from sttp_manifold.nn.penalty import spectral_penalty
+from sttp_manifold.nn.ranks import grow_, truncate_
 from sttp_manifold.nn.recipe import Recipe
 from sttp_manifold.nn.riemannian import RiemannianWeight
 from sttp_manifold.nn.summary import Summary, SummaryRow, summary
@@ -26,10 +27,12 @@ __all__ = [
     "SummaryRow",
     "compress",
     "decompress",
+    "grow_",
     "make_weight",
     "spectral_penalty",
     "summary",
     "switch",
     "together",
+    "truncate_",
     "weights_of",
 ]

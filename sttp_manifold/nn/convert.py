@@ -335,7 +335,7 @@ def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
         method,
         weight.shape,
         weight.spectrum,
-        _value(weight) if has else "eye",
+        exact_value(weight) if has else "eye",
         weight.bound,
         values=None if has else weight.map.values,
         dtype=weight.dtype,
@@ -346,7 +346,7 @@ def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
     return new.requires_grad_(weight.trainable)
 
 
-def _value(weight: SpectralWeight) -> SpectralTT:
+def exact_value(weight: SpectralWeight) -> SpectralTT:
     """What a weight holds, with orthonormal frames, in float64.
 
     In float32 a spectrum near its bound would be rounded onto it.
