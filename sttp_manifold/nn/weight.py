@@ -84,19 +84,19 @@ class SpectralWeight(nn.Module, ABC):
         self.spectrum = spectrum
         self.bound = bound
         self.map = spectrum_map(spectrum, shape.rank, bound, values)
+        self.register_buffer("values", None)
 
     def _keep_values(self, dtype: torch.dtype, device: torch.device) -> None:
         """Hold the singular values of a fixed spectrum as a buffer, which then decides."""
-        given = self.map.values
-        values = None if given is None else torch.tensor(given, dtype=dtype, device=device)
-        self.register_buffer("values", values)
-        self._follow_values()
+        if self.map.values is not None:
+            self.values = torch.tensor(self.map.values, dtype=dtype, device=device)
+            self._follow_values()
 
     def _follow_values(self) -> None:
         """Let the map hold the values that the buffer has now, rounded to its dtype or loaded."""
-        values = self._buffers.get("values")
-        if values is None or not has_values(values):
-            return
+        values = self.values
+        if values is None or not has_values(values) or not bool(values.isfinite().all()):
+            return  # none, none yet, or memory that nothing has been written to
         # Half precision may have made zeros of small ones.
         least = torch.finfo(values.dtype).tiny
         if bool((values.abs() < least).any()):

@@ -197,9 +197,10 @@ def group_cores(
 ) -> tuple[Tensor, ...]:
     """Contract neighbouring cores until they have ``shapes``."""
     grouped, rest = [], list(cores)
-    for shape in shapes:
+    for k, shape in enumerate(shapes):
         core = rest.pop(0)
-        while tuple(core.shape[-3:]) != shape:
+        # Cores of mode one and equal ranks change no shape, and none may be left over.
+        while tuple(core.shape[-3:]) != shape or (rest and k + 1 == len(shapes)):
             core = _contract(core, rest.pop(0))
         grouped.append(core)
     return tuple(grouped)

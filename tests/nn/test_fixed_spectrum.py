@@ -208,3 +208,15 @@ def test_the_centre_is_put_in_descending_order() -> None:
     ordered = hold_spectrum(tt, SpectrumMap("fixed", 4, values=(4.0, 3.0, 1.0, 0.5)))
     assert ordered.allclose(tt)
     assert ordered.spectrum.tolist() == [-4.0, 3.0, 1.0, 0.5]
+
+
+@every_method
+def test_memory_that_nothing_has_been_written_to_is_no_spectrum(method: str) -> None:
+    weight = make_weight(method, SHAPE, "fixed", "random", values=GIVEN)
+    state = copy.deepcopy(weight.state_dict())
+    assert weight.values is not None
+    for rubbish in (float("nan"), float("inf"), 0.0):
+        weight.values.fill_(rubbish)
+        weight.to_empty(device="cpu")
+        weight.load_state_dict(state)
+        held(weight, GIVEN)

@@ -11,7 +11,7 @@ from strategies import batches, normal, seeds, shapes, spectra, weight
 
 from sttp_manifold import SpectralTT, TTShape, tt_svd
 from sttp_manifold.errors import ShapeError
-from sttp_manifold.frames import random_rotation, rotate
+from sttp_manifold.frames import haar_frame, random_rotation, rotate
 from sttp_manifold.tt.plans import linear_plan
 
 INTEGERS = [
@@ -239,3 +239,28 @@ def test_numbers_that_are_not_real() -> None:
     tt = weight(TTShape.for_matrix(6, 4, rank=2), "free", 0)
     with pytest.raises(ShapeError, match=r"x\.to\(tt\.dtype\)"):
         tt.matvec(normal(0, 4).float())
+
+
+@pytest.mark.parametrize(
+    ("out_modes", "in_modes"),
+    [
+        ((2, 1), (2,)),
+        ((2,), (1, 2)),
+        ((1, 2, 1, 1), (1, 2, 1)),
+        ((2, 2, 1), (1, 1, 4)),
+        ((1,), (1,)),
+    ],
+)
+def test_cores_of_mode_one_are_merged_and_not_dropped(out_modes, in_modes) -> None:
+    """Between equal ranks they may turn what comes before, and change no shape."""
+    torch.manual_seed(0)
+    plan = TTShape(out_modes, in_modes, rank=4)
+    frames = [haar_frame(d, r, dtype=torch.float64) for d, r in plan.frame_shapes]
+    split = len(out_modes)
+    sizes = plan.core_shapes
+    left = tuple(f.reshape(size) for f, size in zip(frames[:split], sizes[:split], strict=True))
+    right = tuple(f.mT.reshape(size) for f, size in zip(frames[split:], sizes[split:], strict=True))
+    tt = SpectralTT(left, normal(1, plan.rank), right, plan)
+    merged = tt.merged()
+    assert merged.orthonormality_error() < 1e-12
+    torch.testing.assert_close(merged.to_matrix(), tt.to_matrix())
