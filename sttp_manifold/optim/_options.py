@@ -158,7 +158,8 @@ class TrustRegionOptions(Options):
         initial_radius: the first radius. If absent, an eighth of the manifold's length scale at
             the start, ``manifold.typical_dist(x0)``, or where it has none, of the root of the
             number of coordinates or the length of ``x0``, whichever is larger.
-        max_radius: the largest; if absent, ten times that scale or length, or that root.
+        max_radius: the largest; if absent, ten times that scale or length, or that root, at the
+            start or at the last iterate, whichever is larger.
         accept: a step is taken if the cost falls by more than this part of the prediction.
         kappa: the inner iteration ends when its residual is below ``kappa`` times the gradient
         theta: or, near the end, below the gradient norm to the power ``1 + theta``, relative to

@@ -29,7 +29,9 @@ class _Step(NamedTuple):
 
 def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions) -> None:
     """Run until the objective stops it."""
-    radius, largest = _radii(objective, at, options)
+    size, largest = _lengths(objective, at)
+    largest = options.max_radius or largest
+    radius = min(options.initial_radius or size / 8, largest)
     first_norm = at.grad_norm
     hessian = objective.hessian(at)
     rejected = 0
@@ -52,6 +54,9 @@ def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions
         if not rho >= 0.25:
             radius /= 4
         elif rho > 0.75 and step.at_boundary:
+            if 2 * radius > largest and options.max_radius is None:
+                # Far from the start, where points are longer, so are steps.
+                largest = max(largest, _lengths(objective, at)[1])
             radius = min(2 * radius, largest)
         if rho > options.accept:
             rejected = 0
@@ -64,8 +69,8 @@ def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions
                 raise objective.stalled(at, "no trust region is small enough for its model")
 
 
-def _radii(objective: Objective, at: Iterate, options: TrustRegionOptions) -> tuple[float, float]:
-    """The first radius, and the largest."""
+def _lengths(objective: Objective, at: Iterate) -> tuple[float, float]:
+    """How long a step is that changes all of a point, and the longest to be tried from there."""
     base = objective.geometry.base
     root = math.sqrt(at.x.numel())
     if isinstance(base, HasScale):
@@ -77,8 +82,7 @@ def _radii(objective: Objective, at: Iterate, options: TrustRegionOptions) -> tu
         length = float(torch.linalg.vector_norm(wide(at.x)))
         size = max(root, length)
         largest = root if length <= root else 10 * length
-    largest = options.max_radius or largest
-    return min(options.initial_radius or size / 8, largest), largest
+    return size, largest
 
 
 def _steihaug_toint(

@@ -83,6 +83,19 @@ def test_weights_of_any_size(dtype, size, method) -> None:
     assert result.fun < 1e-5 * size**2
 
 
+@pytest.mark.parametrize("size", [1e6, 1e9])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_trust_regions_grow_on_the_way_to_large_weights(dtype, size) -> None:
+    """From singular values of one; a radius capped by the start made a thousand small steps."""
+    F = sm.FixedTTRankManifold(sm.TTShape.svd(8, 7, rank=2))
+    torch.manual_seed(0)
+    W = size * torch.randn(8, 2, dtype=dtype) @ torch.randn(2, 7, dtype=dtype)
+    x = F.random(dtype=dtype)
+    result = sm.minimize(F, lambda tt: (tt.to_matrix() - W).square().sum(), x, "trust_regions")
+    assert result.nit < 200
+    assert torch.linalg.norm(F.to_matrix(result.x) - W) < 1e-5 * torch.linalg.norm(W)
+
+
 def test_gradients_are_finite_where_their_norm_is_not() -> None:
     x = torch.full((100,), 2.0, dtype=F32)
     told = []
