@@ -3,7 +3,8 @@
 A forward of a root opens a scope, in its own thread. At the first request for one of its weights
 all of them are formed, and each request gets what was formed, as long as nothing has changed since:
 every tensor that it was formed from is the same object, as trainable, at the same version and in
-the same memory; what was handed out has not been written into; and torch is doing the same
+the same memory; what was handed out has not been written into, and has no hook on its gradient; and
+torch is doing the same
 (:func:`~sttp_manifold.nn.torch_state.circumstances`). Nothing outlives the forward.
 
 A write through ``.data`` after the first request changes no version, and is not seen before the
@@ -63,30 +64,41 @@ class Entry:
         given: called each time it is handed out.
     """
 
-    __slots__ = ("_given", "_outputs", "_stamps", "_versions")
+    __slots__ = ("_given", "_marks", "_outputs", "_stamps", "_taken")
 
     def __init__(
         self, tensors: Sequence[Tensor], outputs: tuple[Tensor, ...], given: Callable[[], None]
     ) -> None:
         self._stamps = [_Stamp.of(tensor) for tensor in tensors]
         self._outputs = outputs
-        self._versions = _versions(outputs)
+        self._marks = [_mark(tensor) for tensor in outputs]
         self._given = given
+        self._taken = False
 
     def take(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
-        """The outputs, unless anything has changed."""
-        if len(tensors) != len(self._stamps) or self._versions != _versions(self._outputs):
+        """The outputs, unless anything has changed.
+
+        From the second time on they are views, for hooks on their gradients to tell whose they are.
+        """
+        if len(tensors) != len(self._stamps):
+            return None
+        if self._marks != [_mark(tensor) for tensor in self._outputs]:
             return None
         for stamp, tensor in zip(self._stamps, tensors, strict=True):
             if not stamp.fits(tensor):
                 return None
         self._given()
+        if self._taken:
+            return tuple(tensor.view_as(tensor) for tensor in self._outputs)
+        self._taken = True
         return self._outputs
 
 
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
+def _mark(tensor: Tensor) -> tuple[int, bool, bool, bool]:
+    """What a caller may have done to a tensor that the next one must not see."""
     # Tensors born in inference mode count no writes.
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+    version = 0 if tensor.is_inference() else tensor._version
+    return version, tensor.requires_grad, tensor.retains_grad, bool(tensor._backward_hooks)
 
 
 class Scope(ABC):

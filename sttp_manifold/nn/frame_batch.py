@@ -102,6 +102,7 @@ class _Run:
             for how, ends, lay in zip(plan.forms, plan.outputs, plan.layouts, strict=True)
         ]
         self.dtype, self.wide = weights[0].tensors[0].dtype, plan.constants.dtype
+        self.owners = [i for i, width in enumerate(self.widths) for _ in range(width)]
         self.done: Counter[int] = Counter()
         self.leaves: list[Tensor] = []
         self.outputs: list[Tensor] = []
@@ -112,7 +113,8 @@ class _Run:
         with torch.no_grad(), outside_autocast(tensors[0].device):
             leaves, saved = _leaves(self.plan, self._joined(tensors))
             if not recorded:
-                return self._cast(_outputs(self.plan, leaves), self.dtype)
+                # .data: views made without gradient may not be written into with one.
+                return self._cast([t.data for t in _outputs(self.plan, leaves)], self.dtype)
             for leaf in leaves:
                 leaf.requires_grad_()
             with torch.enable_grad():
@@ -161,20 +163,21 @@ class _Run:
             )
             flat = _pull_back(plan, self.saved, self.leaves, found)
             each = iter(self._cast([flat], self.dtype)[0].split_with_sizes(plan.sizes))
-        used = self._used(gradients)
+        reached = [k for k, g in enumerate(gradients) if g is not None]
+        used = {self.owners[k] for k in reached}
         results: list[Tensor | None] = []
         for i, count in enumerate(self.counts):
             gradient = next(each)
             results += [gradient if i in used else None, *[None] * (count - 1)]
-        self.done.update(used)
-        ticket = self.ticket
-        if ticket.closed and not ticket.given - self.done and not graph_is_kept():
+        self.done.update(reached)
+        if self.ticket.closed and not self._awaited() and not graph_is_kept():
             self.leaves, self.outputs, self.saved = [], [], None
         return results
 
-    def _used(self, gradients: Sequence[Tensor | None]) -> set[int]:
-        owners = [i for i, width in enumerate(self.widths) for _ in range(width)]
-        return {i for i, g in zip(owners, gradients, strict=True) if g is not None}
+    def _awaited(self) -> bool:
+        """Whether a part of a weight may still get a gradient, by a backward pass of its own."""
+        given = self.ticket.given
+        return any(self.done[k] < given[owner] for k, owner in enumerate(self.owners))
 
     def differentiable_backward(
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
@@ -340,22 +343,21 @@ def _contracted(
                 columns = next(scales).view(-1, 1, node.columns)
                 levels[node.number] = levels[node.number] * columns
     rows: dict[int, Sequence[Tensor]] = {}
-
-    def visit(node: Node, before: Tensor | None) -> None:
+    before: dict[int, Tensor] = {}
+    # In the order of the walk, where parents come first. No inner function that calls itself: it
+    # would be a cycle, and hold these tensors until the next garbage collection.
+    for node in plan.nodes:
         stack = levels[node.number]
-        if before is None:
+        if node.first:
             product = stack
         elif node.kind == "L":
-            product = torch.bmm(before.view(len(stack), -1, node.rows), stack)
+            product = torch.bmm(before.pop(node.number).view(len(stack), -1, node.rows), stack)
         else:
-            product = torch.bmm(stack, before.view(len(stack), node.columns, -1))
+            product = torch.bmm(stack, before.pop(node.number).view(len(stack), node.columns, -1))
         parts = list(product.split_with_sizes(node.cuts)) if len(node.cuts) > 1 else [product]
         if node.ends:
             done = parts.pop(0)
             rows[node.number] = done.unbind(0) if node.ends > 1 else [done]
         for child, part in zip(node.children, parts, strict=True):
-            visit(child, part)
-
-    for root in plan.roots:
-        visit(root, None)
+            before[child.number] = part
     return rows

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
+from sttp_manifold.errors import FrameOverflowError
 from sttp_manifold.nn.batch_plan import Layout, Plan
 from sttp_manifold.nn.formed import Entry, Scope, close_scope, open_scope
 from sttp_manifold.nn.frame_batch import Ticket, Wanted, form
@@ -94,7 +95,10 @@ class _Forward(Scope):
 
     def _run(self, members: Sequence[_Member]) -> dict[int, Entry]:
         plan = _plan_for(self.root(), members)
-        found, ticket = form(plan, [Wanted(m.tensors, m.weight._in_form) for m in members])
+        try:
+            found, ticket = form(plan, [Wanted(m.tensors, m.weight._in_form) for m in members])
+        except FrameOverflowError:
+            return {}  # the weight at fault says so when it is asked for, if it is
         self._tickets.append(ticket)
         return {
             id(member.weight): Entry(member.tensors, outputs, partial(ticket.give, i))

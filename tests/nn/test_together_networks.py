@@ -28,6 +28,7 @@ from networks_together import (
 )
 from torch import Tensor, nn
 
+from sttp_manifold.errors import FrameOverflowError
 from sttp_manifold.nn import (
     SpectralConv2d,
     SpectralLinear,
@@ -250,6 +251,29 @@ def test_a_model_is_freed_when_it_is_let_go(taken: list[bool]) -> None:
         gc.enable()
 
 
+@every_method
+def test_a_step_leaves_nothing_for_the_garbage_collector(method: str, taken: list[bool]) -> None:
+    model, x = made(method), image()
+    warm(model, x, taken)
+    frozen = made(method).requires_grad_(False)
+    gc.collect()
+    gc.disable()
+    try:
+        run(model, x)
+        frozen(x)
+        with torch.no_grad():
+            model(x)
+        before = sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+        for _ in range(3):
+            run(model, x)
+            frozen(x)
+            with torch.no_grad():
+                model(x)
+        assert sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()) == before
+    finally:
+        gc.enable()
+
+
 def test_on_and_off() -> None:
     stock = nn.Sequential(*(nn.Linear(12, 12) for _ in range(3)))
     model = compress(copy.deepcopy(stock), 3)
@@ -292,7 +316,8 @@ def test_a_dense_weight_is_formed_once_a_forward_however_often_it_is_read(method
 
         def forward(self, x: Tensor) -> Tensor:
             norm = sum(self.layer.weight.square().sum() for _ in range(3))
-            assert self.layer.spectral_weight() is self.layer.spectral_weight()
+            first, second = self.layer.spectral_weight(), self.layer.spectral_weight()
+            assert first.data_ptr() == second.data_ptr()
             return self.other(self.layer(x)) * norm
 
     model, x = together(Model()), torch.randn(2, 4, 5, 5, **DOUBLE)
@@ -302,6 +327,77 @@ def test_a_dense_weight_is_formed_once_a_forward_however_often_it_is_read(method
     assert formed.call_count == 1
     with mock.patch.object(SpectralWeight, "_in_form", side_effect=AssertionError):
         run(model, x)
+
+
+def test_hooks_on_the_gradient_of_what_is_given_out_are_of_its_caller(taken: list[bool]) -> None:
+    class Model(Heads):
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.parts[1](x).sum()
+            for k, part in enumerate(self.parts[:2]):
+                for factor in part.spectral_weight.factors():
+                    factor.register_hook(torch.zeros_like)
+                    out = out + k * factor.sum()
+            return out + self.parts[0](x)
+
+    model, x = together(Model()), torch.randn(4, 12, **DOUBLE)
+    agree(run(model, x), run(alone(model), x))
+    assert taken.count(False) == 1
+
+
+def test_frozen_weights_that_are_given_out_take_changes_with_gradient(taken: list[bool]) -> None:
+    class Model(Heads):
+        def __init__(self, how: str) -> None:
+            super().__init__()
+            self.how = how
+            self.delta = nn.Parameter(torch.randn(12, 12, **DOUBLE))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.parts[0].spectral_weight
+            us, vt = weight.factors()
+            if self.how == "in place":
+                us += self.delta[:, :4]
+                dense = self.parts[1].weight
+                dense[0] = self.delta[0]
+                return x @ (us @ vt) + x @ dense + self.parts[0](x)
+            us.requires_grad_()
+            y = self.parts[0](x)
+            assert not y.requires_grad
+            return y + x @ self.delta
+
+    for how in ("in place", "leaf"):
+        model, x = together(Model(how)), torch.randn(4, 12, **DOUBLE)
+        model.parts.requires_grad_(False)
+        agree(run(model, x), run(alone(model), x))
+    assert True in taken
+
+
+def test_the_parts_of_a_weight_have_backward_passes_of_their_own(taken: list[bool]) -> None:
+    class Model(Heads):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return list(self.parts[0].spectral_weight.factors())
+
+    model, x = together(Model()), torch.randn(4, 12, **DOUBLE)
+    other = alone(model)
+    for m in (model, other):
+        for part in m(x):
+            part.square().sum().backward()
+        core, *_, last = m.parts[1].spectral_weight.tt().right
+        core.sum().backward()
+        last.sin().sum().backward()
+    agree((x, gradients(model)), (x, gradients(other)))
+
+
+def test_a_diverged_weight_fails_where_it_is_used(taken: list[bool]) -> None:
+    model, x = together(Heads()), torch.randn(4, 12, **DOUBLE)
+    wanted = [y.detach() for y in alone(model)(x)]
+    with torch.no_grad():
+        model.parts[1].spectral_weight.coordinates[0] = 1e200
+    model.leave_out = {1}
+    found = model(x)
+    torch.testing.assert_close([y.detach() for y in found], wanted[::2], rtol=1e-10, atol=1e-12)
+    model.leave_out = set()
+    with pytest.raises(FrameOverflowError):
+        model(x)
 
 
 def test_a_layer_used_twice_is_used_in_separate_backward_passes(taken: list[bool]) -> None:
