@@ -96,6 +96,22 @@ def test_trust_regions_grow_on_the_way_to_large_weights(dtype, size) -> None:
     assert torch.linalg.norm(F.to_matrix(result.x) - W) < 1e-5 * torch.linalg.norm(W)
 
 
+@pytest.mark.parametrize("given", [{}, {"max_radius": 2.0}])
+def test_the_largest_radius_is_the_given_one_or_grows_in_flat_space(given) -> None:
+    target = torch.full((6,), 1e5, dtype=torch.float64)
+    result = sm.minimize(
+        geoopt.Euclidean(ndim=1),
+        lambda x: (x - target).square().sum(),
+        torch.zeros(6, dtype=torch.float64),
+        "trust_regions",
+        options=given,
+        max_iterations=60,
+    )
+    assert result.success == (not given)
+    steps = result.history["step"][1:]
+    assert max(steps) > 1e4 or all(step <= 2.0 * (1 + 1e-9) for step in steps)
+
+
 def test_gradients_are_finite_where_their_norm_is_not() -> None:
     x = torch.full((100,), 2.0, dtype=F32)
     told = []
