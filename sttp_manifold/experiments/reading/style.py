@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -159,8 +160,18 @@ def legend(figure: Figure, looks: Sequence[Look]) -> None:
         )
         for look in looks
     ]
-    # Columns fill downwards: two rows put the two optimizers of a method above each other.
-    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, -(-len(handles) // 2)))
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    # Two rows put two optimizers of a method above each other; more, where they are too long.
+    for n_rows in range(2, len(handles) + 2):
+        drawn = figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=max(1, -(-len(handles) // n_rows)),
+        )
+        if drawn.get_window_extent(renderer).width <= 0.98 * figure.bbox.width:
+            return
+        if n_rows <= len(handles):
+            drawn.remove()
 
 
 def plain(text: str) -> str:
