@@ -112,7 +112,7 @@ def compare(
         int | None,
         typer.Option(
             help="Runs at a time, one thread each; numbers do not depend on it. "
-            "[one a core; one on a GPU]",
+            "\\[one a core; one on a GPU]",
             show_default=False,
         ),
     ] = None,

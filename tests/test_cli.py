@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sttp_manifold import cli
+from sttp_manifold.experiments import help_texts
 from sttp_manifold.experiments.methods import METHODS
 from sttp_manifold.experiments.specs import RunSpec
 from sttp_manifold.experiments.tasks import TASKS
@@ -31,9 +32,12 @@ def test_help_teaches():
     top = sttp("--help")
     assert top.exit_code == 0
     assert "U diag(s) V^T" in top.output
-    compare = sttp("compare", "--help").output
-    for words in ("Examples", "Exit codes", "--tune", "report.html", "[the task's]"):
+    compare = " ".join(sttp("compare", "--help").output.replace("│", " ").split())
+    for words in ("Examples", "Exit codes", "--tune", "report.html", "[the task's]", "[one a core"):
         assert words in compare
+    for text in (help_texts.COMPARE, help_texts.PAPER):
+        # Indented lines are broken by hand, for terminals of 80 columns.
+        assert all(len(line) < 79 for line in text.splitlines() if line.startswith(" "))
     assert sttp().exit_code == 2
 
 

@@ -58,15 +58,15 @@ Stopped half-way and started again with the same options, it goes on where it wa
 
   records.jsonl      one line a run: specification, curves, spectra
   summary.csv, .md   the table
-  figures/*.png      curves, spectra, orthonormality, size against score, convergence
+  figures/*.png      curves, spectra, drift, scores by size, convergence
   report.html        all of it on one page that needs no other file
 
 [bold]Exit codes[/bold]
 
   0    every run is on record; one that diverged is a result, and said
   1    a run failed with an error (tried again next time), or none was ok
-  2    a wrong name, option or value; data, a folder or a disk that is not there, not
-       readable, not writable or full; a worker that was killed
+  2    a wrong name, option or value; data, a folder or a disk that is not
+       there, not readable, not writable or full; a worker that was killed
   130  interrupted or terminated; the same command goes on from here
 """)
 
