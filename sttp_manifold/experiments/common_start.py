@@ -17,7 +17,7 @@ def layer_shape(layer: nn.Module, rank: int, kind: str = "sttp") -> TTShape:
     """The plan of a stock layer's weight."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    return TTShape.for_conv(tuple(weight.shape), rank, kind=kind)
+    return TTShape.for_weight(weight.shape, rank, kind=kind)
 
 
 @torch.no_grad()

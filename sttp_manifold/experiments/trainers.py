@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sttp_manifold.experiments.models.layers import weights
 from sttp_manifold.experiments.task import Task
-from sttp_manifold.nn import SpectralConv2d, SpectralLinear
+from sttp_manifold.nn.stock import row_of
 from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, RiemannianSGD
 
 __all__ = ["MOMENTUM", "TRAINERS", "Trainer"]
@@ -104,17 +104,12 @@ class Trainer:
         if self.is_dense:
             return
         for name, layer in weights(model).items():
-            model.set_submodule(name, self._hold(layer, rank))
-
-    def _hold(self, layer: nn.Module, rank: int) -> nn.Module:
-        if isinstance(layer, nn.Linear):
-            return SpectralLinear.from_layer(
+            row = row_of(layer)
+            assert row is not None
+            held = row.spectral.from_layer(
                 layer, rank, kind=self.kind, method=self.parameterization, spectrum=self.spectrum
             )
-        assert isinstance(layer, nn.Conv2d)
-        return SpectralConv2d.from_layer(
-            layer, rank, kind=self.kind, method=self.parameterization, spectrum=self.spectrum
-        )
+            model.set_submodule(name, held)
 
     def make_optimizer(self, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
         """The optimizer of this method.

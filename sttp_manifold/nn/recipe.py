@@ -148,7 +148,12 @@ class Recipe:
         Raises:
             ShapeError: a rank that is no positive integer.
         """
-        return TTShape.for_conv(tuple(sizes), self.rank, self.kernel, self.kind)  # type: ignore[arg-type]
+        return TTShape.for_weight(
+            sizes,
+            self.rank,  # type: ignore[arg-type]
+            kind=self.kind,
+            kernel=self.kernel,
+        )
 
     def make(
         self,

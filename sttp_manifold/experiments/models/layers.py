@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+from sttp_manifold.nn.stock import row_of
+
 __all__ = ["weight_sizes", "weights"]
 
 
 def weights(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of a stock model whose weights a method may hold another way, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    }
+    return {name: module for name, module in model.named_modules() if row_of(module) is not None}
 
 
 def weight_sizes(model: nn.Module) -> list[tuple[int, ...]]:
