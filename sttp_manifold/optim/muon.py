@@ -48,6 +48,13 @@ class RiemannianMuon(RiemannianAdam):
     The size of a gradient does not matter; where it is zero, or normal to the manifold but for
     rounding errors, the frame rests.
 
+    Warning:
+        However small the gradient, a step turns the frame by the angle ``lr``. At a fixed rate the
+        iterates end in circles of about that angle around a minimum and come no closer. Problems
+        that have an exact solution (completion to a residual of 1e-10) need a rate that decays to
+        zero, as by :class:`torch.optim.lr_scheduler.CosineAnnealingLR`, or another method, as
+        :func:`minimize` or :class:`RiemannianAdam`.
+
     Whatever is no frame moves by Adam: spectra, biases, plain parameters, and points of manifolds
     without frames, these by :class:`RiemannianAdam`.
 
