@@ -5,7 +5,7 @@ A product of ``r`` Householder reflectors with vectors ``Y = [y_1, ..., y_r]`` i
 :math:`T^{-1} = \operatorname{striu}(G) + \tfrac12 \operatorname{diag}(G)`, :math:`G = Y^\top Y`
 (Joffrain, Low, Quintana-Ortí, van de Geijn & Van Zee 2006). Its first ``r`` columns are the frame
 :math:`Q = E - Y T Y_{top}^\top`. No loop over reflectors, one triangular solve, any batch shape,
-differentiable any number of times (``_householder_autograd`` has the derivative).
+differentiable any number of times (``_wy_form`` has the derivative).
 
 - The *full* chart of the Stiefel manifold ``St(d, r)``: ``Y`` unit lower trapezoidal,
   ``d r - r (r + 1) / 2`` parameters.
@@ -27,7 +27,8 @@ from torch import Tensor
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ShapeError
-from sttp_manifold.frames._householder_autograd import full, reduced, strictly_lower
+from sttp_manifold.frames._householder_autograd import full, reduced
+from sttp_manifold.frames._wy_form import strictly_lower
 from sttp_manifold.tt.precision import is_half
 
 __all__ = [

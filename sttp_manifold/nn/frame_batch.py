@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sttp_manifold.frames._householder_autograd import (
+from sttp_manifold.frames._wy_form import (
     FullChart,
     Parts,
     ReducedChart,

@@ -15,6 +15,7 @@ from strategies import batches, normal, seeds
 from sttp_manifold.errors import FrameOverflowError, ShapeError
 from sttp_manifold.frames import (
     _householder_autograd,
+    _wy_form,
     full_frame,
     full_size,
     reduced_frame,
@@ -29,7 +30,7 @@ parametrized = pytest.mark.parametrize("chart", list(CHARTS))
 
 def plain(chart, parameters, d, r, transposed=False):
     """The frame by operations that torch differentiates by itself."""
-    kind = getattr(_householder_autograd, f"{chart.capitalize()}Chart")
+    kind = getattr(_wy_form, f"{chart.capitalize()}Chart")
     flat = parameters.reshape(math.prod(parameters.shape[:-1]), parameters.shape[-1])
     Q = _householder_autograd._composite(kind, flat, d, r, transposed)
     return Q.reshape(*parameters.shape[:-1], *Q.shape[-2:])
@@ -229,7 +230,7 @@ def test_parameters_changed_after_the_forward_are_noticed(chart):
 def test_inference_mode_leaves_nothing_behind(chart):
     """Constants that are kept from a call in inference mode must serve for gradients later."""
     frame, size = CHARTS[chart]
-    _householder_autograd._KEPT.clear()
+    _wy_form._KEPT.clear()
     with torch.inference_mode():
         frame(normal(0, 3, size(7, 4)), 7, 4)
     p = normal(0, 3, size(7, 4)).requires_grad_()
@@ -288,7 +289,7 @@ def test_both_ways_without_gradient_agree(chart, lapack, shape, monkeypatch):
 def test_lapack_is_called_for_few_and_for_double_frames_and_for_wide_full_ones(chart, monkeypatch):
     def choice(b, d, r, dtype=torch.float32):
         x = torch.empty(b, CHARTS[chart][1](d, r), dtype=dtype)
-        kind = getattr(_householder_autograd, f"{chart.capitalize()}Chart")
+        kind = getattr(_wy_form, f"{chart.capitalize()}Chart")
         return _householder_autograd._lapack_is_faster(kind, x, d, r)
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
