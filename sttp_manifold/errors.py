@@ -11,6 +11,7 @@ __all__ = [
     "ConversionError",
     "FrameOverflowError",
     "ManifoldError",
+    "OffManifoldError",
     "OptimizerError",
     "PlaceError",
     "RankError",
@@ -70,6 +71,10 @@ class SpectrumError(SttpError, ValueError):
 
 class ManifoldError(SttpError, ValueError):
     """A manifold, cost or tangent vector that an operation of geometry cannot work with."""
+
+
+class OffManifoldError(ManifoldError):
+    """A point that is used, and is beside its manifold by more than rounding."""
 
 
 class CheckError(SttpError, AssertionError):

@@ -13,10 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.chart import HouseholderChart
+from sttp_manifold.errors import OffManifoldError
 from sttp_manifold.manifolds import SpectralTTManifold
 from sttp_manifold.nn.batch_plan import Layout, batch_map
 from sttp_manifold.nn.initial import computing_dtype, initial_point, kept_values, kind_of
-from sttp_manifold.nn.torch_state import has_values
+from sttp_manifold.nn.torch_state import circumstances, has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
@@ -29,7 +30,9 @@ class RiemannianWeight(SpectralWeight):
 
     One ``geoopt.ManifoldParameter``, ``point``, of all frames and the spectrum's coordinates. It
     takes a Riemannian optimizer, such as :class:`sttp_manifold.optim.RiemannianAdam`: a Euclidean
-    one leaves the manifold without a word (:func:`sttp_manifold.optim.check_optimizer`).
+    one leaves the manifold (:func:`sttp_manifold.optim.check_optimizer`), as averages do. Such a
+    point is refused where it is evaluated: once for each change of it, in evaluation mode and
+    without gradient, but not under compilation, tracing and transforms.
 
     Args:
         shape: the plan.
@@ -47,6 +50,7 @@ class RiemannianWeight(SpectralWeight):
         ShapeError: an unknown ``init``, or a value on another plan.
         SpectrumError: an unknown spectrum, a value that it cannot hold, or ``values`` that are not
             ``r`` positive numbers.
+        OffManifoldError: when it is evaluated, with a point whose frames are not orthonormal.
 
     Example:
         >>> weight = RiemannianWeight(TTShape.for_matrix(12, 10, rank=3))
@@ -57,6 +61,10 @@ class RiemannianWeight(SpectralWeight):
     method = "riemannian"
 
     point: ManifoldParameter
+    # Of the last value that was found to be a point: object, version and place.
+    _seen: tuple[int, int, int] | None
+    # Machine epsilon of the coarsest dtype that the frames have been rounded to.
+    _rounded: float
 
     @explained
     def __init__(
@@ -73,6 +81,7 @@ class RiemannianWeight(SpectralWeight):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(shape, spectrum, bound, kept_values(shape, spectrum, init, values))
+        self._seen, self._rounded = None, 0.0
         manifold = SpectralTTManifold(shape, spectrum, bound, self.map.values)
         dtype, device = kind_of(init, dtype, device)
         chart = HouseholderChart(shape, spectrum, bound, self.map.values)
@@ -144,6 +153,37 @@ class RiemannianWeight(SpectralWeight):
             return self.manifold.unpack(point)
         return SpectralTT(*self._own_manifold.cores(point, lambda _: values[0]), shape=self.shape)
 
+    def _formed(self, form: str) -> tuple[Tensor, ...]:
+        if not (torch.compiler.is_compiling() or self.training or torch.is_grad_enabled()):
+            self._check_point()
+        return super()._formed(form)
+
+    def _check_point(self) -> None:
+        """Raise for a point that is off its manifold, once looked at for each version of it."""
+        point = self.point
+        if (
+            not isinstance(point, ManifoldParameter)
+            or point.shape != (self.manifold.n_elements,)
+            or not has_values(point)
+            or point.is_inference()
+        ):
+            return
+        seen = id(point), point._version, point.data_ptr()
+        if seen == self._seen or circumstances() is None or _is_captured(point):
+            return
+        error = float(self.manifold.unpack(point.detach()).orthonormality_error())
+        limit = _tolerance(max(torch.finfo(point.dtype).eps, self._rounded))
+        if error > limit:  # NaN goes on: a training that diverged shows it
+            raise OffManifoldError(
+                f"the point of a weight ({self.extra_repr()}) is off its manifold: its frames are "
+                f"orthonormal to {error:.2g} only, where {limit:.1g} is allowed. It was averaged, "
+                "moved by a Euclidean optimizer or written to. Average with "
+                "sm.optim.get_manifold_multi_avg_fn(model), step with sm.optim.RiemannianAdam; "
+                "sm.optim.check_points(model) names the parameter, and weight.point.proj_() under "
+                "torch.no_grad() puts it back"
+            )
+        self._seen = seen
+
     def bond(self) -> Tensor:
         """The spectrum, or the full bond, without computing a frame; see the base class."""
         if self.values is not None:
@@ -153,12 +193,14 @@ class RiemannianWeight(SpectralWeight):
 
     def _set(self, tt: SpectralTT, project: bool) -> None:
         self.point.copy_(self.manifold.pack(tt, project=project))
+        self._rounded = 0.0
 
     def _apply(self, fn: Any, recurse: bool = True) -> RiemannianWeight:
         # Where torch replaces parameters instead of their data, it knows nothing of manifolds.
-        manifold = self.manifold
+        manifold, before = self.manifold, self.dtype
         super()._apply(fn, recurse)
         self._keep_on(manifold)
+        self._was_rounded(before)
         self._follow_values()
         return self
 
@@ -167,6 +209,9 @@ class RiemannianWeight(SpectralWeight):
         assert point is not None
         if not isinstance(point, ManifoldParameter):
             self.point = _on(manifold, point.detach(), point.requires_grad)
+
+    def _was_rounded(self, dtype: torch.dtype) -> None:
+        self._rounded = max(self._rounded, torch.finfo(dtype).eps)
 
     def _wrong(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
         wrong = super()._wrong(state_dict, prefix)
@@ -180,7 +225,8 @@ class RiemannianWeight(SpectralWeight):
             return None
         error = float(self.manifold.unpack(point.detach().double()).orthonormality_error())
         precision = max(torch.finfo(t.dtype).eps for t in (point, self.point))
-        if error <= max(1e-4, 32 * precision):
+        if error <= _tolerance(precision):
+            self._was_rounded(point.dtype)
             return None
         return (
             f"{key} is off its manifold: its frames are orthonormal to {error:.2g} only. "
@@ -196,6 +242,16 @@ class RiemannianWeight(SpectralWeight):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._keep_on(manifold)
         self._follow_values()
+
+
+def _tolerance(eps: float) -> float:
+    """How far from orthonormal frames may be, by what they have been rounded to."""
+    return max(1e-4, 32 * eps)
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, where no value can be waited for."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _on(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sttp_manifold.errors import FrameOverflowError
+from sttp_manifold.errors import FrameOverflowError, OffManifoldError
 from sttp_manifold.experiments.checkpoint import Checkpoint
 from sttp_manifold.experiments.method import Method
 from sttp_manifold.experiments.records import SCHEMA_VERSION, Record, rounded
@@ -94,7 +94,7 @@ def _outcome(
             if checkpoint:
                 checkpoint.look(run)
         end: dict[str, float | None] = rounded(run.end())
-    except (DivergedError, FrameOverflowError) as error:
+    except (DivergedError, FrameOverflowError, OffManifoldError) as error:
         return "diverged", str(error), {}
     except torch.linalg.LinAlgError as error:
         # A factorization of numbers that are no longer numbers, or nearly so.
