@@ -24,6 +24,7 @@ OPTIONS: dict[str, Any] = {
     "bound": 0.5,
     "init_std": 0.1,
     "project": True,
+    "values": None,
 }
 
 
@@ -32,6 +33,8 @@ def test_a_recipe_is_a_plain_dict_and_back() -> None:
     assert recipe.to_dict() == OPTIONS
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     assert Recipe.from_dict({}) == Recipe()
+    fixed = Recipe(rank=2, spectrum="fixed", values=(3.0, 2.0))
+    assert Recipe.from_dict(json.loads(json.dumps(fixed.to_dict()))) == fixed
     assert recipe.at(7) == Recipe(**{**OPTIONS, "rank": 7})
     with pytest.raises(ConversionError, match="'colour'; there are rank"):
         Recipe.from_dict({"colour": 3})
