@@ -48,7 +48,8 @@ def get_manifold_multi_avg_fn(
         the averaged values.
 
     Raises:
-        OptimizerError: in the function, for values that are not the parameters of ``model``.
+        OptimizerError: ``model`` is no module, or ``multi_avg_fn`` no function; and in the function
+            that is returned, for values that are not the parameters of ``model``.
 
     Example:
         >>> import torch, sttp_manifold as sm
@@ -59,6 +60,13 @@ def get_manifold_multi_avg_fn(
         >>> averaged.update_parameters(model)
     """
     average: MultiAverage = _equal_weights if multi_avg_fn is None else multi_avg_fn
+    if not (isinstance(model, torch.nn.Module) and callable(average)):
+        # Said here: the function that is returned is called after a step of training only.
+        raise OptimizerError(
+            f"get_manifold_multi_avg_fn takes a module and an averaging function of torch's, got "
+            f"{type(model).__name__} and {type(multi_avg_fn).__name__}; call "
+            f"get_manifold_multi_avg_fn(model, get_ema_multi_avg_fn(0.999))"
+        )
 
     @torch.no_grad()
     def update(averaged: Tensors, current: Tensors, number: Tensor | int) -> None:

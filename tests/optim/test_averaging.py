@@ -137,6 +137,12 @@ def test_another_model_is_refused():
         averaged.update_parameters(torch.nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("given", [(0.999,), (torch.nn.Linear(2, 2), 0.999), (None,)])
+def test_a_decay_is_no_averaging_function(given):
+    with pytest.raises(OptimizerError, match=r"call get_manifold_multi_avg_fn\(model, get_ema"):
+        get_manifold_multi_avg_fn(*given)
+
+
 def test_a_network():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(24, 20), torch.nn.ReLU(), torch.nn.Linear(20, 24))
