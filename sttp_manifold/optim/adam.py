@@ -43,8 +43,9 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
 
     Plain parameters get exactly :class:`torch.optim.Adam`. The mathematics for manifold parameters
     is that of Becigneul & Ganea 2019, "Riemannian Adaptive Optimization Methods", as in geoopt,
-    with second moments per frame: at equal ``lr`` the step is not that of Adam. On an accelerator a
-    step never waits for the device, unless for a manifold that geoopt's own operations move.
+    with second moments per frame, unless ``second_moment`` says otherwise: at equal ``lr`` the step
+    is not that of Adam. On an accelerator a step never waits for the device, unless for a manifold
+    that geoopt's own operations move.
 
     A second moment that overflows is infinite from then on, as in torch, and its frame rests.
     Moments of manifold parameters in half precision are kept in float32.
