@@ -60,11 +60,12 @@ def get_manifold_multi_avg_fn(
         >>> averaged.update_parameters(model)
     """
     average: MultiAverage = _equal_weights if multi_avg_fn is None else multi_avg_fn
-    if not (isinstance(model, torch.nn.Module) and callable(average)):
+    given: Any = model
+    if not (isinstance(given, torch.nn.Module) and callable(average)):
         # Said here: the function that is returned is called after a step of training only.
         raise OptimizerError(
             f"get_manifold_multi_avg_fn takes a module and an averaging function of torch's, got "
-            f"{type(model).__name__} and {type(multi_avg_fn).__name__}; call "
+            f"{type(given).__name__} and {type(multi_avg_fn).__name__}; call "
             f"get_manifold_multi_avg_fn(model, get_ema_multi_avg_fn(0.999))"
         )
 
