@@ -193,7 +193,7 @@ class HouseholderWeight(SpectralWeight):
     def _join_former_keys(
         self, state_dict: dict[str, Any], prefix: str, load: Sequence[str]
     ) -> None:
-        """Join what versions before 0.3 stored: ``frames.0``, ..., and the spectrum alone."""
+        """Join what an earlier version stored: ``frames.0``, ..., and the spectrum alone."""
         start, key = f"{prefix}frames.", f"{prefix}coordinates"
         numbers = (k.removeprefix(start) for k in state_dict if k.startswith(start))
         keys = [start + number for number in sorted(numbers, key=int)]

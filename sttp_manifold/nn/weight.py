@@ -174,8 +174,8 @@ class SpectralWeight(nn.Module, ABC):
             warn_once(
                 error_msgs,
                 f"the state of {prefix[:-1]!r} does not say its plan, method and spectrum, as "
-                "those of versions before 0.3: whether it fits is not known beyond its sizes; save "
-                "the state anew",
+                "states of earlier versions do not: whether it fits is not known beyond its sizes; "
+                "save the state anew",
             )
 
     def _wrong(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
