@@ -39,6 +39,10 @@ def _riemannian_adam(parameters: Iterable[Any], lr: float) -> torch.optim.Optimi
     return RiemannianAdam(parameters, lr=lr)
 
 
+def _riemannian_adam_elementwise(parameters: Iterable[Any], lr: float) -> torch.optim.Optimizer:
+    return RiemannianAdam(parameters, lr=lr, second_moment="elementwise")
+
+
 def _riemannian_muon(parameters: Iterable[Any], lr: float) -> torch.optim.Optimizer:
     return RiemannianMuon(parameters, lr=lr, momentum=_MUON_MOMENTUM)
 
@@ -48,6 +52,7 @@ _OPTIMIZERS: dict[tuple[bool, str], Factory] = {
     (False, "adam"): _adam,
     (False, "sgd"): _sgd,
     (True, "adam"): _riemannian_adam,
+    (True, "adam-elementwise"): _riemannian_adam_elementwise,
     (True, "muon"): _riemannian_muon,
     (True, "sgd"): _riemannian_sgd,
 }
@@ -62,7 +67,9 @@ class Trainer:
         summary: one line for people.
         kind: ``dense``, ``svdp`` or ``sttp``.
         parameterization: ``dense``, ``householder`` or ``riemannian``.
-        optimizer: ``adam``, ``sgd`` (with momentum 0.9), or ``muon`` on the manifold (0.95).
+        optimizer: ``adam``, ``sgd`` (with momentum 0.9); on the manifold also ``adam-elementwise``
+            (a second moment for each number, where ``adam`` has one for each frame) and ``muon``
+            (momentum 0.95).
         untuned_lr: the learning rate where a task has none tuned for this method.
         spectrum: how singular values are held.
         largest_lr: beyond it there is no learning rate: for Muon a rate is an angle.
@@ -130,8 +137,13 @@ _HELD = {
     "riemannian": ("riemannian", "points on the manifold"),
 }
 _NAMES = {"adam": "Adam", "sgd": "SGD with momentum"}
-_ON_MANIFOLDS = _NAMES | {"muon": "Muon, with Adam for spectra"}
-_UNTUNED = {"adam": 1e-2, "sgd": 1e-1, "muon": 3e-2}
+_ON_MANIFOLDS = {
+    "adam": "Adam, a second moment a frame",
+    "adam-elementwise": "Adam, a second moment a number",
+    "sgd": "SGD with momentum",
+    "muon": "Muon, with Adam for spectra",
+}
+_UNTUNED = {"adam": 1e-2, "adam-elementwise": 1e-2, "sgd": 1e-1, "muon": 3e-2}
 
 
 def _dense(optimizer: str) -> Trainer:
@@ -147,10 +159,11 @@ def _dense(optimizer: str) -> Trainer:
 
 def _spectral(kind: str, how: str, optimizer: str) -> Trainer:
     parameterization, words = _HELD[how]
+    names = _ON_MANIFOLDS if how == "riemannian" else _NAMES
     prefix = "Riemannian " if how == "riemannian" else ""
     return Trainer(
         f"{kind}-{how}-{optimizer}",
-        f"{_KINDS[kind]}, held as {words}, {prefix}{_ON_MANIFOLDS[optimizer]}",
+        f"{_KINDS[kind]}, held as {words}, {prefix}{names[optimizer]}",
         kind,
         parameterization,
         optimizer,

@@ -56,7 +56,7 @@ def test_the_methods_that_train_and_the_tasks():
     held = {"dense": ["dense"], "svdp": ["householder", "riemannian"]}
     held["sttp"] = held["svdp"]
     optimizers = {"dense": ["adam", "sgd"], "householder": ["adam", "sgd"]}
-    optimizers["riemannian"] = ["adam", "sgd", "muon"]
+    optimizers["riemannian"] = ["adam", "adam-elementwise", "sgd", "muon"]
     assert kinds == {(k, p, o) for k, ps in held.items() for p in ps for o in optimizers[p]}
     assert TASKS.names() == [
         "digits",

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from sttp_manifold.experiments.records import Record, read_for
 
 __all__ = [
+    "OPTIMIZER_NAMES",
     "STYLE",
     "Look",
     "legend",
@@ -57,10 +58,17 @@ _COLOURS = {
 _SPARE = ("#009E73", "#CC79A7", "#999999")
 _OPTIMIZERS: dict[str, tuple[Any, str]] = {
     "adam": ("-", "o"),
+    "adam-elementwise": ((0, (5, 1.2, 1, 1.2)), "^"),
     "sgd": ((0, (4, 1.6)), "s"),
     "muon": ((0, (1, 1)), "D"),
 }
 
+OPTIMIZER_NAMES = {
+    "adam": "Adam",
+    "adam-elementwise": "elementwise Adam",
+    "sgd": "SGD",
+    "muon": "Muon",
+}
 _HELD = {
     ("dense", "dense"): "dense",
     ("svdp", "householder"): "SVDP chart",
@@ -102,9 +110,7 @@ def looks_of(records: Sequence[Record]) -> dict[str, Look]:
         if key not in _COLOURS and key not in spare:
             spare[key] = _SPARE[len(spare) % len(_SPARE)]
         line, marker = _OPTIMIZERS.get(spec["optimizer"], (":", "^"))
-        optimizer = {"adam": "Adam", "sgd": "SGD", "muon": "Muon"}.get(
-            spec["optimizer"], spec["optimizer"]
-        )
+        optimizer = OPTIMIZER_NAMES.get(spec["optimizer"], spec["optimizer"])
         label = f"{_HELD.get(key, ' '.join(key))}, {optimizer}"
         if any(look.label == label for name, look in looks.items() if name != spec["method"]):
             label = spec["method"]
