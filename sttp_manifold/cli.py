@@ -72,7 +72,7 @@ def compare(
         list[str] | None, typer.Option(help="Ranks, as in 4,8 or 2-4. \\[the task's]")
     ] = None,
     seeds: Annotated[
-        list[str] | None, typer.Option(help="Seeds, as in 0,1,2 or 0-2. \\[0,1,2]")
+        list[str] | None, typer.Option(help="Seeds, as in 0,1,2 or 0-2. \\[the task's]")
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Epochs to train. \\[the task's]", show_default=False)
@@ -146,7 +146,7 @@ def compare(
             task=task,
             methods=words(["all"] if methods is None else methods),
             ranks=numbers(ranks, "--ranks"),
-            seeds=numbers(seeds, "--seeds") or (0, 1, 2),
+            seeds=numbers(seeds, "--seeds"),
             epochs=epochs,
             max_iterations=max_iterations,
             max_evaluations=max_evaluations,
@@ -211,6 +211,8 @@ def _show_outcome(out: Path, written: Sequence[Path]) -> None:
     *effort, results = comparison.tables
     if any(row.scored for row in comparison.rows):
         terminal.show_table(comparison.task, results.titles, results.lines)
+    for pair in comparison.pairs:
+        terminal.show_pairs(f"{pair.name} (* told apart)", pair.titles, pair.lines())
     for table in effort:
         terminal.show_table(f"{comparison.task}: what it took", table.titles, table.lines)
     console.print(f"Report: {written[-1]}", soft_wrap=True)
@@ -305,6 +307,7 @@ def tasks() -> None:
         facts = [
             f"judged by test {task.metric.name}{unit}",
             f"ranks {', '.join(map(str, task.ranks))}",
+            f"{len(task.seeds)} seeds",
         ]
         if task.epochs is not None:
             facts.append(f"{task.epochs} epochs")

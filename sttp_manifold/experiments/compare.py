@@ -67,7 +67,7 @@ def command_line(settings: Settings) -> str:
     names = methods_for(task, settings.methods)
     words += ["--methods", ",".join(names)]
     words += ["--ranks", ",".join(map(str, settings.ranks or task.ranks))]
-    words += ["--seeds", ",".join(map(str, settings.seeds))]
+    words += ["--seeds", ",".join(map(str, settings.seeds_of(task)))]
     for kind in dict.fromkeys(METHODS[name].run for name in names):
         method = next(METHODS[name] for name in names if METHODS[name].run == kind)
         used = RUNS[kind].spec_fields(task, method, None, settings.given)

@@ -57,7 +57,7 @@ Stopped half-way and started again with the same options, it goes on where it wa
 [bold]What is written to --out[/bold]
 
   records.jsonl      one line a run: specification, curves, spectra
-  summary.csv, .md   the table
+  summary.csv, .md   the table; .md also says who beats whom, and by how much
   figures/*.png      curves, spectra, drift, scores by size, convergence
   report.html        all of it on one page that needs no other file
 

@@ -51,7 +51,7 @@ class Settings:
     task: str = "digits"
     methods: Sequence[str] = ("all",)
     ranks: Sequence[int] | None = None
-    seeds: Sequence[int] = (0, 1, 2)
+    seeds: Sequence[int] | None = None
     epochs: int | None = None
     max_iterations: int | None = None
     max_evaluations: int | None = None
@@ -63,6 +63,10 @@ class Settings:
     data_dir: Path | None = None
     tuned_file: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def seeds_of(self, task: Task) -> Sequence[int]:
+        """The seeds that were given, or the task's."""
+        return task.seeds if self.seeds is None else self.seeds
 
     @property
     def given(self) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def _checked(settings: Settings) -> Task:
         raise ConfigError("no method given; see `sttp methods`, or take --methods all")
     numbers: tuple[tuple[str, Sequence[float], float], ...] = (
         ("rank", task.ranks if settings.ranks is None else settings.ranks, 1),
-        ("seed", settings.seeds, 0),
+        ("seed", settings.seeds_of(task), 0),
         ("epoch count", _given(settings.epochs), 1),
         ("job count", _given(settings.jobs), 1),
         ("iteration limit", _given(settings.max_iterations), 1),
@@ -107,11 +111,11 @@ def _checked(settings: Settings) -> Task:
                 raise ConfigError(f"{noun} {value}: expected {least} or more")
             if value > _MOST:
                 raise ConfigError(f"{noun} {value}: expected {_MOST:,} or less")
-    ranks = task.ranks if settings.ranks is None else settings.ranks
-    count = len(names) * len(set(ranks)) * len(set(settings.seeds))
+    ranks, seeds = set(settings.ranks or task.ranks), set(settings.seeds_of(task))
+    count = len(names) * len(ranks) * len(seeds)
     if count > _MOST_RUNS:
         raise ConfigError(
-            f"{len(names)} methods x {len(set(ranks))} ranks x {len(set(settings.seeds))} seeds "
+            f"{len(names)} methods x {len(ranks)} ranks x {len(seeds)} seeds "
             f"are {count:,} runs; expected {_MOST_RUNS:,} or less. Choose fewer with --methods, "
             "--ranks, --seeds"
         )
@@ -211,7 +215,7 @@ def plan(settings: Settings) -> list[Planned]:
             rates[name] = (METHODS[name].untuned_lr, "untuned")
     return [
         Planned(_spec(settings, task, name, rank, seed, rates[name][0], "compare"), rates[name][1])
-        for seed in dict.fromkeys(settings.seeds)
+        for seed in dict.fromkeys(settings.seeds_of(task))
         for rank in dict.fromkeys(settings.ranks or task.ranks)
         for name in names
     ]
@@ -226,7 +230,7 @@ def tuning_plan(settings: Settings) -> list[Planned]:
         ConfigError: as :func:`plan`, or a tuning seed is among the seeds to report.
     """
     task = _checked(settings)
-    both = sorted(set(settings.seeds) & set(TUNING_SEEDS))
+    both = sorted(set(settings.seeds_of(task)) & set(TUNING_SEEDS))
     if both:
         raise ConfigError(
             f"seeds {both} are kept for tuning; learning rates chosen on the seeds that are "

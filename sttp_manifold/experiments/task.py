@@ -136,6 +136,7 @@ class Task:
         metric: what the task is judged by.
         score: the metric of outputs and targets.
         ranks: ranks to compare by default.
+        seeds: seeds to compare by default.
         epochs: epochs to train by default; None where there is nothing to train.
         batch_size: examples in one step; None takes the whole training split.
         repeats: passes over the training split in one epoch.
@@ -159,6 +160,7 @@ class Task:
     epochs: int | None
     batch_size: int | None
     repeats: int = 1
+    seeds: tuple[int, ...] = (0, 1, 2)
     dtype: str = "float32"
     lrs: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
     problem: Callable[[Task, int, int], Problem] | None = None

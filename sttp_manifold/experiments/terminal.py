@@ -21,7 +21,7 @@ from rich.table import Table
 
 from sttp_manifold.errors import ConfigError
 
-__all__ = ["ending", "err", "out", "prepare_streams", "show_rates", "show_table"]
+__all__ = ["ending", "err", "out", "prepare_streams", "show_pairs", "show_rates", "show_table"]
 
 # Texts are printed as they are: a bracket in a path or a name is no markup.
 out = Console(markup=False, highlight=False)
@@ -125,6 +125,21 @@ def show_table(name: str, titles: Sequence[str], lines: Sequence[Sequence[str]])
     else:
         # A narrow pipe would fold the columns beyond recognition.
         Console(width=_WIDE, markup=False, highlight=False).print(table)
+
+
+def show_pairs(name: str, titles: Sequence[str], lines: Sequence[Sequence[str]]) -> bool:
+    """A table of pairs, if the terminal is wide enough for it; whether it was."""
+    table = Table(title=name, title_justify="left", box=SIMPLE)
+    for title in titles:
+        table.add_column(title, justify="left" if title == "method" else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    # Measured where there is room: a table that does not fit would be measured as it is cut.
+    wanted = Console(width=_WIDE).measure(table).maximum
+    fits = out.is_terminal and wanted <= out.width
+    if fits:
+        out.print(table)
+    return fits
 
 
 def show_rates(path: Path, found: dict[str, dict[str, object]]) -> None:

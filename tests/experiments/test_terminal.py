@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 
 import pytest
 import typer
+from rich.console import Console
 
 from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments import terminal
 from sttp_manifold.experiments.terminal import _SPELLED, ending, err
 
 
@@ -68,3 +71,23 @@ def test_signals_that_end_take_the_way_of_an_interrupt(capsys, name):
 def test_brackets_are_no_markup(capsys):
     err.print("in runs/[bold]x[/bold]")
     assert "runs/[bold]x[/bold]" in capsys.readouterr().err
+
+
+def test_a_table_of_pairs_is_shown_where_it_fits_and_whole(monkeypatch):
+    titles, lines = ["", "method", "2"], [["1", "sttp-chart-adam", "+1.2 ± 0.8 *"], ["2", "x", ""]]
+
+    def shown(width: int, is_terminal: bool) -> str:
+        console = Console(width=width, force_terminal=is_terminal, record=True, file=io.StringIO())
+        monkeypatch.setattr(terminal, "out", console)
+        told = terminal.show_pairs("Rank 4", titles, lines)
+        text = console.export_text()
+        assert told == bool(text)
+        return text
+
+    wide = shown(80, True)
+    assert "Rank 4" in wide
+    assert "sttp-chart-adam" in wide
+    assert "+1.2 ± 0.8 *" in wide
+    narrowest = min(width for width in range(20, 80) if shown(width, True))
+    assert "…" not in shown(narrowest, True)
+    assert shown(narrowest - 1, True) == shown(80, False) == ""

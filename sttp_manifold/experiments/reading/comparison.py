@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -15,7 +15,7 @@ from sttp_manifold.display import box_html, table_html
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.files import COMPARISON, RECORDS, named_errors
 from sttp_manifold.experiments.json_values import check_numbers, check_words, loads
-from sttp_manifold.experiments.reading.conclusions import conclude
+from sttp_manifold.experiments.reading.conclusions import conclude, reservations
 from sttp_manifold.experiments.reading.effort_table import NOTE as EFFORT_NOTE
 from sttp_manifold.experiments.reading.effort_table import (
     EffortRow,
@@ -24,6 +24,7 @@ from sttp_manifold.experiments.reading.effort_table import (
     effort_rows,
     target_of,
 )
+from sttp_manifold.experiments.reading.pair_table import PairTable, pair_note, pair_tables
 from sttp_manifold.experiments.reading.pictures import Picture
 from sttp_manifold.experiments.reading.plots import draw
 from sttp_manifold.experiments.reading.result_table import (
@@ -109,8 +110,26 @@ class Comparison:
 
     @cached_property
     def conclusions(self) -> list[str]:
-        """What the records say in plain words, the reservations first; none without records."""
-        return conclude(self.records, self.note) if self.records else []
+        """What the records say in plain words; none without records.
+
+        At most three sentences on scores, and those on what solving took.
+        """
+        return conclude(self.records) if self.records else []
+
+    @cached_property
+    def reservations(self) -> list[str]:
+        """What to bear in mind with them: what is missing, untuned, or too coarse to tell."""
+        return reservations(self.records, self.note) if self.records else []
+
+    @cached_property
+    def pairs(self) -> list[PairTable]:
+        """For each rank by how much each method beats each other one, where seeds can tell."""
+        return pair_tables(self.rows, self.metric) if self.records else []
+
+    @property
+    def pair_note(self) -> str:
+        """How to read :attr:`pairs`."""
+        return pair_note(self.pairs, self.rows)
 
     @property
     def tables(self) -> list[ResultTable]:
@@ -155,21 +174,28 @@ class Comparison:
             f"{grid(t.titles, [[*map(escaped, line)] for line in t.lines])}\n\n{t.note}\n\n"
             for t in self.tables
         )
-        said = "\n".join(f"- {escaped(sentence)}" for sentence in self.conclusions)
+        said = [self._listed(map(escaped, self.conclusions))]
+        for pair in self.pairs:
+            lines = [[*map(escaped, line[:3]), *line[3:]] for line in pair.lines("**{}**")]
+            said.append(f"### {escaped(pair.name)}\n\n{grid([*map(escaped, pair.titles)], lines)}")
+        said += [escaped(self.pair_note), self._listed(map(escaped, self.reservations))]
         command = self.note["command"]
         # A fence longer than any within: nothing in the command ends it.
         longest = max((len(run) for run in re.findall("`+", command)), default=0)
         fence = "`" * max(3, longest + 1)
         return (
             f"# {escaped(self.task)}\n\n{escaped(self.note['summary'])}\n\n{tables}"
-            f"## What this says\n\n{said}\n\n"
-            f"## To repeat it\n\n{fence}\n{command}\n{fence}\n"
+            "## What this says\n\n"
+            + "".join(f"{part}\n\n" for part in said if part)
+            + f"## To repeat it\n\n{fence}\n{command}\n{fence}\n"
         )
 
     def __str__(self) -> str:
         parts = [f"{self.task}: {self.note['summary']}", self._done]
         parts += [f"{grid(t.titles, t.lines)}\n{t.note}" for t in self.tables]
-        parts += ["\n".join(f"- {sentence}" for sentence in self.conclusions)]
+        parts += [self._listed(self.conclusions)]
+        parts += [f"{pair.name}\n{grid(pair.titles, pair.lines())}" for pair in self.pairs]
+        parts += [self.pair_note, self._listed(self.reservations)]
         return "\n\n".join(part for part in parts if part)
 
     def _repr_html_(self) -> str:
@@ -183,8 +209,20 @@ class Comparison:
                 table_html(titles, lines, right=right),
                 f"<small {_NOTE}>{escape(note)}</small>",
             ]
-        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.conclusions)
-        return box_html(*parts, *([f"<ul>{items}</ul>"] if items else []))
+        parts += [self._items(self.conclusions), *(pair.to_html() for pair in self.pairs)]
+        if self.pairs:
+            parts.append(f"<small {_NOTE}>{escape(self.pair_note)}</small>")
+        parts.append(self._items(self.reservations))
+        return box_html(*filter(None, parts))
+
+    @staticmethod
+    def _listed(sentences: Iterable[str]) -> str:
+        return "\n".join(f"- {sentence}" for sentence in sentences)
+
+    @staticmethod
+    def _items(sentences: Iterable[str]) -> str:
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+        return f"<ul>{items}</ul>" if items else ""
 
     @property
     def _done(self) -> str:

@@ -8,60 +8,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sttp_manifold.experiments.reading.effort_table import say_efforts
+from sttp_manifold.experiments.reading.pair_table import lead
 from sttp_manifold.experiments.reading.result_table import Row, metric_of, rows, show_spread
+from sttp_manifold.experiments.reading.style import OPTIMIZER_NAMES
 from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.task import SEED_DRAWS, Metric
 
-__all__ = ["conclude"]
+__all__ = ["conclude", "reservations"]
 
-_NAMES = {"svdp": "SVDP", "sttp": "STTP", "adam": "Adam", "sgd": "SGD", "muon": "Muon"}
+_SETS = {"svdp": "SVDP", "sttp": "STTP"}
+_MOST_RANKS = 3
+_MOST_NAMES = 3
 
 
-def conclude(records: Sequence[Record], note: Mapping[str, Any]) -> list[str]:
-    """Sentences, the reservations first.
+def conclude(records: Sequence[Record]) -> list[str]:
+    """What the records say: at most three sentences on scores, then those on what solving took.
 
-    Two methods count as told apart when the 95 % interval of their mean difference, seed by seed,
-    leaves out zero. Each interval speaks for itself alone: of twenty pairs that do not differ, one
-    is told apart by chance, and the sentences say so.
+    The three: which method is best, which way of holding one set of weights is ahead, and how far
+    the small sets are behind. Two methods count as told apart when the 95 % interval of their mean
+    difference, seed by seed, leaves out zero; the table of all pairs is
+    :func:`~sttp_manifold.experiments.reading.pair_table.pair_tables`.
     """
     metric = metric_of(records)
-    everything = rows(records)
-    said = _reservations(records, everything, note, metric) + say_efforts(records)
     # Solvers stop at a target: there is no best one by how far beyond it they fall.
-    table = [row for row in everything if row.scored]
-    if not table:
-        return said
-    for rank in dict.fromkeys(row.rank for row in table):
-        here = [row for row in table if row.rank == rank and row.test]
-        if here:
-            said += _best(here, metric)
-        if any(len(row.test) > 1 for row in here):
-            said += _held_two_ways(here, metric)
-            said += _sets(here, metric)
-    said += _times(table)
-    return said
+    table = [row for row in rows(records) if row.scored and row.test]
+    said = [_best(table, metric), _held_two_ways(table, metric), _sets(table, metric)]
+    return [sentence for sentence in said if sentence] + say_efforts(records)
 
 
-def _show(row: Row, metric: Metric) -> str:
-    unit = f" {metric.unit}" if metric.unit else ""
-    return show_spread(metric, list(row.test.values())) + unit
-
-
-def _gap(a: Row, b: Row, metric: Metric) -> str:
-    """How far apart two rows are that are told apart, with the interval: points, or a ratio."""
-    found = a.against(b)
-    assert found is not None
-    ends = sorted(map(abs, (found.low, found.high)))
-    if metric.log:
-        low, high = (f"{10**end:.2g}" for end in ends)
-        return f"a factor of {10 ** abs(found.mean):.2g} ({low} to {high})"
-    low, high = map(metric.show, ends)
-    return f"{metric.show(abs(found.mean))} points ({low} to {high})"
-
-
-def _reservations(
-    records: Sequence[Record], table: Sequence[Row], note: Mapping[str, Any], metric: Metric
-) -> list[str]:
+def reservations(records: Sequence[Record], note: Mapping[str, Any]) -> list[str]:
+    """What to bear in mind with the results: what is missing, untuned, or too coarse to tell."""
+    metric, table = metric_of(records), rows(records)
     said = []
     missing = len(note["hashes"]) - len(records)
     if missing:
@@ -103,13 +80,6 @@ def _reservations(
             f"The spread is over {len(seeds)} seeds, which draw "
             f"{note.get('seed_draws', SEED_DRAWS)}."
         )
-        if any(row.scored for row in table):
-            said.append(
-                "Two methods are told apart when the 95 % interval of their mean difference, seed "
-                "by seed"
-                + (" and of logarithms" if metric.log else "")
-                + ", leaves out zero; of twenty pairs that do not differ, one is by chance."
-            )
     values = [row.mean for row in table if row.test]
     size = records[0]["examples"]["test"]
     if metric.unit == "%" and values and size:
@@ -137,98 +107,103 @@ def _other_lengths(records: Sequence[Record], tuned: Mapping[str, Any]) -> list[
     return said
 
 
-def _best(here: Sequence[Row], metric: Metric) -> list[str]:
-    ordered = sorted(here, key=lambda row: row.mean, reverse=metric.higher)
-    best, rest = ordered[0], ordered[1:]
-    adjective = "highest" if metric.higher else "lowest"
-    said = (
-        f"Rank {best.rank}: {best.method} has the {adjective} mean test {metric.name}, "
-        f"{_show(best, metric)}"
-    )
-    close = [row.method for row in rest if not best.apart_from(row)]
-    if not rest:
-        return [said + "; it is the only method that finished."]
-    if len(best.test) < 2:
-        return [said + ", on one seed."]
-    if close:
-        return [said + f". These seeds do not tell it apart from {', '.join(close)}."]
-    return [said + ", apart from all others."]
+def _ranks(table: Sequence[Row]) -> list[list[Row]]:
+    """Rows by rank; of many ranks the least, one between, and the greatest."""
+    ranks = sorted({row.rank for row in table})
+    if len(ranks) > _MOST_RANKS:
+        ranks = [ranks[0], ranks[len(ranks) // 2], ranks[-1]]
+    return [[row for row in table if row.rank == rank] for rank in ranks]
 
 
-def _held_two_ways(here: Sequence[Row], metric: Metric) -> list[str]:
+def _listed(names: Sequence[str], mark: str = ", ") -> str:
+    if len(names) <= _MOST_NAMES:
+        return mark.join(names)
+    left = len(names) - _MOST_NAMES + 1
+    return f"{mark.join(names[: _MOST_NAMES - 1])} and {left} others"
+
+
+def _best(table: Sequence[Row], metric: Metric) -> str:
+    parts = []
+    for here in _ranks(table):
+        best, *rest = sorted(here, key=lambda row: row.mean, reverse=metric.higher)
+        unit = f" {metric.unit}" if metric.unit else ""
+        text = f"at rank {best.rank} {best.method}, {show_spread(metric, list(best.test.values()))}"
+        close = [row.method for row in rest if not best.apart_from(row)]
+        if not rest:
+            after = "the only method that finished"
+        elif len(best.test) < 2:
+            after = "on one seed"
+        elif close:
+            after = f"not told apart from {_listed(close)}"
+        else:
+            after = "apart from all others"
+        parts.append(f"{text}{unit}, {after}")
+    adjective = "Highest" if metric.higher else "Lowest"
+    return f"{adjective} mean test {metric.name}: {'; '.join(parts)}." if parts else ""
+
+
+def _held_two_ways(table: Sequence[Row], metric: Metric) -> str:
     """Chart against manifold: the same set of weights and optimizer, held in two ways."""
-    found = {(row.kind, row.optimizer, row.parameterization): row for row in here}
-    said = []
-    for kind, optimizer in dict.fromkeys((row.kind, row.optimizer) for row in here):
-        chart = found.get((kind, optimizer, "householder"))
-        point = found.get((kind, optimizer, "riemannian"))
-        if chart is None or point is None:
-            continue
-        text = (
-            f"Rank {chart.rank}, {_NAMES.get(kind, kind)} by {_NAMES.get(optimizer, optimizer)}: "
-            f"Householder chart {_show(chart, metric)}, Riemannian {_show(point, metric)}; "
-        )
-        if chart.apart_from(point):
-            ahead = chart if metric.better(chart.mean, point.mean) else point
-            seeds = sorted(set(chart.test) & set(point.test))
-            behind = point if ahead is chart else chart
-            wins = sum(metric.better(ahead.test[s], behind.test[s]) for s in seeds)
-            text += (
-                f"{'the chart' if ahead is chart else 'the Riemannian one'} is ahead by "
-                f"{_gap(chart, point, metric)}, on {wins} of {len(seeds)} seeds."
-            )
-        else:
-            text += "these seeds do not tell them apart."
-        said.append(text)
-    return said
-
-
-def _sets(here: Sequence[Row], metric: Metric) -> list[str]:
-    """Best of each set of weights, since sets differ in size."""
-    best: dict[str, Row] = {}
-    for row in here:
-        if row.kind not in best or metric.better(row.mean, best[row.kind].mean):
-            best[row.kind] = row
-    said = []
-    for small, large in (("svdp", "dense"), ("sttp", "dense"), ("sttp", "svdp")):
-        if small not in best or large not in best:
-            continue
-        a, b = best[small], best[large]
-        if not a.dimension or not b.dimension:
-            continue
-        name, other = _NAMES.get(small, small), _NAMES.get(large, large)
-        text = (
-            f"Rank {a.rank}: {name} has {100 * a.dimension / b.dimension:.2g} % of the degrees of "
-            f"freedom of {other}; "
-        )
-        if not a.apart_from(b):
-            text += f"the best method of each ({a.method}, {b.method}) are not told apart."
-        else:
-            word = "better" if metric.better(a.mean, b.mean) else "worse"
-            text += f"its best method ({a.method}) is {word} than {b.method} by "
-            text += _gap(a, b, metric) + "."
-        said.append(text)
-    return said
-
-
-def _times(table: Sequence[Row]) -> list[str]:
-    """Training time of an epoch against dense, at the largest rank."""
-    rank = max(row.rank for row in table)
-    here = [row for row in table if row.rank == rank and row.seconds]
-    dense = [row.epoch_seconds for row in here if row.kind == "dense"]
-    others: dict[tuple[str, str], list[float]] = {}
-    for row in here:
-        if row.kind != "dense":
-            others.setdefault((row.kind, row.parameterization), []).append(row.epoch_seconds)
-    if not dense or not others:
-        return []
-    base = statistics.median(dense)
-    words = {"householder": "chart", "riemannian": "Riemannian"}
+    ahead: dict[str, list[str]] = {"the manifold": [], "the chart": []}
+    count = 0
+    for here in _ranks(table):
+        found = {(row.kind, row.optimizer, row.parameterization): row for row in here}
+        for kind, optimizer in dict.fromkeys((row.kind, row.optimizer) for row in here):
+            chart = found.get((kind, optimizer, "householder"))
+            point = found.get((kind, optimizer, "riemannian"))
+            by = lead(point, chart, metric) if chart and point else None
+            if not chart or not point or by is None:
+                continue
+            count += 1
+            if by.apart:
+                forward = by if by.ahead else lead(chart, point, metric)
+                assert forward is not None
+                name = f"{_SETS.get(kind, kind)} by {OPTIMIZER_NAMES.get(optimizer, optimizer)}"
+                ahead["the manifold" if by.ahead else "the chart"].append(
+                    f"{name} at rank {chart.rank} by {forward.amount}"
+                )
+    if not count:
+        return ""
+    start = "Chart or manifold, where one set of weights has one optimizer on both: "
     parts = [
-        f"{_NAMES.get(kind, kind)} {words.get(held, held)} {statistics.median(times) / base:.1f}"
-        for (kind, held), times in others.items()
+        f"{who} is ahead in {len(won)} ({_listed(won, '; ')})" for who, won in ahead.items() if won
     ]
-    return [
-        f"Training time of an epoch at rank {rank}, in multiples of dense: {', '.join(parts)}. "
-        "Weights this small are no measure of speed; runs shared the machine."
-    ]
+    left = count - sum(map(len, ahead.values()))
+    if not parts:
+        pairs = "the one pair is not" if count == 1 else f"none of the {count} pairs is"
+        return f"{start}{pairs} told apart."
+    if left:
+        parts.append(f"{left} {'is' if left == 1 else 'are'} not told apart")
+    return f"{start}of {count} pair{'s' * (count > 1)}, {', '.join(parts)}."
+
+
+def _sets(table: Sequence[Row], metric: Metric) -> str:
+    """Best of each set of weights against dense, since sets differ in size."""
+    parts = []
+    for here in _ranks(table):
+        best: dict[str, Row] = {}
+        for row in here:
+            if row.kind not in best or metric.better(row.mean, best[row.kind].mean):
+                best[row.kind] = row
+        dense = best.get("dense")
+        said = []
+        for kind, name in _SETS.items():
+            small = best.get(kind)
+            if small is None or dense is None or not dense.dimension:
+                continue
+            by = lead(dense, small, metric)
+            if by is None:
+                continue
+            share = f"{100 * (small.dimension or 0) / dense.dimension:.2g} % of the dimension"
+            if not by.apart:
+                outcome = "not told apart"
+            elif by.ahead:
+                outcome = f"behind by {by.amount}"
+            else:
+                forward = lead(small, dense, metric)
+                assert forward is not None
+                outcome = f"ahead by {forward.amount}"
+            said.append(f"{name} ({small.method}, {share}) {outcome}")
+        if said:
+            parts.append(f"at rank {here[0].rank} {', '.join(said)}")
+    return f"Best of each set against the best dense method: {'; '.join(parts)}." if parts else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import NamedTuple
 __all__ = ["LEVEL", "Paired", "paired"]
 
 LEVEL = 0.95
+_ROUNDING = 1e-12
 
 
 class Paired(NamedTuple):
@@ -33,7 +35,9 @@ class Paired(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | None:
+def paired(
+    first: Mapping[int, float], second: Mapping[int, float], resolution: float | None = None
+) -> Paired | None:
     """Compare two methods on the seeds that both have; None where those are fewer than two.
 
     Of one seed both have the initial weight, the order of data, and the problem: what a seed draws
@@ -41,17 +45,32 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | 
     normal; with two seeds it is 12.7 standard errors wide to each side, with three 4.3, with ten
     2.3, and says so little where so little is known.
 
+    Differences that are all equal have no spread, and their interval would have no width: that is
+    how coarse the values are, and no certainty. It is then as wide as the resolution to each side;
+    where none is known, it reaches to zero, and the two are not told apart.
+
     Args:
         first: values by seed.
         second: values by seed.
+        resolution: the least difference that two values can have, as one test example has in an
+            accuracy; None where there is no such thing.
     """
-    from scipy.stats import t
-
-    differences = [first[seed] - second[seed] for seed in first if seed in second]
+    shared = [seed for seed in first if seed in second]
+    differences = [first[seed] - second[seed] for seed in shared]
     count = len(differences)
     if count < 2:
         return None
-    mean = statistics.fmean(differences)
-    error = statistics.stdev(differences) / math.sqrt(count)
-    reach = float(t.ppf(0.5 + LEVEL / 2, count - 1)) * error
+    mean, spread = statistics.fmean(differences), statistics.stdev(differences)
+    reach = _student(count - 1) * spread / math.sqrt(count)
+    if spread <= _ROUNDING * max(abs(first[seed]) + abs(second[seed]) for seed in shared):
+        # A difference of exactly one example is not told apart, whatever rounding makes of it.
+        reach = abs(mean) if resolution is None else resolution * (1 + 1e-9)
     return Paired(mean, mean - reach, mean + reach, count)
+
+
+@functools.cache
+def _student(freedom: int) -> float:
+    """Standard errors from the mean to the end of its interval."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.5 + LEVEL / 2, freedom))

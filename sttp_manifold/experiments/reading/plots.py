@@ -266,8 +266,8 @@ def _trade(records: Sequence[Record], metric: Metric) -> Picture:
 
 def _beside(row: Row) -> float:
     """Where a row is drawn: bars of two optimizers would hide each other at one place."""
-    nudge = {"adam": 0.985, "sgd": 1.015, "muon": 1.045}.get(row.optimizer, 1.0)
-    return (row.stored or 1) * nudge
+    nudge = {"adam": -0.03, "adam-elementwise": 0.03, "sgd": 0.0, "muon": 0.06}
+    return (row.stored or 1) * (1.0 + nudge.get(row.optimizer, -0.06))
 
 
 def _plain_ticks(axes: Axes, values: Sequence[int]) -> None:

@@ -94,6 +94,9 @@ def _page(comparison: Comparison) -> str:
         solved=solved,
         rates=any(record["spec"]["lr"] is not None for record in records),
         said=comparison.conclusions,
+        pairs=[pair.to_html() for pair in comparison.pairs],
+        pair_note=comparison.pair_note,
+        reservations=comparison.reservations,
         spread_words=spread_words(metric),
         pictures=[
             {

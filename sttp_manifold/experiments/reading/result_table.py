@@ -30,6 +30,9 @@ __all__ = [
     "to_markdown",
 ]
 
+# An error of exactly zero has no logarithm: it counts as this one.
+_LEAST = 1e-300
+
 
 @dataclass(frozen=True)
 class Row:
@@ -39,7 +42,7 @@ class Row:
         method: name of the method.
         kind: ``dense``, ``svdp`` or ``sttp``.
         parameterization: how the weights were held.
-        optimizer: ``adam`` or ``sgd``.
+        optimizer: ``adam``, ``sgd``, or another.
         rank: rank of the common initial weights.
         lr: learning rate; None where there is none.
         lr_source: ``tuned``, ``given`` or ``untuned``; None where there is no learning rate.
@@ -54,6 +57,7 @@ class Row:
         failed: runs that failed.
         log: whether the metric is averaged by its logarithm.
         scored: whether its runs are ranked by the metric at their end.
+        resolution: what one test example is worth, in points, where the metric is a percentage.
     """
 
     method: str
@@ -74,6 +78,7 @@ class Row:
     failed: int
     log: bool
     scored: bool = True
+    resolution: float | None = None
 
     @property
     def runs(self) -> int:
@@ -95,7 +100,7 @@ class Row:
             dict(zip(row.test, _scale(list(row.test.values()), row.log), strict=True))
             for row in (self, other)
         )
-        return paired(a, b)
+        return paired(a, b, self.resolution)
 
     def apart_from(self, other: Row) -> bool:
         """Whether the 95 % interval of the mean difference, seed by seed, leaves out zero."""
@@ -111,14 +116,16 @@ class Row:
 
 
 def _scale(values: Sequence[float], log: bool) -> list[float]:
-    # An error of exactly zero has no logarithm; nothing representable is further from it.
-    return [math.log10(max(value, 1e-300)) for value in values] if log else list(values)
+    return [math.log10(max(value, _LEAST)) for value in values] if log else list(values)
 
 
 def average(values: Sequence[float], *, log: bool) -> float:
     """Arithmetic mean, or geometric where the metric is logarithmic."""
     mean = statistics.fmean(_scale(values, log))
-    return 10**mean if log else mean
+    if not log:
+        return mean
+    # Rounding must not lift a mean of equal values out of them: bars reach to the extremes.
+    return min(max(10**mean, min(values), _LEAST), max(max(values), _LEAST))
 
 
 def metric_of(records: Sequence[Record]) -> Metric:
@@ -161,9 +168,16 @@ def rows(records: Sequence[Record]) -> list[Row]:
                 failed=sum(r["status"] == "failed" for r in group),
                 log=group[0]["metric"]["log"],
                 scored=read_for(group[0], "score"),
+                resolution=_resolution(group[0]),
             )
         )
     return table
+
+
+def _resolution(record: Record) -> float | None:
+    """What one example of the test split is worth, where the metric is a percentage of them."""
+    size = record["examples"]["test"]
+    return 100 / size if record["metric"]["unit"] == "%" and size else None
 
 
 def show_spread(metric: Metric, values: Sequence[float]) -> str:

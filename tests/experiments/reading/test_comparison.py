@@ -48,9 +48,10 @@ def test_every_form_has_the_same_tables_and_sentences(solved):
     html = shown(solved)
     for table, drawn in zip(solved.tables, html.iter("table"), strict=True):
         assert cells(drawn) == [list(table.titles), *map(list, table.lines)]
-    assert [item.text for item in html.iter("li")] == solved.conclusions
+    said = [*solved.conclusions, *solved.reservations]
+    assert [item.text for item in html.iter("li")] == said
     for text in (str(solved), solved.to_markdown()):
-        for sentence in solved.conclusions:
+        for sentence in said:
             assert f"- {sentence}" in text
         for table in solved.tables:
             assert table.note in text
@@ -60,6 +61,38 @@ def test_every_form_has_the_same_tables_and_sentences(solved):
                     for row in text.splitlines()
                 )
     assert "4 of 4 runs done" in str(solved)
+
+
+def test_every_form_has_the_table_of_pairs(tiny, tmp_path):
+    methods = ["dense-adam", "sttp-chart-adam", "svdp-riemannian-muon"]
+    settings = Settings(
+        tmp_path / "out", "tiny", methods, ranks=[1, 2], seeds=[0, 1, 2], device="cpu", jobs=1
+    )
+    comparison = made(settings)
+    first, second = comparison.pairs
+    assert (first.rank, second.rank) == (1, 2)
+    means = {(row.rank, row.method): row.mean for row in comparison.rows}
+    drawn = list(shown(comparison).iter("table"))[1:]
+    for pair, table in zip(comparison.pairs, drawn, strict=True):
+        scores = [means[pair.rank, name] for name in pair.methods]
+        assert scores == sorted(scores, reverse=True)
+        assert table.find("caption").text == pair.name
+        assert len(pair.leads[-1]) == 0
+        for k, (row, name) in enumerate(zip(table.find("tbody"), pair.methods, strict=True)):
+            places = ["".join(cell.itertext()) for cell in row]
+            assert len(places) == len(pair.titles) == 3 + len(methods) - 1
+            assert places[1] == name
+            assert places[3 + k :] == [f"{found.mean}{found.reach}" for found in pair.leads[k]]
+            bold = [cell.find("b") is not None for cell in row][3 + k :]
+            assert bold == [found.apart for found in pair.leads[k]]
+        for text, form in ((str(comparison), "{} *"), (comparison.to_markdown(), "**{}**")):
+            for line in pair.lines(form):
+                assert any(
+                    [cell.strip() for cell in row[1:-1].split(" | ")] == line
+                    for row in text.splitlines()
+                )
+    for text in (str(comparison), comparison.to_markdown(), "".join(shown(comparison).itertext())):
+        assert comparison.pair_note in text
 
 
 def test_numbers_are_to_the_right_and_names_to_the_left(trained):
@@ -89,7 +122,7 @@ def test_what_is_not_done_is_said_and_shows_all_the_same(solved, tmp_path):
     path.write_bytes(b"")
     none = load_comparison(tmp_path / "out")
     assert "0 of 4 runs done" in str(none)
-    assert none.tables == none.conclusions == []
+    assert none.tables == none.conclusions == none.reservations == none.pairs == []
     shown(none)
     with pytest.raises(ConfigError, match="no run of this comparison is done"):
         none.plot()

@@ -48,3 +48,20 @@ def test_the_interval_holds_what_it_says(count):
         found = paired(dict(enumerate(draw)), dict.fromkeys(range(count), 0.0))
         held += found.low <= 3.0 <= found.high
     assert held / 1000 == pytest.approx(0.95, abs=0.025)
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_differences_that_are_all_equal_tell_no_less_than_one_example_apart(count):
+    """Accuracies of 297 examples: equal differences are how coarse these are."""
+    example = 100 / 297
+    behind = {seed: 280 / 297 * 100 - seed * example for seed in range(count)}
+    for ahead, apart in ((0, False), (1, False), (2, True)):
+        front = {seed: (280 + ahead - seed) / 297 * 100 for seed in range(count)}
+        for a, b in ((front, behind), (behind, front)):
+            found = paired(a, b, example)
+            assert (found.high - found.low) / 2 == pytest.approx(example)
+            assert found.apart is apart
+            assert not paired(a, b).apart
+            # One seed of another difference gives a spread, and the interval is Student's again.
+            other = {**a, 0: a[0] + 1.0}
+            assert paired(other, b, example) == paired(other, b)
