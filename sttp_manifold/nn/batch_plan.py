@@ -1,10 +1,8 @@
 """Static plan of a batch of weights: which numbers of which vector become which entry of what.
 
-The halves of all chains form a forest: halves whose first cores have one shape as matrices share a
-node, and so on inwards, so that the halves of unlike chains share their products as far as they
-agree. The frames of a level lie in one stack; small frames of any shape are padded to one shape,
-which needs no mask: a column of zeros is the reflector of a unit vector beyond the frame, which
-leaves the frame alone.
+The frames of a level of the forest (:mod:`sttp_manifold.nn.chain_forest`) lie in one stack; small
+frames of any shape are padded to one shape, which needs no mask: a column of zeros is the reflector
+of a unit vector beyond the frame, which leaves the frame alone.
 """
 
 from __future__ import annotations
@@ -12,150 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sttp_manifold.nn.chain_forest import CHARTS, Core, Half, Node, forest, halves_of
+from sttp_manifold.nn.layout import SMALL, Layout
 from sttp_manifold.spectrum import SpectrumMap
-from sttp_manifold.tt.plans import cheapest_cut
-from sttp_manifold.tt.shape import TTShape
 
-__all__ = ["Bucket", "Layout", "Node", "Plan", "batch_map"]
+__all__ = ["Bucket", "Plan"]
 
 Index = NDArray[np.int64]
 Table = Callable[[Index], Tensor]
-
-# Frames of at most so many columns are padded into one batch: up to there calls cost more than the
-# arithmetic of the padding.
-_SMALL = 16
-# So many multiplications more are worth it where both halves are then contracted the same way.
-_WORTH = 100_000
-_CHARTS = ("full", "reduced")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the numbers of a weight lie in its vector.
-
-    Attributes:
-        shape: the chain, as its cores are stored.
-        map: the spectrum map.
-        full: for each frame, whether its chart is full or reduced; None for frames of a point.
-        starts: where the numbers of each frame start.
-        sizes: how many they are; zero for a constant frame, minus the identity.
-        spectrum: where the coordinates of the spectrum start.
-        size: length of the vector.
-        signs: whether constant signs, or singular values, come with it, which are the spectrum.
-    """
-
-    shape: TTShape
-    map: SpectrumMap
-    full: tuple[bool | None, ...]
-    starts: tuple[int, ...]
-    sizes: tuple[int, ...]
-    spectrum: int
-    size: int
-    signs: bool
-
-    @property
-    def is_views(self) -> bool:
-        """Whether one weight is formed faster from views of its vector than by a gather."""
-        wide = any(r > _SMALL for _, r in self.shape.frame_shapes)
-        return wide and all(full is None for full in self.full)
-
-    def __hash__(self) -> int:
-        return hash((self.shape, self.map, self.full, self.size))
-
-
-def batch_map(map_: SpectrumMap) -> SpectrumMap:
-    """The map for a layout: of constant singular values, which come as a tensor, that of ones.
-
-    So weights that differ in these values alone share a plan.
-    """
-    return SpectrumMap("identity", map_.rank) if map_.is_constant else map_
-
-
-class Core(NamedTuple):
-    """A core of a chain, or a full bond as a core of mode one.
-
-    Attributes:
-        k: number of its frame; -1 for a bond.
-        size: shape ``(a, n, b)``.
-        frame: shape ``(d, r)`` of the frame behind it.
-        right: whether it is the transpose of that.
-        scaled: whether its columns are to be multiplied by the spectrum.
-        source: ``"raw"`` numbers as they are, a ``"full"`` or ``"reduced"`` chart of them, or a
-            ``"constant"``.
-    """
-
-    k: int
-    size: tuple[int, int, int]
-    frame: tuple[int, int]
-    right: bool
-    scaled: bool
-    source: str
-
-
-class Half(NamedTuple):
-    """Neighbouring cores of one weight, in the order in which they are contracted.
-
-    Attributes:
-        weight: number of the weight.
-        part: number of the half among those of the weight.
-        cores: the cores.
-        kind: ``"L"`` from the left inwards, ``"R"`` from the right.
-        matrices: for each core, its shape as a matrix.
-        keys: for each core, what those of one node have in common.
-    """
-
-    weight: int
-    part: int
-    cores: tuple[Core, ...]
-    kind: str
-    matrices: tuple[tuple[int, int], ...]
-    keys: tuple[object, ...]
-
-
-@dataclass
-class Node:
-    """Cores of one level, contracted with what came before them by one product.
-
-    Attributes:
-        rows, columns: shape of the cores as matrices.
-        first: whether nothing comes before.
-        kind: as of a half.
-        depth: place of the core in its half.
-        source: as of a core.
-        halves: whose cores these are, first those that end here.
-        ends: how many do.
-        children: the nodes that go on, in the order of the halves.
-        cuts: how the product is divided: the halves that end, then one part for each child.
-        scaled: whether the spectrum multiplies columns of any of the cores.
-        number: place in the order in which the forest is walked.
-        constant: the stack, where it is none of any parameter.
-    """
-
-    rows: int
-    columns: int
-    first: bool
-    kind: str
-    depth: int
-    source: str
-    halves: list[Half]
-    ends: int
-    children: list[Node]
-    cuts: list[int]
-    scaled: bool = False
-    number: int = -1
-    constant: Tensor | None = None
-
-    @property
-    def numel(self) -> int:
-        """Elements of the stack."""
-        return len(self.halves) * self.rows * self.columns
 
 
 @dataclass
@@ -225,13 +93,16 @@ class Plan:
         self._starts: list[int] = ends[:-1].tolist()
         self._total = int(ends[-1])
         self._zero = self._total + sum(lay.shape.rank for lay in layouts if lay.signs)
-        self.middle = [0] * len(layouts)
         halves = [half for i in range(len(layouts)) for half in self._halves(i)]
+        self.middle = [0] * len(layouts)
+        for half in halves:
+            if half.part == 0:
+                self.middle[half.weight] = half.cores[-1].size[2]
         halves.sort(key=lambda h: str(self.layouts[h.weight].shape.core_shapes))
         self.roots = [
             node
             for kind in "LR"
-            for node in _forest([half for half in halves if half.kind == kind], 0, kind)
+            for node in forest([half for half in halves if half.kind == kind], 0, kind)
         ]
         self.nodes: list[Node] = []
         self._number(self.roots)
@@ -247,48 +118,8 @@ class Plan:
         with torch.inference_mode(False), torch.no_grad():
             self._tables(dtype, device)
 
-    # -- chains ---------------------------------------------------------------------------------
-
     def _halves(self, i: int) -> list[Half]:
-        layout, form = self.layouts[i], self.forms[i]
-        shape = layout.shape
-        split = len(shape.out_modes)
-        bonded = layout.map.name == "full"
-        scales = not bonded and (layout.map.name != "identity" or layout.signs)
-        cores = [
-            Core(k, size, frame, k >= split, scales and k == split - 1, _source(layout, k))
-            for k, (size, frame) in enumerate(
-                zip(shape.core_shapes, shape.frame_shapes, strict=True)
-            )
-        ]
-        r = shape.rank
-        if bonded:
-            cores.insert(split, Core(-1, (r, 1, r), (r, r), False, False, "raw"))
-        if form == "cores":
-            return [
-                self._half(i, part, [core._replace(scaled=False)])
-                for part, core in enumerate(cores)
-            ]
-        cut = cheapest_cut(shape) if form == "dense" else split
-        cut += bonded and cut >= split
-        self.middle[i] = cores[cut].size[0]
-        return [self._half(i, 0, cores[:cut]), self._half(i, 1, cores[cut:])]
-
-    @staticmethod
-    def _half(i: int, part: int, cores: list[Core]) -> Half:
-        sizes = [core.size for core in cores]
-        more = _sweep(sizes) - _sweep([size[::-1] for size in reversed(sizes)])
-        small = max(core.frame[1] for core in cores) <= _SMALL
-        kind = "L" if part == 0 or more <= (_WORTH if small else 0) or len(cores) == 1 else "R"
-        if kind == "R":
-            cores = cores[::-1]
-        keys, matrices = [], []
-        for place, core in enumerate(cores):
-            (a, n, b), r = core.size, core.frame[1]
-            matrix = (a * n, b) if (place == 0) == (kind == "L") else (a, n * b)
-            matrices.append(matrix)
-            keys.append((matrix, *_apart(core, small=r <= _SMALL)))
-        return Half(i, part, tuple(cores), kind, tuple(matrices), tuple(keys))
+        return halves_of(i, self.layouts[i], self.forms[i])
 
     def _number(self, nodes: Sequence[Node]) -> None:
         for node in nodes:
@@ -383,9 +214,9 @@ class Plan:
     def _bucket_entries(self) -> list[list[tuple[Node, Half]]]:
         found: dict[object, list[tuple[Node, Half]]] = {}
         for node in self.nodes:
-            for half in node.halves if node.source in _CHARTS else ():
+            for half in node.halves if node.source in CHARTS else ():
                 core = half.cores[node.depth]
-                key = () if core.frame[1] <= _SMALL else (core.frame, core.source, core.right)
+                key = () if core.frame[1] <= SMALL else (core.frame, core.source, core.right)
                 found.setdefault(key, []).append((node, half))
         return list(found.values())
 
@@ -393,7 +224,7 @@ class Plan:
         cores = [half.cores[node.depth] for node, half in entries]
         r = max(core.frame[1] for core in cores)
         d = max(r, *(core.frame[0] for core in cores))
-        padded = r <= _SMALL
+        padded = r <= SMALL
         # A reduced chart is a full one with zeros above.
         full = padded or cores[0].source == "full"
         bucket = Bucket(full, d, r, cores[0].right and not padded, d if full else d - r)
@@ -427,49 +258,3 @@ class Plan:
 
 def _table(index: Index, device: torch.device) -> Tensor:
     return torch.from_numpy(index.astype(np.int32)).to(device)
-
-
-def _source(layout: Layout, k: int) -> str:
-    if layout.full[k] is None:
-        return "raw"
-    return _CHARTS[not layout.full[k]] if layout.sizes[k] else "constant"
-
-
-def _apart(core: Core, small: bool) -> tuple[object, ...]:
-    """What keeps a core from others of its shape as a matrix.
-
-    Small frames of both charts, of either side, scaled or not, go together.
-    """
-    if core.source == "raw":
-        return ("raw",) if small else ("raw", core.scaled)
-    if core.source in _CHARTS and small:
-        return ()
-    return core[2:]
-
-
-def _sweep(sizes: Sequence[tuple[int, ...]]) -> int:
-    """Multiplications of contracting cores from the left."""
-    work, rows = 0, sizes[0][0] * sizes[0][1]
-    for a, n, b in sizes[1:]:
-        work += rows * a * n * b
-        rows *= n
-    return work
-
-
-def _forest(halves: Sequence[Half], depth: int, kind: str) -> list[Node]:
-    groups: dict[object, list[Half]] = {}
-    for half in halves:
-        groups.setdefault(half.keys[depth], []).append(half)
-    nodes = []
-    for mine in groups.values():
-        rows, columns = mine[0].matrices[depth]
-        done = [half for half in mine if len(half.cores) == depth + 1]
-        rest = [half for half in mine if len(half.cores) > depth + 1]
-        children = _forest(rest, depth + 1, kind)
-        ordered = done + [half for child in children for half in child.halves]
-        cuts = ([len(done)] if done else []) + [len(child.halves) for child in children]
-        source = mine[0].cores[depth].source
-        nodes.append(
-            Node(rows, columns, depth == 0, kind, depth, source, ordered, len(done), children, cuts)
-        )
-    return nodes

@@ -2,7 +2,7 @@
 
 The vectors of all weights are joined once; one gather fetches from there what is used as it is
 (spectra, cores of points, full bonds) and the reflectors of all frames, a bucket of them for each
-call. Frames go to the levels of the forest of :mod:`sttp_manifold.nn.batch_plan`, where chains are
+call. Frames go to the levels of a forest (:mod:`sttp_manifold.nn.chain_forest`), where chains are
 contracted by plain operations.
 
 With a gradient the whole is one node of the autograd graph, so that a weight that gets no gradient
@@ -26,7 +26,8 @@ from sttp_manifold.frames._wy_form import (
     ReducedChart,
     refuse_overflow,
 )
-from sttp_manifold.nn.batch_plan import Bucket, Node, Plan
+from sttp_manifold.nn.batch_plan import Bucket, Plan
+from sttp_manifold.nn.chain_forest import Node
 from sttp_manifold.nn.torch_state import graph_is_kept, outside_autocast
 
 __all__ = ["Ticket", "Wanted", "form"]

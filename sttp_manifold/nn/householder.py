@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.chart import HouseholderChart
-from sttp_manifold.nn.batch_plan import Layout, batch_map
 from sttp_manifold.nn.initial import computing_dtype, initial_point, kept_values, kind_of
+from sttp_manifold.nn.layout import Layout, batch_map
 from sttp_manifold.nn.state import warn_once
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import FrameOverflowError
-from sttp_manifold.nn.batch_plan import Layout, Plan
+from sttp_manifold.nn.batch_plan import Plan
 from sttp_manifold.nn.formed import Entry, Scope, close_scope, open_scope
 from sttp_manifold.nn.frame_batch import Ticket, Wanted, form
 from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.layer import SpectralLayer, weights_of
+from sttp_manifold.nn.layout import Layout
 from sttp_manifold.nn.torch_state import circumstances
 from sttp_manifold.nn.weight import SpectralWeight
 

@@ -14,8 +14,9 @@ from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.nn import formed, frame_batch
-from sttp_manifold.nn.batch_plan import Layout, Plan
+from sttp_manifold.nn.batch_plan import Plan
 from sttp_manifold.nn.initial import computing_dtype
+from sttp_manifold.nn.layout import Layout
 from sttp_manifold.nn.state import (
     EXTRA,
     held_by,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from sttp_manifold import TTShape
 from sttp_manifold.experiments.models import network, weight_sizes
 from sttp_manifold.nn import SpectralWeight, make_weight
-from sttp_manifold.nn.batch_plan import Core, Half, Plan
+from sttp_manifold.nn.batch_plan import Plan
+from sttp_manifold.nn.chain_forest import Half
 from sttp_manifold.nn.frame_batch import Wanted, form
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -33,10 +34,9 @@ DIGITS = "digits network"
 class ChainsApart(Plan):
     """A plan in which no two weights share a product of their chains."""
 
-    @staticmethod
-    def _half(i: int, part: int, cores: list[Core]) -> Half:
-        half = Plan._half(i, part, cores)
-        return half._replace(keys=tuple((i, key) for key in half.keys))
+    def _halves(self, i: int) -> list[Half]:
+        halves = super()._halves(i)
+        return [half._replace(keys=tuple((i, key) for key in half.keys)) for half in halves]
 
 
 def shapes_of(name: str, rank: int) -> list[TTShape]:
