@@ -15,6 +15,7 @@ from sttp_manifold.experiments.task import Metric
 __all__ = ["Lead", "PairTable", "lead", "pair_note", "pair_tables"]
 
 _LARGEST_EXPONENT = 300
+_MOST_DIGITS = 4
 _SHADE = "rgba(0,114,178,.13)"
 
 
@@ -56,7 +57,8 @@ def lead(first: Row, second: Row, metric: Metric) -> Lead | None:
     spec = metric.spec
     if first.resolution is not None:
         # Much finer than one test example is more than a score can say.
-        spec = f".{max(1, math.ceil(-math.log10(first.resolution)))}f"
+        digits = math.ceil(-math.log10(max(first.resolution, 10.0**-_MOST_DIGITS)))
+        spec = f".{max(1, digits)}f"
     sign = "−" if mean < 0 else "+"
     unit = "points" if metric.unit == "%" else metric.unit
     return Lead(f"{sign}{abs(mean):{spec}}", f"± {reach:{spec}}", mean > 0, found.apart, unit)

@@ -264,8 +264,9 @@ def to_markdown(table: Sequence[Row], metric: Metric) -> str:
 
 def grid(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Texts as a Markdown table; method and notes to the left, numbers to the right."""
+    # A rule that says "to the right" has two letters.
     widths = [
-        max(len(title), *(len(line[k]) for line in body), 0) for k, title in enumerate(titles)
+        max(len(title), *(len(line[k]) for line in body), 2) for k, title in enumerate(titles)
     ]
     left = {k for k, title in enumerate(titles) if title in ("method", "notes")}
 

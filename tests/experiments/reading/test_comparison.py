@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ET
 
 import pytest
+from markdown_it import MarkdownIt
 
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.compare import Settings, plan, run_plan, save_comparison
@@ -93,6 +94,10 @@ def test_every_form_has_the_table_of_pairs(tiny, tmp_path):
                 )
     for text in (str(comparison), comparison.to_markdown(), "".join(shown(comparison).itertext())):
         assert comparison.pair_note in text
+    page = MarkdownIt("commonmark").enable("table").render(comparison.to_markdown())
+    assert page.count("<table>") == len(comparison.tables) + len(comparison.pairs)
+    apart = [found.apart for pair in comparison.pairs for line in pair.leads for found in line]
+    assert page.count("<strong>") == sum(apart)
 
 
 def test_numbers_are_to_the_right_and_names_to_the_left(trained):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from dataclasses import replace
 
@@ -245,6 +246,25 @@ def test_factors_of_errors_stand_in_the_table_of_pairs():
     assert (one.mean, one.reach, one.apart) == ("×2", "×÷ 1", True)
     far = pairs(errors_of(dense_sgd=[1.0, 1e-290], sttp_chart_adam=[0.2, 1.0]))
     assert "×÷ 1e+" in far.lines()[0][3]
+
+
+@pytest.mark.parametrize("unit", ["%", ""])
+@pytest.mark.parametrize("log", [False, True])
+def test_absurd_scores_and_sizes_have_a_table_and_sentences(unit, log):
+    metric = {"name": "m", "unit": unit, "higher": not log, "log": log, "spec": ".2e"}
+    values = (0.0, 5e-324, 1e-100, 1.0, 1e100) + (() if log else (-1e100,))
+    for first, second in itertools.product(values, repeat=2):
+        for size in (0, 1, 10**100):
+            records = records_of(dense_sgd=[first, second], svdp_chart_adam=[second, first])
+            for record in records:
+                record["metric"] = metric
+                record["examples"] = {**record["examples"], "test": size}
+            assert said(records)
+            (table,) = pair_table.pair_tables(
+                result_table.rows(records), result_table.metric_of(records)
+            )
+            assert all(len(line) == len(table.titles) for line in table.lines())
+            assert table.to_html()
 
 
 def test_methods_that_share_no_seeds_have_a_dash():
