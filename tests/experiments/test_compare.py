@@ -331,10 +331,7 @@ def test_the_rates_kept_with_a_task_are_whole(task):
     assert set(found) == {
         method.name
         for method in METHODS
-        if method.applies_to(TASKS[task])
-        and method.untuned_lr is not None
-        # Hours of training: its report says that these two are not tuned.
-        and not (task == "fashion-mnist" and method.optimizer == "adam-elementwise")
+        if method.applies_to(TASKS[task]) and method.untuned_lr is not None
     }
     for entry in found.values():
         assert entry["lr"] in [point["lr"] for point in entry["grid"]]
