@@ -28,7 +28,7 @@ from sttp_manifold.frames._wy_form import (
 )
 from sttp_manifold.nn.batch_plan import Bucket, Plan
 from sttp_manifold.nn.chain_forest import Node
-from sttp_manifold.nn.torch_state import graph_is_kept, outside_autocast
+from sttp_manifold.nn.torch_state import graph_is_kept, is_batched, outside_autocast
 
 __all__ = ["Ticket", "Wanted", "form"]
 
@@ -163,7 +163,12 @@ class _Run:
                 allow_unused=True,
             )
             flat = _pull_back(plan, self.saved, self.leaves, found)
-            each = iter(self._cast([flat], self.dtype)[0].split_with_sizes(plan.sizes))
+            # Views would share one version counter, and each gradient is its parameter's; vmap, as
+            # of a batch of cotangents, knows of nothing but views.
+            (flat,) = self._cast([flat], self.dtype)
+            batched = is_batched(flat)
+            split = Tensor.split_with_sizes if batched else Tensor.unsafe_split_with_sizes
+            each = iter(split(flat, plan.sizes))
         reached = [k for k, g in enumerate(gradients) if g is not None]
         used = {self.owners[k] for k in reached}
         results: list[Tensor | None] = []

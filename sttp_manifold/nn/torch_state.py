@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-__all__ = ["circumstances", "graph_is_kept", "has_values", "outside_autocast"]
+__all__ = ["circumstances", "graph_is_kept", "has_values", "is_batched", "outside_autocast"]
 
 Circumstances = tuple[bool, bool, int, object]
 
@@ -59,5 +59,14 @@ def graph_is_kept() -> bool:
     """Whether the backward pass that is running keeps its graph; True where torch cannot tell."""
     try:
         return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+    except AttributeError:
+        return True
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether vmap holds a batch in a tensor; True where torch cannot tell."""
+    try:
+        functorch = torch._C._functorch
+        return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
     except AttributeError:
         return True

@@ -66,6 +66,19 @@ def test_a_graph_that_was_freed_says_so(taken: list[bool]) -> None:
         loss.backward()
 
 
+@every_method
+def test_gradients_are_written_into_one_by_one(method: str, taken: list[bool]) -> None:
+    model, x = made(method), image()
+    vectors = [next(layer.spectral_weight.parameters()) for layer in model.linears]
+    first, second = torch.autograd.grad(model(x).square().sum(), vectors)
+    scale = torch.ones((), requires_grad=True, **DOUBLE)
+    y = (scale * first).sum()
+    second.mul_(2)
+    y.backward()
+    torch.testing.assert_close(scale.grad, first.sum())
+    assert all(taken)
+
+
 def test_a_backward_pass_inside_of_a_forward_leaves_the_rest_alone(taken: list[bool]) -> None:
     class Model(Heads):
         def forward(self, x: Tensor) -> Tensor:
