@@ -4,11 +4,12 @@ A forward of a root opens a scope, in its own thread. At the first request for o
 all of them are formed, and each request gets what was formed, as long as nothing has changed since:
 every tensor that it was formed from is the same object, as trainable, at the same version and in
 the same memory; what was handed out has not been written into, and has no hook on its gradient; and
-torch is doing the same
-(:func:`~sttp_manifold.nn.torch_state.circumstances`). Nothing outlives the forward.
+torch is doing the same (:func:`~sttp_manifold.nn.torch_state.circumstances`). Nothing outlives the
+forward, but for one that was interrupted: torch calls no hook after a ``KeyboardInterrupt``, and
+what was formed is held until the next forward of its root.
 
 A write through ``.data`` after the first request changes no version, and is not seen before the
-next forward.
+next forward of the root.
 """
 
 from __future__ import annotations
