@@ -61,9 +61,11 @@ def rates(values: Sequence[str] | None) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for word in words(values or ()):
-        name, _, text = word.rpartition("=")
+        name, _, text = ("all=" + word if "=" not in word else word).rpartition("=")
         try:
-            found[name or "all"] = float(text)
+            if not name:
+                raise ValueError
+            found[name] = float(text)
         except ValueError:
             raise ConfigError(
                 f"--lr {word!r}: expected a number, or a method and a number as in dense-adam=0.01"

@@ -36,3 +36,5 @@ def test_rates_are_for_all_or_for_one():
     assert rates(["0.1", "dense-adam=1e-3"]) == {"all": 0.1, "dense-adam": 1e-3}
     with pytest.raises(ConfigError, match=r"--lr 'x=fast': expected a number"):
         rates(["x=fast"])
+    with pytest.raises(ConfigError, match=r"'=0\.1'"):
+        rates(["=0.1"])
