@@ -171,7 +171,8 @@ class Comparison:
     def to_markdown(self) -> str:
         """Tables, sentences and the command that repeats it, in GitHub's Markdown."""
         tables = "".join(
-            f"{grid(t.titles, [[*map(escaped, line)] for line in t.lines])}\n\n{t.note}\n\n"
+            f"{grid([*map(escaped, t.titles)], [[*map(escaped, line)] for line in t.lines])}\n\n"
+            f"{escaped(t.note)}\n\n"
             for t in self.tables
         )
         said = [self._listed(map(escaped, self.conclusions))]

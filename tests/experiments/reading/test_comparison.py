@@ -144,3 +144,10 @@ def test_words_of_a_user_are_escaped(trained, tmp_path):
     again = load_comparison(tmp_path / "out")
     assert "<script>" not in again._repr_html_()
     assert note["summary"] in "".join(shown(again).itertext())
+
+
+def test_the_metric_of_a_record_is_escaped(trained):
+    for record in trained.records:
+        record["metric"]["unit"] = "<script>"
+    assert "&lt;script>" in trained.to_markdown()
+    assert "<script>" not in trained.to_markdown()
