@@ -265,6 +265,15 @@ SPECIAL: dict[str, Values] = {
     "SpectralTT.rmatvec": {"y": lambda s, o: s.tensor(*s.batch, 3, s.shape.d_out)},
     "SpectralTT.to": {"args": lambda s, o: (s.dtype,)},
     "truncate": {"rank": lambda s, o: 1},
+    "truncate_": {
+        "energy": lambda s, o: 0.9,
+        "rank": lambda s, o: None,
+        "tol": lambda s, o: None,
+    },
+    "check_values": {"name": lambda s, o: "fixed", "values": lambda s, o: [2.0, 1.0]},
+    "HouseholderChart.cores": {
+        "frames": lambda s, o: o.unflatten(s.tensor(*s.batch, o.n_elements)).frames
+    },
     "rotate": {
         "left": lambda s, o: [s.cast(torch.eye(c.shape[-1])) for c in s.tt.left[:-1]],
         "right": lambda s, o: [s.cast(torch.eye(c.shape[-1])) for c in s.tt.right[:-1]],
