@@ -191,7 +191,7 @@ def text(run: Row) -> str:
             "call of `torch-householder` for each frame shape and contracts each chain by a cached "
             "expression of `opt_einsum`, with the chain as its modes are written (prime factors, "
             "the published method) and merged as this package stores it; the target is held "
-            "against both. *Linear inference* is that of `decompress(form=\"factors\")`, two thin "
+            'against both. *Linear inference* is that of `decompress(form="factors")`, two thin '
             "`nn.Linear`: `SpectralLinear` itself forms its factors in each forward, and stands "
             "below without a target.",
             "## Every comparison",
