@@ -56,7 +56,7 @@ def test_methods_and_tasks_are_listed():
     ("words", "message"),
     [
         (["--methods", "sttp-chart-adm"], "Did you mean 'sttp-chart-adam'? The methods are: dense"),
-        (["--task", "digts"], "The tasks are: digits, fashion-mnist, completion, completion-"),
+        (["--task", "digts"], "The tasks are: digits, fashion-mnist, cifar10, stl10, completion"),
         (["--dtype", "half"], "The dtypes are: float32, float64"),
         (["--device", "tpu"], "The devices are: auto, cpu, cuda"),
         (["--ranks", "four"], "--ranks 'four': expected whole numbers, as in 4,8 or 0-2"),

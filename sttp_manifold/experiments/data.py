@@ -30,6 +30,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "read_idx",
+    "stratified",
 ]
 
 FASHION_MNIST_VARIABLE = "STTP_FASHION_MNIST"
@@ -95,7 +96,7 @@ class Splits:
     test: Examples
 
 
-def _split(targets: np.ndarray, sizes: tuple[int, ...], seed: int) -> list[np.ndarray]:
+def stratified(targets: np.ndarray, sizes: tuple[int, ...], seed: int) -> list[np.ndarray]:
     """Disjoint index sets of the given sizes, and the rest first, with equal shares of classes."""
     from sklearn.model_selection import train_test_split
 
@@ -124,7 +125,7 @@ def digits(root: Path | None = None) -> Splits:
     whole = Examples(inputs, targets)
     # Any fixed number will do; 2021 is the year of the method.
     train, val, test = (
-        whole[torch.from_numpy(part)] for part in _split(bunch.target, (300, 300), 2021)
+        whole[torch.from_numpy(part)] for part in stratified(bunch.target, (300, 300), 2021)
     )
     return Splits(train, val, test)
 
@@ -228,7 +229,7 @@ def _fashion_mnist(folder: Path) -> Splits:
     whole = examples(train_x, train_y)
     # 5,000 of the 60,000; a twelfth of a smaller set.
     try:
-        train, val = _split(train_y, (len(whole) // 12,), 2021)
+        train, val = stratified(train_y, (len(whole) // 12,), 2021)
     except ValueError as error:
         raise ConfigError(
             f"{folder}: {len(whole)} training images do not split in equal shares of classes "

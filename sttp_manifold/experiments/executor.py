@@ -18,13 +18,16 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.checkpoint import Checkpoint
 from sttp_manifold.experiments.files import RECORDS
+from sttp_manifold.experiments.image_models import with_model
 from sttp_manifold.experiments.methods import METHODS
 from sttp_manifold.experiments.plan import Planned, Settings
 from sttp_manifold.experiments.records import DONE, Record, RecordFile, latest
 from sttp_manifold.experiments.runs.execute import execute
+from sttp_manifold.experiments.specs import RunSpec
+from sttp_manifold.experiments.task import Task
 from sttp_manifold.experiments.tasks import TASKS
 
-__all__ = ["run_plan"]
+__all__ = ["run_plan", "task_of"]
 
 _PR_SET_PDEATHSIG = 1
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -97,6 +100,17 @@ def _look_at_data(runs: Sequence[Planned], data_dir: Path | None) -> None:
             )
 
 
+def task_of(spec: RunSpec, data_dir: Path | None) -> Task:
+    """What a specification is to be run on: its task, with the network that it names.
+
+    Args:
+        spec: of a run.
+        data_dir: folder of the task's files.
+    """
+    model = spec.options.get("model")
+    return with_model(TASKS[spec.task], None if model is None else str(model), data_dir)
+
+
 def _jobs(runs: Sequence[Planned], settings: Settings) -> int:
     if settings.jobs is not None:
         return settings.jobs
@@ -106,7 +120,8 @@ def _jobs(runs: Sequence[Planned], settings: Settings) -> int:
 def _execute_all(todo: Sequence[Planned], jobs: int, settings: Settings) -> Iterator[Record]:
     calls = [
         (
-            *(run.spec, TASKS[run.spec.task], METHODS[run.spec.method], run.lr_source),
+            *(run.spec, task_of(run.spec, settings.data_dir)),
+            *(METHODS[run.spec.method], run.lr_source),
             *(settings.data_dir, Checkpoint(settings.out, run.spec.hash)),
         )
         for run in todo

@@ -8,6 +8,9 @@ problem, for those that solve; or both. To add one::
         loss=nn.functional.cross_entropy, metric=ACCURACY, score=accuracy,
         ranks=(4, 8), epochs=20, batch_size=64,
     ))
+
+A name that begins with ``hf:`` is a task as it stands: ``hf:NAME`` or ``hf:FOLDER``, with ``@SIZE``
+where images have several sizes.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from torch import nn
 
 from sttp_manifold.experiments import models
 from sttp_manifold.experiments.data import completion, digits, fashion_mnist
+from sttp_manifold.experiments.image_models import ImageModel
+from sttp_manifold.experiments.image_sets import CIFAR10, PREFIX, STL10, parse_source, scaled_splits
 from sttp_manifold.experiments.problems import matrix_problem, network_problem, tensor_problem
 from sttp_manifold.experiments.registry import Registry
 from sttp_manifold.experiments.task import (
@@ -30,12 +35,48 @@ from sttp_manifold.experiments.task import (
     relative_square,
 )
 
-__all__ = ["TASKS"]
+__all__ = ["TASKS", "Tasks", "image_task"]
 
 _PROBLEM_DRAWS = "the weight to find, the places that are seen and the start"
 
 
-TASKS: Registry[Task] = Registry("task")
+def image_task(name: str, source: str, size: int | None, summary: str) -> Task:
+    """A task of any image classification set of Hugging Face.
+
+    Args:
+        name: what a user types.
+        source: name of the data set, or a folder.
+        size: bring all images to squares of so many pixels.
+        summary: one line for people.
+    """
+    load = functools.partial(scaled_splits, source, size)
+    return Task(
+        name=name,
+        summary=summary,
+        data=1,
+        load=load,
+        model=ImageModel("resnet-20", load),
+        loss=nn.functional.cross_entropy,
+        metric=ACCURACY,
+        score=accuracy,
+        ranks=(4, 8, 16, 32),
+        epochs=20,
+        batch_size=128,
+    )
+
+
+class Tasks(Registry[Task]):
+    """The tasks by name, and those that are named by the data set that they are made of."""
+
+    def __getitem__(self, name: str) -> Task:
+        if name in self or not name.startswith(PREFIX):
+            return super().__getitem__(name)
+        source, size = parse_source(name.removeprefix(PREFIX))
+        at = "" if size is None else f", {size} x {size}"
+        return image_task(name, source, size, f"images of the data set {source}{at}; a ResNet-20")
+
+
+TASKS: Registry[Task] = Tasks("task")
 
 TASKS.add(
     Task(
@@ -68,6 +109,18 @@ TASKS.add(
         ranks=(4, 8),
         epochs=3,
         batch_size=128,
+    )
+)
+
+TASKS.add(
+    image_task(
+        "cifar10", CIFAR10, None, "60,000 colour images, 32 x 32 (Hugging Face); a ResNet-20"
+    )
+)
+
+TASKS.add(
+    image_task(
+        "stl10", STL10, 48, "13,000 colour images, 48 x 48 (Hugging Face, 96 x 96); a ResNet-20"
     )
 )
 

@@ -61,6 +61,8 @@ def test_the_methods_that_train_and_the_tasks():
     assert TASKS.names() == [
         "digits",
         "fashion-mnist",
+        "cifar10",
+        "stl10",
         "completion",
         "completion-tensor",
         "completion-matrix",
