@@ -113,6 +113,7 @@ class Trainer:
         for name, layer in weights(model).items():
             row = row_of(layer)
             assert row is not None
+            assert row.spectral is not None
             held = row.spectral.from_layer(
                 layer, rank, kind=self.kind, method=self.parameterization, spectrum=self.spectrum
             )

@@ -22,6 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sttp_manifold.errors import ConversionError
+from sttp_manifold.nn.held import held_in
 from sttp_manifold.nn.torch_state import has_values
 
 __all__ = [
@@ -220,7 +221,7 @@ def check_stock(layer: nn.Module, kind: type[nn.Module], names: Iterable[str]) -
 
 
 def check_own(module: nn.Module, names: Iterable[str] = ()) -> None:
-    """Raise if torch's parametrizations compute tensors of a module.
+    """Raise if torch's parametrizations compute tensors of a module, by other than our weights.
 
     Args:
         module: any module.
@@ -229,9 +230,12 @@ def check_own(module: nn.Module, names: Iterable[str] = ()) -> None:
     Raises:
         ConversionError: such a tensor, with the call that makes it a parameter again.
     """
-    if parametrize.is_parametrized(module):
-        found = module.parametrizations
-        assert isinstance(found, nn.ModuleDict)
+    if not parametrize.is_parametrized(module):
+        return
+    lists = module.parametrizations
+    assert isinstance(lists, nn.ModuleDict)
+    found = [name for name in lists if name not in held_in(module)]
+    if found:
         name = next(n for n in (*names, *found) if n in found)
         call = f"torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
         raise _computed(module, name, call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,7 @@ class SpectralConv2d(SpectralLayer):
     """
 
     stock = nn.Conv2d
+    spectral_weight: SpectralWeight
     _options = KernelOptions
 
     @explained
@@ -123,7 +124,7 @@ class SpectralConv2d(SpectralLayer):
         self._hold(self.weight_shape, rank, weight, bias, options, dtype=dtype, device=device)
 
     @classmethod
-    def _around(cls, layer: nn.Conv2d, weights: Mapping[str, SpectralWeight]) -> Self:
+    def _around(cls, layer: nn.Conv2d, weights: Mapping[str, Any]) -> Self:
         made = cls(
             layer.in_channels,
             layer.out_channels,

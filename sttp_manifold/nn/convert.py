@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,21 @@ from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.carry import carry_over, check_weight, mark_like
 from sttp_manifold.nn.counts import count_elements, largest_rank
+from sttp_manifold.nn.held import HeldWeight, let_go
 from sttp_manifold.nn.initial import computing_dtype
-from sttp_manifold.nn.layer import SpectralLayer, plain_weight, weights_of
-from sttp_manifold.nn.methods import make_weight, weight_class
-from sttp_manifold.nn.modules import naming, replace, show
+from sttp_manifold.nn.layer import (
+    SpectralLayer,
+    check_replaceable,
+    dense_parameter,
+    held_of,
+    views_of,
+    weights_of,
+)
+from sttp_manifold.nn.methods import make_weight, plain_weight, weight_class
+from sttp_manifold.nn.modules import naming, replace
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, takes
-from sttp_manifold.nn.stock import TABLE, Group, groups_of, stock_layers
+from sttp_manifold.nn.sharing import check_sharing
+from sttp_manifold.nn.stock import TABLE, Group, groups_of, put_in_place, stock_layers
 from sttp_manifold.nn.together import together as compute_together
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight, nearest_frames
@@ -119,7 +128,7 @@ def compress(
         f"{group} would grow from {group.numel} to {size} stored numbers at rank {rank}"
         for group, size in growing.items()
     ]
-    new: dict[nn.Module, nn.Module] = {}
+    new: dict[nn.Module, nn.Module | dict[str, HeldWeight]] = {}
     for group in groups:
         if group not in growing:
             new |= group.convert(recipe)
@@ -132,7 +141,7 @@ def compress(
             SkippedLayerWarning,
             stacklevel=3,  # past the decorator, to the line that calls compress
         )
-    converted = replace(model, new)
+    converted = put_in_place(model, new)
     if together and converted is model:
         compute_together(model)
     return converted
@@ -214,28 +223,49 @@ def decompress(model: nn.Module, form: str = "dense") -> nn.Module:
     """
     if form not in ("dense", "factors"):
         raise ConversionError(f"form must be 'dense' or 'factors', got {form!r}")
-    made = {
-        layer: name for name, layer in model.named_modules() if isinstance(layer, SpectralLayer)
-    }
-    _check_sharing(model, made)
-    thin = _thin(made) if form == "factors" else {}
+    made = {layer: name for name, layer in model.named_modules() if held_of(layer)}
+    check_sharing(model, made)
+    own = {layer: name for layer, name in made.items() if isinstance(layer, SpectralLayer)}
+    thin = _thin(own, made) if form == "factors" else {}
     new: dict[nn.Module, nn.Module] = {}
-    shared: dict[tuple[SpectralWeight, int], nn.Parameter | None] = {}
+    behind: dict[nn.Module, dict[str, nn.Parameter]] = {}
+    shared: dict[tuple[nn.Module, int], nn.Parameter | None] = {}
     for layer, name in made.items():
         with naming(name):
+            if not isinstance(layer, SpectralLayer):
+                behind[layer] = _dense_again(layer, shared)
+                continue
             stock = thin.get(layer) or layer.dense_layer()
-            for key, weight in weights_of(layer).items():
+            for key, held in held_of(layer).items():
                 holders = [(part, "weight") for part in stock] if layer in thin else [(stock, key)]
                 for k, (part, at) in enumerate(holders):
-                    own = part._parameters[at]
-                    part._parameters[at] = shared.setdefault((weight, k), own)
+                    part._parameters[at] = shared.setdefault((held, k), part._parameters[at])
             new[layer] = layer.hand_over(stock)
     converted = replace(model, new)
+    for module, parameters in behind.items():
+        let_go(module, parameters)
     pairs = set(thin.values())
     for module in converted.modules():
         compute_together(module, False)
         _leave_fast_path(module, pairs)
     return converted
+
+
+@torch.inference_mode(False)
+def _dense_again(
+    module: nn.Module, shared: dict[tuple[nn.Module, int], nn.Parameter | None]
+) -> dict[str, nn.Parameter]:
+    """The dense parameters of a module that has spectral weights behind them."""
+    for weight in weights_of(module).values():
+        check_replaceable(weight)
+    views, found = views_of(module), {}
+    for name, held in held_of(module).items():
+        if (held, 0) not in shared:
+            shared[held, 0] = dense_parameter(held, views[name])
+        parameter = shared[held, 0]
+        assert parameter is not None
+        found[name] = parameter
+    return found
 
 
 def _leave_fast_path(module: nn.Module, thin: Container[nn.Module]) -> None:
@@ -247,43 +277,18 @@ def _leave_fast_path(module: nn.Module, thin: Container[nn.Module]) -> None:
         module.use_nested_tensor = False
 
 
-def _thin(layers: dict[SpectralLayer, str]) -> dict[SpectralLayer, nn.Sequential]:
+def _thin(
+    layers: Mapping[SpectralLayer, str], others: Iterable[nn.Module]
+) -> dict[SpectralLayer, nn.Sequential]:
     """Two thin layers for each layer; none for those that share a weight with one that stays."""
     found: dict[SpectralLayer, nn.Sequential] = {}
-    dense: set[SpectralWeight] = set()
     for layer, name in layers.items():
         with naming(name):
             two = layer.thin_layers()
-        if two is None:
-            dense.update(weights_of(layer).values())
-        else:
+        if two is not None:
             found[layer] = two
-    return {k: two for k, two in found.items() if dense.isdisjoint(weights_of(k).values())}
-
-
-def _check_sharing(model: nn.Module, layers: dict[SpectralLayer, str]) -> None:
-    """Raise for weights whose sharing stock layers cannot express."""
-    shared: dict[SpectralWeight, tuple[str, tuple[int, ...]]] = {}
-    for layer, name in layers.items():
-        for key, weight in weights_of(layer).items():
-            shape = layer.shape_of(key)
-            first, other = shared.setdefault(weight, (name, shape))
-            if other != shape:
-                raise ConversionError(
-                    f"{show(name)} and {show(first)} share a weight that stock layers would hold "
-                    f"in two shapes, {shape} and {other}; give one of them a weight of its own",
-                    layer=name,
-                )
-    for name, module in model.named_modules():
-        if module in layers:
-            continue
-        for child in module._modules.values():
-            if isinstance(child, SpectralWeight) and child in shared:
-                raise ConversionError(
-                    f"{show(name)} shares the weight of {show(shared[child][0])} and is no layer "
-                    "of this package; give it a weight of its own",
-                    layer=name,
-                )
+    dense = {held for m in others if m not in found for held in held_of(m).values()}
+    return {k: two for k, two in found.items() if dense.isdisjoint(held_of(k).values())}
 
 
 @explained

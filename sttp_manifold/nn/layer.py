@@ -14,15 +14,24 @@ from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.carry import carry_over, check_bare, check_stock, check_weight, mark_like
 from sttp_manifold.nn.formed import form_of
-from sttp_manifold.nn.methods import make_weight, weight_class
+from sttp_manifold.nn.given import check_fits, check_given
+from sttp_manifold.nn.held import held_in
+from sttp_manifold.nn.methods import plain_weight, weight_class
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, WeightOptions, takes
+from sttp_manifold.nn.stack import MatrixView, WeightStack, named_parts, parts_of
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.tt.shape import TTShape
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-__all__ = ["SpectralLayer", "check_given", "plain_weight", "weights_of"]
+__all__ = [
+    "SpectralLayer",
+    "check_replaceable",
+    "dense_parameter",
+    "held_of",
+    "views_of",
+    "weights_of",
+]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,13 +40,14 @@ class SpectralLayer(nn.Module, ABC):
     """What the layers have in common: spectral weights and perhaps a bias.
 
     A layer says which stock one it stands for (``stock``), which parameters of that one it holds as
-    spectral weights (``holds``: name there to attribute here), how it is made around such weights
-    (``_around``), and how the stock one is made (``_stock``).
+    spectral weights (``holds``: name there to attribute here) and how each is read as matrices
+    (``views``), how it is made around such weights (``_around``), and how the stock one is made
+    (``_stock``).
 
     Attributes:
         stock: type of the stock layer.
         holds: names of its parameters that are spectral weights here, each with the attribute.
-        spectral_weight: the module that holds the weight.
+        spectral_weight: the module that holds the weight, or a stack of equal ones.
         bias: ``(d_out,)`` or None.
     """
 
@@ -45,26 +55,49 @@ class SpectralLayer(nn.Module, ABC):
     holds: ClassVar[Mapping[str, str]] = {"weight": "spectral_weight"}
     _options: ClassVar[type] = WeightOptions
 
-    spectral_weight: SpectralWeight
+    spectral_weight: Any
     bias: Tensor | None
 
     @classmethod
+    def views(cls, layer: nn.Module) -> dict[str, MatrixView]:
+        """How each parameter of a stock layer that is held here is read, by its name.
+
+        One matrix ``(d_out, d_in, *kernel)`` by default. A parameter that is several matrices, or
+        a transposed one, is said here: as in ``MatrixView(shape, count=groups)``.
+        """
+        return {
+            name: MatrixView(tuple(tensor.shape))
+            for name in cls.holds
+            if (tensor := layer._parameters.get(name)) is not None
+        }
+
+    @classmethod
     @abstractmethod
-    def _around(cls, layer: Any, weights: Mapping[str, SpectralWeight]) -> Self:
+    def _around(cls, layer: Any, weights: Mapping[str, Any]) -> Self:
         """The layer with the settings of a stock one and with given weights, without bias."""
 
     @explained
-    def shape_of(self, name: str) -> tuple[int, ...]:
-        """Shape of a parameter of the stock layer that is a spectral weight here.
+    def view_of(self, name: str) -> MatrixView:
+        """How a parameter of the stock layer, that is spectral weights here, is read.
 
         Raises:
-            ConversionError: any other name.
+            ConversionError: a name that is not held here.
         """
-        if name not in self.holds:
+        views = self._kind().views(self._stock())
+        if name not in views:
             raise ConversionError(
-                f"{type(self).__name__} holds {', '.join(map(repr, self.holds))}, got {name!r}"
+                f"{type(self).__name__} holds {', '.join(map(repr, views))}, got {name!r}"
             )
-        return tuple(self._stock()._parameters[name].shape)
+        return views[name]
+
+    @explained
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter of the stock layer that is spectral weights here.
+
+        Raises:
+            ConversionError: a name that is not held here.
+        """
+        return self.view_of(name).shape
 
     @classmethod
     @explained
@@ -74,7 +107,7 @@ class SpectralLayer(nn.Module, ABC):
         layer: nn.Module,
         rank: int | None = None,
         *,
-        weight: SpectralWeight | None = None,
+        weight: SpectralWeight | WeightStack | None = None,
         **options: Unpack[KernelOptions],
     ) -> Self:
         """The spectral layer of a stock one.
@@ -105,16 +138,18 @@ class SpectralLayer(nn.Module, ABC):
         elif rank is None:
             raise ShapeError(f"{caller} needs a rank, as in {caller}(layer, rank=16)")
         weights = {
-            name: recipe.make_for(tensor) if weight is None else weight
-            for name, tensor in layer._parameters.items()
-            if name in cls.holds and tensor is not None
+            name: recipe.make_behind(layer._parameters[name], view) if weight is None else weight  # type: ignore[arg-type]
+            for name, view in cls.views(layer).items()
         }
         return cls.in_place_of(layer, weights, copied=True)
 
     @classmethod
     @explained
     def in_place_of(
-        cls, layer: nn.Module, weights: Mapping[str, SpectralWeight], copied: bool = False
+        cls,
+        layer: nn.Module,
+        weights: Mapping[str, SpectralWeight | WeightStack],
+        copied: bool = False,
     ) -> Self:
         """The layer around given weights, with what hangs on the stock one whose place it takes.
 
@@ -132,7 +167,7 @@ class SpectralLayer(nn.Module, ABC):
                 f"{cls.__name__} takes the place of a {cls.stock.__name__}, got a "
                 f"{type(layer).__name__}"
             )
-        wanted = [name for name in cls.holds if layer._parameters.get(name) is not None]
+        wanted = list(cls.views(layer))
         if sorted(weights) != sorted(wanted):
             raise ConversionError(
                 f"{cls.__name__} takes one weight for each of {wanted}, got {list(weights)}"
@@ -145,14 +180,32 @@ class SpectralLayer(nn.Module, ABC):
 
     def _hold(
         self,
-        sizes: tuple[int, ...],
+        view: MatrixView | tuple[int, ...],
         rank: int | None,
-        weight: SpectralWeight | None,
+        weight: SpectralWeight | WeightStack | None,
         bias: bool,
         options: Mapping[str, Any],
         **where: Any,
     ) -> None:
         """Set weight and bias, by the arguments of a constructor; a bias starts as torch's does."""
+        view = view if isinstance(view, MatrixView) else MatrixView(view)
+        self.spectral_weight = held = self._held_as(view, rank, weight, options, **where)
+        if bias:
+            edge = 1 / math.sqrt(held.shape.d_in)
+            value = torch.empty(view.count * held.shape.d_out, dtype=held.dtype, device=held.device)
+            self.bias = nn.Parameter(value.uniform_(-edge, edge))
+        else:
+            self.register_parameter("bias", None)
+
+    def _held_as(
+        self,
+        view: MatrixView,
+        rank: int | None,
+        weight: SpectralWeight | WeightStack | None,
+        options: Mapping[str, Any],
+        **where: Any,
+    ) -> SpectralWeight | WeightStack:
+        """What stands for one parameter: made by the options, or given and checked."""
         caller = type(self).__name__
         recipe = Recipe.of(caller, self._options, options, rank=rank)
         if weight is None:
@@ -160,22 +213,15 @@ class SpectralLayer(nn.Module, ABC):
                 raise ShapeError(
                     f"{caller} needs a rank, as in {caller}(..., rank=16), or a weight=... to use"
                 )
-            weight = recipe.make(recipe.plan(sizes), **where)
-        else:
-            check_given(caller, weight, options)
-            _check_fits(caller, weight.shape, sizes, recipe)
-        self.spectral_weight = weight
-        if bias:
-            edge = 1 / math.sqrt(weight.shape.d_in)
-            value = torch.empty(weight.shape.d_out, dtype=weight.dtype, device=weight.device)
-            self.bias = nn.Parameter(value.uniform_(-edge, edge))
-        else:
-            self.register_parameter("bias", None)
+            return recipe.make_all(view, **where)
+        check_given(caller, weight, options)
+        check_fits(caller, weight, view, recipe)
+        return weight
 
     @property
     def weight(self) -> Tensor:
         """The dense weight in the stock layer's shape, formed at each call; differentiable."""
-        return self.spectral_weight().reshape(self.weight_shape)
+        return self.view_of("weight").join(self.spectral_weight())
 
     def _form_for(self, x: Tensor) -> str:
         """The form in which to have the weight for an input: dense, factors or cores.
@@ -183,11 +229,12 @@ class SpectralLayer(nn.Module, ABC):
         In a forward that forms all weights together it is that in which they are formed.
         """
         if not torch.compiler.is_compiling():
-            form = form_of(self.spectral_weight)
+            first = parts_of(self.spectral_weight)[0]
+            form = form_of(first)
             if form is not None:
                 return form
             if torch.jit.is_tracing():  # what follows from the size of an input would be frozen
-                return self.form_together(self.spectral_weight)
+                return self.form_together(first)
         return self._form(x)
 
     def form_together(self, weight: SpectralWeight) -> str:
@@ -232,12 +279,8 @@ class SpectralLayer(nn.Module, ABC):
         """
         self._check_goes()
         layer = self._stock()
-        for name, weight in weights_of(self).items():
-            dense = nn.Parameter(
-                getattr(self, name).detach().clone(), requires_grad=weight.trainable
-            )
-            mark_like(weight.parameters(), [dense])
-            layer._parameters[name] = dense
+        for name, held in held_of(self).items():
+            layer._parameters[name] = dense_parameter(held, self.view_of(name))
         return layer
 
     @torch.inference_mode(False)
@@ -254,7 +297,7 @@ class SpectralLayer(nn.Module, ABC):
             ConversionError: as for :meth:`dense_layer`.
         """
         self._check_goes()
-        plain = self._kind()._around(self._stock(), weights_of(self))
+        plain = self._kind()._around(self._stock(), held_of(self))
         layers = self._thin()
         if (
             layers is None
@@ -285,9 +328,7 @@ class SpectralLayer(nn.Module, ABC):
                 "layer.weight as its weight"
             )
         for weight in weights_of(self).values():
-            plain = plain_weight(weight)
-            check_weight(weight, weight_class(weight.method), plain)
-            check_bare(weight, plain)
+            check_replaceable(weight)
 
     @explained
     def hand_over(self, layer: M, copied: bool = False) -> M:
@@ -300,7 +341,7 @@ class SpectralLayer(nn.Module, ABC):
         Raises:
             ConversionError: something that cannot be carried over.
         """
-        plain = self._kind()._around(self._stock(), weights_of(self))
+        plain = self._kind()._around(self._stock(), held_of(self))
         carry_over(self, layer, plain, copied=copied)
         return layer
 
@@ -332,58 +373,65 @@ def _numbers(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def plain_weight(weight: SpectralWeight) -> SpectralWeight:
-    """A weight of the same method and plan with nothing on it."""
-    values = weight.map.values
-    return make_weight(
-        weight.method, weight.shape, weight.spectrum, "eye", weight.bound, values=values
-    )
+@explained
+def held_of(module: nn.Module) -> dict[str, SpectralWeight | WeightStack]:
+    """What stands for each parameter that a module holds in spectral form, by the stock names.
+
+    Args:
+        module: a layer of this package, or any module with spectral weights behind its tensors
+            (:mod:`sttp_manifold.nn.held`); any other has none.
+    """
+    if isinstance(module, SpectralLayer):
+        found = {name: getattr(module, attribute) for name, attribute in module.holds.items()}
+        return {name: held for name, held in found.items() if held is not None}
+    return {name: held.weight for name, held in held_in(module).items()}
+
+
+@explained
+def views_of(module: nn.Module) -> dict[str, MatrixView]:
+    """How each parameter of :func:`held_of` is read as matrices.
+
+    Args:
+        module: any module.
+    """
+    if isinstance(module, SpectralLayer):
+        return {name: module.view_of(name) for name in held_of(module)}
+    return {name: held.view for name, held in held_in(module).items()}
 
 
 @explained
 def weights_of(module: nn.Module) -> dict[str, SpectralWeight]:
-    """Spectral weights of a layer, by the names of the stock layer's parameters.
+    """Spectral weights of a module, by the names of the stock layer's parameters.
+
+    A parameter that is a stack of them has one name for each, as ``weight.0``.
 
     Args:
-        module: a layer of this package; any other module has none.
+        module: a layer of this package, or any module with spectral weights behind its tensors; any
+            other has none.
 
     Example:
         >>> from sttp_manifold.nn import SpectralLinear
         >>> list(weights_of(SpectralLinear(20, 12, rank=4)))
         ['weight']
     """
-    if not isinstance(module, SpectralLayer):
-        return {}
-    return {name: getattr(module, attribute) for name, attribute in module.holds.items()}
+    return dict(named_parts(held_of(module)))
 
 
-def _check_fits(caller: str, shape: TTShape, sizes: tuple[int, ...], recipe: Recipe) -> None:
-    d_out, d_in = sizes[0], math.prod(sizes[1:])
-    if (shape.d_out, shape.d_in) != (d_out, d_in):
-        raise ShapeError(
-            f"{caller} needs a {d_out} x {d_in} weight, got one of {shape.d_out} x {shape.d_in}"
-        )
-    if recipe.rank is not None and recipe.plan(sizes).rank != shape.rank:
-        raise ShapeError(
-            f"{caller} got rank={recipe.rank} and a weight=... of rank {shape.rank}; leave the "
-            "rank out to use the weight as it is"
-        )
+@torch.no_grad()
+def dense_parameter(held: SpectralWeight | WeightStack, view: MatrixView) -> nn.Parameter:
+    """The dense parameter of a stock layer, frozen if no parameter of the weights is trainable."""
+    dense = view.join(held()).detach().clone()
+    parameter = nn.Parameter(dense.contiguous(), requires_grad=held.trainable)
+    mark_like(held.parameters(), [parameter])
+    return parameter
 
 
-def check_given(caller: str, weight: SpectralWeight, options: Mapping[str, Any]) -> None:
-    """Raise for options of a weight where the weight is given.
+def check_replaceable(weight: SpectralWeight) -> None:
+    """Raise unless nothing is lost where a dense parameter takes a weight's place.
 
     Raises:
-        ShapeError: ``weight`` is no spectral weight.
-        ConversionError: such options.
+        ConversionError: something that would be.
     """
-    if not isinstance(weight, SpectralWeight):
-        raise ShapeError(
-            f"{caller} takes a SpectralWeight as weight=..., got a {type(weight).__name__}; "
-            "make_weight('householder', shape) makes one"
-        )
-    if options:
-        raise ConversionError(
-            f"{caller} got a weight=... and also {', '.join(options)}, which would make another; "
-            "leave one of them out"
-        )
+    plain = plain_weight(weight)
+    check_weight(weight, weight_class(weight.method), plain)
+    check_bare(weight, plain)

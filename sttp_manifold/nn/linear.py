@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,7 @@ class SpectralLinear(SpectralLayer):
     """
 
     stock = nn.Linear
+    spectral_weight: SpectralWeight
 
     @explained
     @takes(WeightOptions)
@@ -79,7 +80,7 @@ class SpectralLinear(SpectralLayer):
         self._hold(self.weight_shape, rank, weight, bias, options, dtype=dtype, device=device)
 
     @classmethod
-    def _around(cls, layer: nn.Linear, weights: Mapping[str, SpectralWeight]) -> Self:
+    def _around(cls, layer: nn.Linear, weights: Mapping[str, Any]) -> Self:
         return cls(layer.in_features, layer.out_features, bias=False, weight=weights["weight"])
 
     @property

@@ -14,7 +14,7 @@ from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["METHODS", "make_weight", "weight_class"]
+__all__ = ["METHODS", "make_weight", "plain_weight", "weight_class"]
 
 METHODS: dict[str, type[HouseholderWeight | RiemannianWeight]] = {
     "householder": HouseholderWeight,
@@ -87,3 +87,11 @@ def weight_class(method: object) -> type[HouseholderWeight | RiemannianWeight]:
             f"unknown method {method!r}; expected one of {names}, as in method='householder'"
         )
     return METHODS[method]
+
+
+def plain_weight(weight: SpectralWeight) -> SpectralWeight:
+    """A weight of the same method and plan with nothing on it."""
+    values = weight.map.values
+    return make_weight(
+        weight.method, weight.shape, weight.spectrum, "eye", weight.bound, values=values
+    )

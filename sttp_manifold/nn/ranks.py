@@ -16,8 +16,7 @@ from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, SpectrumError
 from sttp_manifold.nn.carry import carry_over, check_weight, mark_like
 from sttp_manifold.nn.convert import exact_value
-from sttp_manifold.nn.layer import plain_weight
-from sttp_manifold.nn.methods import make_weight, weight_class
+from sttp_manifold.nn.methods import make_weight, plain_weight, weight_class
 from sttp_manifold.nn.modules import naming, replace
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight

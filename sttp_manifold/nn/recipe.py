@@ -18,6 +18,7 @@ from sttp_manifold._arguments import check_among, explained_constructor
 from sttp_manifold.errors import ConversionError, ShapeError, SpectrumError
 from sttp_manifold.nn.initial import INITS, computing_dtype
 from sttp_manifold.nn.methods import weight_class
+from sttp_manifold.nn.stack import MatrixView, WeightStack
 from sttp_manifold.nn.torch_state import has_values, outside_autocast
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.spectrum import SpectrumMap, check_values
@@ -218,6 +219,34 @@ class Recipe:
                 value = tt_svd(matrix.to(computing_dtype(matrix.dtype)), shape)
             recipe = replace(self, init=value)
         return recipe.make(shape, stock.dtype, stock.device).requires_grad_(stock.requires_grad)
+
+    def make_all(self, view: MatrixView, **where: Any) -> SpectralWeight | WeightStack:
+        """A weight, or a stack of equal ones, for a parameter that is read so.
+
+        Args:
+            view: how the parameter is read.
+            **where: dtype and device.
+        """
+        plan = self.plan(view.sizes)
+        if view.count == 1:
+            return self.make(plan, **where)
+        return WeightStack([self.make(plan, **where) for _ in range(view.count)])
+
+    def make_behind(self, stock: Tensor, view: MatrixView) -> SpectralWeight | WeightStack:
+        """As :meth:`make_for`, for a parameter that is several matrices or a transposed one.
+
+        Shape:
+            - stock: ``view.shape``
+
+        Raises:
+            ConversionError: as for :meth:`make_for`.
+            ShapeError: as for :meth:`make_for`.
+            SpectrumError: as for :meth:`make_for`.
+        """
+        made = [self.make_for(matrix) for matrix in view.split(stock)]
+        for weight in made:  # a view that is made without gradient says nothing of it
+            weight.requires_grad_(stock.requires_grad)
+        return made[0] if view.count == 1 else WeightStack(made)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as a dict that JSON can hold.

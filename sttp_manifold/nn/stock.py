@@ -6,38 +6,70 @@ over the table, and a layer may hold any number of weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.carry import check_stock
+from sttp_manifold.errors import ConversionError, ShapeError
+from sttp_manifold.nn.carry import check_stock, mark_like
 from sttp_manifold.nn.conv import SpectralConv2d
+from sttp_manifold.nn.held import HeldWeight, held_in, put_behind
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.linear import SpectralLinear
-from sttp_manifold.nn.modules import Owners, naming, show
+from sttp_manifold.nn.modules import Owners, naming, replace, show
 from sttp_manifold.nn.recipe import Recipe
+from sttp_manifold.nn.stack import MatrixView, WeightStack
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
 
-__all__ = ["TABLE", "Group", "Row", "groups_of", "row_of", "stock_layers", "stock_weights"]
+__all__ = [
+    "TABLE",
+    "Group",
+    "Row",
+    "groups_of",
+    "put_in_place",
+    "row_of",
+    "stock_layers",
+    "stock_weights",
+]
+
+
+Views = Callable[[Any], dict[str, MatrixView]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A stock layer and the spectral one that stands for it.
+    """A stock layer, and the spectral one that stands for it or the parameters that are held.
 
     Attributes:
         stock: type of the stock layer; its subclasses are other layers.
-        spectral: the layer of this package.
+        spectral: the layer of this package; None for a module that stays, with spectral weights
+            behind its parameters (:mod:`sttp_manifold.nn.held`).
         lazy: type of the stock layer before its first input.
+        views: for a module that stays: which parameters, and how each is read as matrices.
+        echoes: attributes of the module that refer to its parameters, and follow them by
+            themselves.
     """
 
     stock: type[nn.Module]
-    spectral: type[SpectralLayer]
+    spectral: type[SpectralLayer] | None
     lazy: type[nn.Module] | None = None
+    views: Views | None = None
+    echoes: frozenset[str] = frozenset()
+
+    def names(self, layer: nn.Module) -> list[str]:
+        """Names of the parameters that become spectral weights."""
+        return list(self.views_of(layer) if self.spectral is None else self.spectral.holds)
+
+    def views_of(self, layer: nn.Module) -> dict[str, MatrixView]:
+        """The parameters that become spectral weights, and how each is read as matrices."""
+        if self.spectral is not None:
+            return self.spectral.views(layer)
+        assert self.views is not None
+        return self.views(layer)
 
 
 TABLE = [
@@ -54,16 +86,22 @@ def row_of(module: nn.Module) -> Row | None:
 
 
 def stock_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters of a stock layer (or a subclass) that a spectral layer would hold as weights."""
-    for row in TABLE:
-        if isinstance(module, row.stock):
-            found = {name: module._parameters.get(name) for name in row.spectral.holds}
-            return {
-                name: tensor
-                for name, tensor in found.items()
-                if tensor is not None and not nn.parameter.is_lazy(tensor)
-            }
-    return {}
+    """Parameters of a stock layer (or a subclass) that would be held as spectral weights."""
+    return {name: tensor for name, (tensor, _) in _readings(module).items()}
+
+
+def _readings(module: nn.Module) -> dict[str, tuple[nn.Parameter, MatrixView]]:
+    """The same, each with how it is read as matrices."""
+    row = row_of(module) or next((row for row in TABLE if isinstance(module, row.stock)), None)
+    own = module._parameters
+    if row is None or any(p is not None and nn.parameter.is_lazy(p) for p in own.values()):
+        return {}
+    try:
+        views = row.views_of(module)
+    except ShapeError:  # a subclass whose weight is no matrix
+        return {}
+    found = ((n, own.get(n), view) for n, view in views.items())
+    return {name: (tensor, view) for name, tensor, view in found if tensor is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +111,12 @@ class Group:
     Attributes:
         layers: stock layers, each with its first name.
         weights: their weights, each once, with the name of the first layer that holds it.
+        views: how each of them is read as matrices.
     """
 
     layers: dict[nn.Module, str]
     weights: dict[Tensor, str]
+    views: dict[Tensor, MatrixView]
 
     @property
     def numel(self) -> int:
@@ -84,26 +124,36 @@ class Group:
         return sum(weight.numel() for weight in self.weights)
 
     def plans(self, recipe: Recipe) -> list[TTShape]:
-        """Plans of the weights."""
+        """Plans of the weights, one for each matrix."""
         found = []
         for weight, name in self.weights.items():
+            view = self.views[weight]
             with naming(name):
-                found.append(recipe.plan(weight.shape))
+                found += [recipe.plan(view.sizes)] * view.count
         return found
 
-    def convert(self, recipe: Recipe) -> dict[nn.Module, nn.Module]:
-        """A spectral layer for each layer; what is shared stays shared."""
-        made: dict[Tensor, SpectralWeight] = {}
+    def convert(self, recipe: Recipe) -> dict[nn.Module, nn.Module | dict[str, HeldWeight]]:
+        """What takes the place of each layer, or what comes behind its parameters.
+
+        What is shared stays shared; nothing is changed before :func:`put_in_place`.
+        """
+        made: dict[Tensor, SpectralWeight | WeightStack] = {}
         for weight, name in self.weights.items():
             with naming(name):
-                made[weight] = recipe.make_for(weight)
-        new: dict[nn.Module, nn.Module] = {}
+                made[weight] = recipe.make_behind(weight, self.views[weight])
+        new: dict[nn.Module, nn.Module | dict[str, HeldWeight]] = {}
         for layer, name in self.layers.items():
             row = row_of(layer)
             assert row is not None
             with naming(name):
-                weights = {n: made[weight] for n, weight in stock_weights(layer).items()}
-                new[layer] = row.spectral.in_place_of(layer, weights)
+                own = _readings(layer)
+                if row.spectral is not None:
+                    weights = {n: made[weight] for n, (weight, _) in own.items()}
+                    new[layer] = row.spectral.in_place_of(layer, weights)
+                else:
+                    new[layer] = {n: HeldWeight(made[w], view) for n, (w, view) in own.items()}
+                    for weight, _ in own.values():
+                        mark_like([weight], made[weight].parameters())
         return new
 
     def __str__(self) -> str:
@@ -131,11 +181,39 @@ def stock_layers(model: nn.Module, skip: Iterable[str]) -> dict[nn.Module, str]:
     layers: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
         row = row_of(module)
-        if row is not None and module not in skipped:
-            with naming(name):
-                check_stock(module, row.stock, row.spectral.holds)
-            layers[module] = name
+        if row is None or module in skipped:
+            continue
+        if held_in(module) and not (row.spectral is None and stock_weights(module)):
+            continue  # in spectral form already
+        with naming(name):
+            check_stock(module, row.stock, row.names(module))
+        layers[module] = name
     return layers
+
+
+def _follows(module: nn.Module, attribute: str) -> bool:
+    """Whether an attribute that refers to parameters follows them by itself."""
+    row = row_of(module)
+    return row is not None and attribute in row.echoes
+
+
+def put_in_place(
+    model: nn.Module, new: Mapping[nn.Module, nn.Module | dict[str, HeldWeight]]
+) -> nn.Module:
+    """Put what was made in the places of stock layers and of their parameters.
+
+    Returns:
+        The model; the new layer if the model itself is a layer that goes.
+
+    Raises:
+        ConversionError: a reference that cannot be followed, before anything has changed.
+    """
+    layers = {old: made for old, made in new.items() if isinstance(made, nn.Module)}
+    converted = replace(model, layers)
+    for module, made in new.items():
+        if not isinstance(made, nn.Module):
+            put_behind(module, made)
+    return converted
 
 
 def groups_of(model: nn.Module, layers: dict[nn.Module, str]) -> tuple[list[Group], list[str]]:
@@ -147,19 +225,24 @@ def groups_of(model: nn.Module, layers: dict[nn.Module, str]) -> tuple[list[Grou
             continue
         members, others = {first}, []
         weights: dict[Tensor, str] = {}
+        views: dict[Tensor, MatrixView] = {}
         while new := [m for m in layers if m in members - seen]:
             seen.update(new)
             for layer in new:
-                for weight in stock_weights(layer).values():
+                for weight, view in _readings(layer).values():
                     if weight in weights:
                         continue
-                    weights[weight] = layers[layer]
+                    weights[weight], views[weight] = layers[layer], view
                     for owner, name in owners.of(weight):
-                        if owner in layers and stock_weights(owner).get(name) is weight:
+                        if owner in layers and _follows(owner, name):
+                            continue
+                        reading = _readings(owner).get(name) if owner in layers else None
+                        if reading is not None and reading[0] is weight and reading[1] == view:
                             members.add(owner)
                         else:
                             others.append((owner, name))
-        group = Group({layer: name for layer, name in layers.items() if layer in members}, weights)
+        mine = {layer: name for layer, name in layers.items() if layer in members}
+        group = Group(mine, weights, views)
         if others:
             names = ", ".join(repr(owners.name(owner)) for owner in others)
             left.append(f"{group} shares its weight with {names}, which is not compressed")

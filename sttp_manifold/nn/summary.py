@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sttp_manifold._arguments import explained
 from sttp_manifold.display import box_html, table_html
 from sttp_manifold.nn.counts import count_elements, ratio
-from sttp_manifold.nn.layer import SpectralLayer, weights_of
+from sttp_manifold.nn.layer import held_of, views_of, weights_of
+from sttp_manifold.nn.stack import WeightStack, parts_of
 from sttp_manifold.nn.stock import stock_weights
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
@@ -151,9 +152,9 @@ def summary(model: nn.Module) -> Summary:
     first: dict[nn.Module | Tensor, str] = {}
     for name, key, shape in _weights(model):
         row = (
-            _spectral_row(name, key, shape)
-            if isinstance(key, SpectralWeight)
-            else _dense_row(name, key)
+            _dense_row(name, key)
+            if isinstance(key, Tensor)
+            else _spectral_row(name, parts_of(key), shape)
         )
         if key in first:
             row = SummaryRow(
@@ -165,19 +166,20 @@ def summary(model: nn.Module) -> Summary:
     return Summary(tuple(rows), SummaryRow("", "not in spectral form", (), (), *(rest,) * 4))
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, SpectralWeight | Tensor, tuple[int, ...]]]:
+def _weights(
+    model: nn.Module,
+) -> Iterator[tuple[str, SpectralWeight | WeightStack | Tensor, tuple[int, ...]]]:
     """Weights of layers, and spectral weights that are in no layer."""
-    held = {weight for m in model.modules() for weight in weights_of(m).values()}
+    inside = {weight for m in model.modules() for weight in weights_of(m).values()}
     for name, module in model.named_modules():
-        if isinstance(module, SpectralLayer):
-            for key, weight in weights_of(module).items():
-                yield _row_name(name, key, module.holds), weight, module.shape_of(key)
-        elif isinstance(module, SpectralWeight) and module not in held:
+        held, views, tensors = held_of(module), views_of(module), stock_weights(module)
+        several = [*held, *tensors]
+        for key, weight in held.items():
+            yield _row_name(name, key, several), weight, views[key].shape
+        if isinstance(module, SpectralWeight) and module not in inside:
             yield name, module, (module.shape.d_out, module.shape.d_in)
-        else:
-            tensors = stock_weights(module)
-            for key, tensor in tensors.items():
-                yield _row_name(name, key, tensors), tensor, tuple(tensor.shape)
+        for key, tensor in tensors.items():
+            yield _row_name(name, key, several), tensor, tuple(tensor.shape)
 
 
 def _row_name(layer: str, weight: str, weights: Sized) -> str:
@@ -185,18 +187,22 @@ def _row_name(layer: str, weight: str, weights: Sized) -> str:
     return layer if len(weights) == 1 else f"{layer}.{weight}".removeprefix(".")
 
 
-def _spectral_row(name: str, weight: SpectralWeight, shape: tuple[int, ...]) -> SummaryRow:
-    plan = weight.shape
+def _spectral_row(
+    name: str, weights: Sequence[SpectralWeight], shape: tuple[int, ...]
+) -> SummaryRow:
+    """Of one weight, or of a stack of equal ones."""
+    first, different = weights[0], set(weights)
+    plan = first.shape
     return SummaryRow(
         name,
-        f"{_kind(plan)}, {weight.method}, {weight.spectrum}",
+        f"{_kind(plan)}, {first.method}, {first.spectrum}",
         shape,
         plan.ranks,
-        plan.dim(weight.spectrum, weight.map.values),
-        plan.num_parameters(weight.spectrum),
-        sum(p.numel() for p in weight.parameters()),
-        plan.numel,
-        _top(weight.bond()),
+        sum(plan.dim(w.spectrum, w.map.values) for w in different),
+        plan.num_parameters(first.spectrum) * len(different),
+        sum(p.numel() for w in different for p in w.parameters()),
+        plan.numel * len(weights),
+        max(_top(weight.bond()) for weight in weights),
     )
 
 

@@ -22,9 +22,11 @@ from sttp_manifold.errors import FrameOverflowError
 from sttp_manifold.nn.batch_plan import Plan
 from sttp_manifold.nn.formed import Entry, Scope, close_scope, open_scope
 from sttp_manifold.nn.frame_batch import Ticket, Wanted, form
+from sttp_manifold.nn.held import HeldWeight
 from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.layer import SpectralLayer, weights_of
 from sttp_manifold.nn.layout import Layout
+from sttp_manifold.nn.stack import parts_of
 from sttp_manifold.nn.torch_state import circumstances
 from sttp_manifold.nn.weight import SpectralWeight
 
@@ -67,6 +69,9 @@ class _Forward(Scope):
             if isinstance(module, SpectralLayer):
                 for weight in weights_of(module).values():
                     self._weights.setdefault(id(weight), (weight, module.form_together(weight)))
+            elif isinstance(module, HeldWeight):
+                for weight in parts_of(module.weight):
+                    self._weights.setdefault(id(weight), (weight, "dense"))
             elif isinstance(module, SpectralWeight):
                 loose.append(module)
         for weight in loose:

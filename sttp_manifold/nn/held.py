@@ -1,0 +1,224 @@
+"""A spectral weight behind a tensor of any module, by torch's parametrizations.
+
+A module whose forward is torch's, or anybody's, reads its tensor as ever, and what it reads is
+formed from a spectral weight: ``module.parametrizations[name]`` is the list that torch makes for
+:func:`torch.nn.utils.parametrize.register_parametrization`, with a :class:`HeldWeight` in it and no
+tensor of its own beside that. The module stays the same object.
+
+Torch gives such a module a class of its own, which no pickle takes, and which copies share, so that
+to remove a parametrization from a copy breaks the original. Here each copy, unpickled or deep, has
+its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sttp_manifold.errors import ShapeError
+from sttp_manifold.nn.initial import computing_dtype
+from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of
+from sttp_manifold.nn.torch_state import has_values
+from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.tt.decompose import tt_svd
+
+__all__ = ["HeldWeight", "held_in", "let_go", "put_behind"]
+
+
+class HeldWeight(nn.Module):
+    """The parametrization: a tensor formed from a spectral weight, or from a stack of them.
+
+    Reading the tensor forms it; within a forward of a network that forms its weights together
+    (:func:`~sttp_manifold.nn.together`), once in all. Writing to it (``module.weight = W``) takes
+    the new tensor over: to rounding if the rank carries it, by truncated TT-SVD if not.
+
+    Args:
+        weight: the spectral weight or weights.
+        view: how the tensor is read as matrices.
+
+    Attributes:
+        order: names of the module's parameters before, in which order they are put back.
+    """
+
+    def __init__(self, weight: SpectralWeight | WeightStack, view: MatrixView) -> None:
+        super().__init__()
+        self.weight = weight
+        self.view = view
+        self.order: tuple[str, ...] = ()
+
+    def forward(self) -> Tensor:
+        """The tensor.
+
+        Shape:
+            - output: ``view.shape``
+        """
+        return self.view.join(self.weight())
+
+    @torch.no_grad()
+    def right_inverse(self, tensor: Tensor) -> tuple[()]:
+        """Take a tensor over, in place; what torch calls for an assignment.
+
+        Shape:
+            - tensor: ``view.shape``
+
+        Raises:
+            ShapeError: another shape, or numbers that are not finite.
+            SpectrumError: a tensor that the spectrum cannot hold.
+        """
+        if tuple(tensor.shape) != self.view.shape:
+            raise ShapeError(
+                f"this tensor has shape {self.view.shape}, got one of {tuple(tensor.shape)}"
+            )
+        if not has_values(tensor):
+            raise ShapeError(f"there are no numbers to take over (device {tensor.device.type!r})")
+        parts = parts_of(self.weight)
+        matrices = self.view.split(tensor.detach()).flatten(2)
+        values = [tt_svd(m.to(computing_dtype(m.dtype)), parts[0].shape) for m in matrices]
+        for weight, value in zip(parts, values, strict=True):
+            weight.encode_(value)
+        return ()
+
+    def extra_repr(self) -> str:
+        """The shape of the tensor."""
+        return f"shape={self.view.shape}"
+
+
+class _NoTensor:
+    """The parametrization while torch registers it: it has been given its weight already."""
+
+    def __init__(self, held: HeldWeight) -> None:
+        self._held = held
+
+    def __enter__(self) -> None:
+        self._held.right_inverse = lambda _: ()  # type: ignore[method-assign, assignment]
+
+    def __exit__(self, *_: object) -> None:
+        del self._held.right_inverse
+
+
+def held_in(module: nn.Module) -> dict[str, HeldWeight]:
+    """The tensors of a module that are formed from spectral weights, by name."""
+    lists = module._modules.get("parametrizations")
+    if not isinstance(lists, nn.ModuleDict):
+        return {}
+    # With another parametrization on top of it, the tensor is not what the weight says.
+    return {
+        name: ours
+        for name, chain in lists.items()
+        if len(chain) == 1 and isinstance(ours := chain[0], HeldWeight)  # type: ignore[arg-type, index]
+    }
+
+
+def put_behind(module: nn.Module, held: Mapping[str, HeldWeight]) -> None:
+    """Put spectral weights behind parameters of a module, which go.
+
+    Args:
+        module: the module; it keeps its identity and whatever hangs on it.
+        held: by the names of its parameters.
+    """
+    order = (*held_order(module), *(n for n in module._parameters if n not in held_order(module)))
+    for name, parametrization in held.items():
+        parametrization.order = order
+        parametrization.train(module.training)
+        with _NoTensor(parametrization):
+            if parametrize.is_parametrized(module) and not _is_ours(module):
+                parametrize.register_parametrization(module, name, parametrization, unsafe=True)
+                continue
+            original = module._parameters[name]
+            assert original is not None
+            chain = parametrize.ParametrizationList([parametrization], original, unsafe=True)
+        del module._parameters[name]
+        if not _is_ours(module):
+            module.parametrizations = nn.ModuleDict()
+        module.parametrizations[name] = chain  # type: ignore[operator, index, assignment]
+        _give_class(module, _base_of(module))
+
+
+def let_go(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Put parameters in the place of spectral weights.
+
+    Args:
+        module: the module.
+        parameters: by name.
+    """
+    order = held_order(module)
+    for name, parameter in parameters.items():
+        lists = module.parametrizations
+        assert isinstance(lists, nn.ModuleDict)
+        if _is_ours(module):
+            base = _base_of(module)
+            del lists[name]
+            if lists:
+                _give_class(module, base)
+            else:
+                del module._modules["parametrizations"]
+                module.__class__ = base
+            module._parameters[name] = parameter
+        else:
+            parametrize.remove_parametrizations(module, name)
+            module._parameters[name] = parameter
+    known = {name: module._parameters[name] for name in order if name in module._parameters}
+    rest = {name: p for name, p in module._parameters.items() if name not in known}
+    module._parameters.clear()
+    module._parameters.update(known | rest)
+
+
+def held_order(module: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters before the first spectral weight came; empty if none has."""
+    return next((held.order for held in held_in(module).values()), ())
+
+
+# -- a class for each module -------------------------------------------------------------------
+
+
+def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    base = _base_of(self)
+    own = getattr(base, "__deepcopy__", None)
+    if own is not None:
+        twin: nn.Module = own(self, memo)
+    else:
+        twin = base.__new__(base)
+        memo[id(self)] = twin
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+    _give_class(twin, base)
+    return twin
+
+
+def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
+    base, names = _base_of(self), tuple(self.parametrizations)  # type: ignore[arg-type]
+    return (_unpickled, (base, names), *super(base, self).__reduce_ex__(protocol)[2:])
+
+
+def _unpickled(base: type[nn.Module], names: Iterable[str]) -> nn.Module:
+    module = base.__new__(base)
+    _give_class(module, base, names)
+    return module
+
+
+_METHODS = {"__deepcopy__": _deepcopy, "__reduce_ex__": _reduce_ex, "_is_held": True}
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return "_is_held" in type(module).__dict__
+
+
+def _base_of(module: nn.Module) -> type[nn.Module]:
+    """The class without what is formed."""
+    return type(module).__bases__[0] if _is_ours(module) else type(module)
+
+
+def _give_class(
+    module: nn.Module, base: type[nn.Module], names: Iterable[str] | None = None
+) -> None:
+    """Give a module a class of its own, which torch lets read what is parametrized."""
+    kind = type(
+        f"Parametrized{base.__name__}", (base,), {**_METHODS, "__module__": base.__module__}
+    )
+    module.__class__ = kind
+    for name in module.parametrizations if names is None else names:  # type: ignore[union-attr]
+        parametrize._inject_property(module, name)

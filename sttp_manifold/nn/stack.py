@@ -1,0 +1,218 @@
+"""A parameter as matrices: how it is read, and several spectral weights of a shape in its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sttp_manifold._arguments import explained
+from sttp_manifold.errors import ConversionError, ShapeError
+from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.tt.shape import TTShape
+
+__all__ = ["Held", "MatrixView", "WeightStack", "parts_of"]
+
+
+@dataclass(frozen=True)
+class MatrixView:
+    """How a parameter of a stock layer is read as one matrix, or as several of one shape.
+
+    The parameter is cut along its first dimension into ``count`` equal tensors; the dimensions of
+    each, in another order if one is given, are ``(d_out, d_in, *kernel)``.
+
+    Args:
+        shape: of the parameter.
+        count: how many matrices.
+        stacked: whether the first dimension counts the matrices, and is none of theirs, as in the
+            ``(experts, d_out, d_in)`` of a stack of experts. Otherwise they lie below each other,
+            as in the ``(groups c_out, c_in, k)`` of a grouped convolution.
+        order: the dimensions of one of them in the order ``(d_out, d_in, *kernel)``, as ``(1, 0)``
+            for one that is stored transposed; by default as they are.
+
+    Raises:
+        ShapeError: what cannot be cut so, or is no matrix then.
+
+    Example:
+        >>> MatrixView((12, 4), count=3).sizes  # query, key and value below each other
+        (4, 4)
+        >>> MatrixView((8, 32, 16), count=8, stacked=True).sizes  # eight experts
+        (32, 16)
+        >>> MatrixView((16, 32), order=(1, 0)).sizes  # stored transposed
+        (32, 16)
+    """
+
+    shape: tuple[int, ...]
+    count: int = 1
+    stacked: bool = False
+    order: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        rows = self.shape[0] if self.shape else 0
+        wanted = rows == self.count if self.stacked else self.count > 0 and rows % self.count == 0
+        if not (self.shape and wanted):
+            raise ShapeError(
+                f"{self.shape} is not {self.count} equal matrices "
+                f"{'one for each index' if self.stacked else 'below each other'}"
+            )
+        if len(self.inner) < 2 or sorted(self.order or range(len(self.inner))) != list(
+            range(len(self.inner))
+        ):
+            raise ShapeError(
+                f"each matrix has dimensions (d_out, d_in, *kernel), got {self.inner}"
+                + (f" in the order {self.order}" if self.order else "")
+            )
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """Shape of one matrix as it is stored."""
+        if self.stacked:
+            return self.shape[1:]
+        return (self.shape[0] // self.count, *self.shape[1:])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """``(d_out, d_in, *kernel)`` of each matrix, from which a plan is made."""
+        inner = self.inner
+        return tuple(inner[k] for k in self.order) if self.order else inner
+
+    def split(self, parameter: Tensor) -> Tensor:
+        """The matrices, as a view where that is possible.
+
+        Shape:
+            - parameter: ``shape``
+            - output: ``(count, d_out, d_in, *kernel)``
+        """
+        each = parameter.reshape(self.count, *self.inner)
+        return each.permute(0, *(k + 1 for k in self.order)) if self.order else each
+
+    def join(self, matrices: Tensor) -> Tensor:
+        """The parameter of its matrices; differentiable.
+
+        Shape:
+            - matrices: ``(count, d_out, d_in)``, or ``(d_out, d_in)`` of a single one; ``d_in`` may
+              be several dimensions
+            - output: ``shape``
+        """
+        if self.order is None:
+            return matrices.reshape(self.shape)
+        each = matrices.reshape(self.count, *self.sizes)
+        back = [self.order.index(k) + 1 for k in range(len(self.order))]
+        return each.permute(0, *back).reshape(self.shape)
+
+
+class WeightStack(nn.ModuleList):
+    """Spectral weights of one plan and method in the place of one parameter.
+
+    Equal frames are computed by one call (:mod:`sttp_manifold.nn.frame_batch`).
+
+    Args:
+        weights: two or more spectral weights; the same one may come several times.
+
+    Raises:
+        ShapeError: none at all, or weights of different plans.
+        ConversionError: of different methods or spectra.
+
+    Example:
+        >>> from sttp_manifold.nn import HouseholderWeight
+        >>> plan = TTShape.for_matrix(6, 4, rank=2)
+        >>> WeightStack([HouseholderWeight(plan) for _ in range(3)])().shape
+        torch.Size([3, 6, 4])
+    """
+
+    @explained
+    def __init__(self, weights: Sequence[SpectralWeight]) -> None:
+        weights = list(weights)
+        if not weights or not all(isinstance(weight, SpectralWeight) for weight in weights):
+            raise ShapeError(
+                f"a WeightStack takes spectral weights, got {[type(w).__name__ for w in weights]}; "
+                "make_weight('householder', shape) makes one"
+            )
+        if len({weight.shape for weight in weights}) > 1:
+            plans = ", ".join(sorted({str(weight.shape) for weight in weights}))
+            raise ShapeError(f"the weights of a stack have one plan, got {plans}")
+        if len({(weight.method, weight.spectrum) for weight in weights}) > 1:
+            raise ConversionError("the weights of a stack have one method and one spectrum")
+        super().__init__(weights)
+
+    @property
+    def parts(self) -> tuple[SpectralWeight, ...]:
+        """The weights."""
+        return tuple(self._modules.values())  # type: ignore[arg-type]
+
+    @property
+    def shape(self) -> TTShape:
+        """Plan of each."""
+        return self.parts[0].shape
+
+    @property
+    def method(self) -> str:
+        """Method of each."""
+        return self.parts[0].method
+
+    @property
+    def spectrum(self) -> str:
+        """Spectrum of each."""
+        return self.parts[0].spectrum
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return self.parts[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.parts[0].device
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any parameter is."""
+        return any(weight.trainable for weight in self.parts)
+
+    def forward(self) -> Tensor:
+        """The dense weights.
+
+        Shape:
+            - output: ``(n, d_out, d_in)``
+        """
+        return torch.stack([weight() for weight in self.parts])
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The two factors of each weight.
+
+        Shape:
+            - first: ``(n, d_out, r)``
+            - second: ``(n, r, d_in)``
+        """
+        left, right = zip(*(weight.factors() for weight in self.parts), strict=True)
+        return torch.stack(left), torch.stack(right)
+
+
+Held = SpectralWeight | WeightStack
+"""What stands in the place of one parameter."""
+
+
+def parts_of(held: SpectralWeight | WeightStack) -> tuple[SpectralWeight, ...]:
+    """The spectral weights in the place of one parameter."""
+    return held.parts if isinstance(held, WeightStack) else (held,)
+
+
+def named_parts(
+    held: dict[str, SpectralWeight | WeightStack],
+) -> Iterator[tuple[str, SpectralWeight]]:
+    """Each spectral weight with the name of its parameter, and its number in a stack."""
+    for name, one in held.items():
+        if isinstance(one, WeightStack):
+            for i, weight in enumerate(one.parts):
+                yield f"{name}.{i}", weight
+        else:
+            yield name, one
+
+
+def rows_and_columns(sizes: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the matrix of such sizes."""
+    return sizes[0], math.prod(sizes[1:])
