@@ -303,14 +303,6 @@ SPECIAL: dict[str, Values] = {
         "coordinates": lambda s, o: s.point(o)[..., o.spectrum_slice],
     },
     "TTShape": {"rank": lambda s, o: 2},
-    "SpectralLinear": {"rank": lambda s, o: 2},
-    "SpectralLinear.from_layer": {"rank": lambda s, o: 2},
-    "SpectralLinear.shape_of": {"name": lambda s, o: "weight"},
-    "SpectralLinear.in_place_of": {"weights": lambda s, o: {"weight": o.spectral_weight}},
-    "SpectralConv2d": {"rank": lambda s, o: 2},
-    "SpectralConv2d.from_layer": {"rank": lambda s, o: 2},
-    "SpectralConv2d.shape_of": {"name": lambda s, o: "weight"},
-    "SpectralConv2d.in_place_of": {"weights": lambda s, o: {"weight": o.spectral_weight}},
     "clip_grad_norm_": {
         "parameters": lambda s, o: s.optimizer().param_groups[0]["params"],
         "max_norm": lambda s, o: 1.0,
@@ -341,8 +333,6 @@ SPECIAL: dict[str, Values] = {
         "model": lambda s, o: s.dense_model(), "init": lambda s, o: "pretrained",
         "spectrum": lambda s, o: "free", "rank": lambda s, o: 4,
     },
-    "SpectralLinear.forward": {"x": lambda s, o: s.tensor(2, 6)},
-    "SpectralConv2d.forward": {"x": lambda s, o: s.tensor(2, 3, 5, 5)},
     "RiemannianAdam": {"retraction": lambda s, o: "newton_schulz"},
     "RiemannianSGD": {"retraction": lambda s, o: "newton_schulz"},
 }  # fmt: skip
@@ -355,9 +345,41 @@ for _name in ("check_manifold", "check_retraction", "check_vector_transport", "c
     }  # fmt: skip
 
 
+# Layers: the stock one by its arguments, which ours has as well, and the size of an input.
+LAYERS: dict[str, tuple[type[nn.Module], tuple[Any, ...], tuple[int, ...]]] = {
+    "SpectralLinear": (nn.Linear, (6, 4), (2, 6)),
+    "SpectralConv1d": (nn.Conv1d, (3, 4, 3), (2, 3, 5)),
+    "SpectralConv2d": (nn.Conv2d, (3, 4, 3), (2, 3, 5, 5)),
+    "SpectralConv3d": (nn.Conv3d, (3, 4, 3), (2, 3, 5, 3, 4)),
+    "SpectralConvTranspose1d": (nn.ConvTranspose1d, (3, 4, 3), (2, 3, 5)),
+    "SpectralConvTranspose2d": (nn.ConvTranspose2d, (3, 4, 3), (2, 3, 5, 4)),
+    "SpectralConvTranspose3d": (nn.ConvTranspose3d, (3, 4, 3), (2, 3, 2, 3, 2)),
+}
+
+
 def stock(s: Setting, o: Any) -> nn.Module:
-    layer = nn.Conv2d(3, 4, 3) if isinstance(o, sm.nn.SpectralConv2d) else nn.Linear(6, 4)
-    return layer.to(s.dtype).to(s.device)
+    kind, sizes, _ = LAYERS[type(o).__name__ if o is not None else "SpectralLinear"]
+    return kind(*sizes).to(s.dtype).to(s.device)
+
+
+def dense_layer(s: Setting, o: Any, named: dict[str, Any], result: Any) -> tuple[Any, Any]:
+    """What a layer gives, and what the stock one gives with the dense weight."""
+    kind, sizes, _ = LAYERS[type(o).__name__]
+    tensors = {"weight": o.weight} | ({} if o.bias is None else {"bias": o.bias})
+    x = [named[n] for n in named]
+    return result, torch.func.functional_call(kind(*sizes).to(s.dtype), tensors, tuple(x))
+
+
+def layer_values(name: str) -> None:
+    _, _, size = LAYERS[name]
+    SPECIAL[name] = SPECIAL[f"{name}.from_layer"] = {"rank": lambda s, o: 2}
+    SPECIAL[f"{name}.shape_of"] = {"name": lambda s, o: "weight"}
+    SPECIAL[f"{name}.in_place_of"] = {"weights": lambda s, o: {"weight": o.spectral_weight}}
+    SPECIAL[f"{name}.forward"] = {"x": lambda s, o: s.tensor(*size)}
+
+
+for _name in LAYERS:
+    layer_values(_name)
 
 
 def chain_of(s: Setting) -> Any:
@@ -378,13 +400,18 @@ OBJECTS: dict[str, Callable[[Setting], Any]] = {
     "FixedTTRankManifold": lambda s: s.F,
     "HouseholderWeight": lambda s: s.weight("householder"),
     "RiemannianWeight": lambda s: s.weight("riemannian"),
-    "SpectralLinear": lambda s: sm.nn.SpectralLinear(
-        6, 4, 2, dtype=s.dtype, device=s.device, method=s.method
-    ),
-    "SpectralConv2d": lambda s: sm.nn.SpectralConv2d(
-        3, 4, 3, rank=2, dtype=s.dtype, device=s.device, method=s.method
-    ),
 }
+
+
+def spectral(name: str) -> Callable[[Setting], Any]:
+    def make(s: Setting) -> Any:
+        kinds = {"dtype": s.dtype, "device": s.device, "method": s.method}
+        return getattr(sm.nn, name)(*LAYERS[name][1], rank=2, **kinds)
+
+    return make
+
+
+OBJECTS |= {name: spectral(name) for name in LAYERS}
 
 
 # -- what is called -----------------------------------------------------------------------------
@@ -749,14 +776,10 @@ ORACLES: dict[str, Oracle] = {
     ),
     "FixedTTRankManifold.proju": lambda s, o, a, r: (o.proju(a["x"], r), r),
     "SpectralTTManifold.proju": lambda s, o, a, r: (o.proju(a["x"], r), r),
-    "SpectralLinear.forward": lambda s, o, a, r: (
-        r, nn.functional.linear(a["x"], o.weight, o.bias),
-    ),
-    "SpectralConv2d.forward": lambda s, o, a, r: (
-        r, nn.functional.conv2d(a["x"], o.weight, o.bias),
-    ),
     "minimize": lambda s, o, a, r: (
         bool(r.fun <= float(a["cost"](a["manifold"].unpack(a["x0"]))) + 1e-6), True,
     ),
     "transfer": lambda s, o, a, r: (dense(s.M.unpack(r)), dense(s.M.unpack(a["x"]))),
 }  # fmt: skip
+
+ORACLES |= {f"{name}.forward": dense_layer for name in LAYERS}

@@ -1,6 +1,11 @@
 """Weights, layers, and the conversion of whole networks."""
 
-from sttp_manifold.nn.conv import SpectralConv2d
+from sttp_manifold.nn.conv import SpectralConv1d, SpectralConv2d, SpectralConv3d
+from sttp_manifold.nn.conv_transpose import (
+    SpectralConvTranspose1d,
+    SpectralConvTranspose2d,
+    SpectralConvTranspose3d,
+)
 from sttp_manifold.nn.convert import SkippedLayerWarning, compress, decompress, switch
 from sttp_manifold.nn.householder import HouseholderWeight
 from sttp_manifold.nn.layer import SpectralLayer, weights_of
@@ -19,7 +24,12 @@ __all__ = [
     "Recipe",
     "RiemannianWeight",
     "SkippedLayerWarning",
+    "SpectralConv1d",
     "SpectralConv2d",
+    "SpectralConv3d",
+    "SpectralConvTranspose1d",
+    "SpectralConvTranspose2d",
+    "SpectralConvTranspose3d",
     "SpectralLayer",
     "SpectralLinear",
     "SpectralWeight",

@@ -191,7 +191,7 @@ def check_stock(layer: nn.Module, kind: type[nn.Module], names: Iterable[str]) -
     check_own(layer, names)
     if not isinstance(layer, kind):
         raise ConversionError(f"expected a torch.nn.{kind.__name__}, got a {given}")
-    for method in ("forward", "_conv_forward", "__call__"):
+    for method in ("forward", "_conv_forward", "_output_padding", "__call__"):
         if getattr(type(layer), method, None) is not getattr(kind, method, None):
             raise ConversionError(
                 f"{given} is a torch.nn.{kind.__name__} with a {method} of its own, which a "

@@ -1,10 +1,10 @@
-"""`SpectralConv2d`."""
+"""Convolutions: what those of all dimensions have in common, and `SpectralConv1d`, `2d`, `3d`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,285 @@ from sttp_manifold.tt.shape import TTShape
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-__all__ = ["SpectralConv2d"]
+__all__ = ["CONVOLVE", "Convolution", "SpectralConv1d", "SpectralConv2d", "SpectralConv3d"]
+
+CONVOLVE = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}
+"""Torch's convolutions by the number of spatial dimensions."""
 
 # Places of the output from which on only they count, and no call.
 _MANY = 1 << 20
 
 
-class SpectralConv2d(SpectralLayer):
+class Convolution(SpectralLayer):
+    r"""What convolutions of all dimensions have in common, transposed ones as well.
+
+    The kernel is read as a matrix ``W`` of its first dimension by all others. Where that is
+    cheaper than to form it, one factor is applied as a pointwise convolution and the other as one
+    with the kernel sizes; how is said by the two bases for plain and for transposed ones.
+
+    Attributes:
+        dims: number of spatial dimensions.
+    """
+
+    dims: ClassVar[int]
+    _options = KernelOptions
+
+    spectral_weight: SpectralWeight
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+
+    def _settle(self, stock: Any) -> None:
+        """Take over settings, which torch has checked and completed."""
+        self.in_channels, self.out_channels = stock.in_channels, stock.out_channels
+        self.kernel_size = tuple(stock.kernel_size)
+        self.stride = tuple(stock.stride)
+        self.padding = stock.padding if isinstance(stock.padding, str) else tuple(stock.padding)
+        self.dilation = tuple(stock.dilation)
+        self.groups, self.padding_mode = stock.groups, stock.padding_mode
+
+    def _settings(self) -> dict[str, Any]:
+        """Those by which torch makes the stock layer, beside its channels."""
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "padding_mode": self.padding_mode,
+        }
+
+    def _stock(self) -> Any:
+        return self._kind().stock(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            **self._settings(),
+            bias=False,
+            device="meta",
+        )
+
+    def form_together(self, weight: SpectralWeight) -> str:
+        """As is cheaper for many places; see the base class."""
+        if self.groups > 1:
+            return "dense"
+        return _form_for_many(weight.shape, costs())
+
+    def _form(self, x: object) -> str:
+        if self.groups > 1 or not isinstance(x, Tensor):
+            return "dense"  # of what is no tensor, torch says so
+        plan = conv_plan(self.spectral_weight.shape, self._positions(x))
+        return "dense" if plan == "dense" else "factors"
+
+    def _positions(self, x: Tensor) -> int:
+        """Places at which the kernel is applied."""
+        raise NotImplementedError
+
+    def _pointwise(self, matrix: Tensor) -> Tensor:
+        """A matrix as the kernel of a convolution with kernel sizes of one."""
+        return matrix.reshape(*matrix.shape, *[1] * self.dims)
+
+    def extra_repr(self) -> str:
+        """As torch's, with rank, method and spectrum."""
+        text = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}"
+        )
+        zeros = (0,) * self.dims
+        defaults = {
+            "padding": zeros,
+            "output_padding": zeros,
+            "dilation": (1,) * self.dims,
+            "groups": 1,
+            "padding_mode": "zeros",
+        }
+        for name, default in defaults.items():
+            value = getattr(self, name, default)
+            if value != default:
+                text += f", {name}={value!r}"
+        return f"{text}, bias={self.bias is not None}, {self._weight_repr()}"
+
+
+class _Plain(Convolution):
+    r"""Applied as ``r`` kernels from :math:`V^\top`, then pointwise by :math:`U S`."""
+
+    @explained
+    @takes(KernelOptions)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        rank: int | None = None,
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        weight: SpectralWeight | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        **options: Unpack[KernelOptions],
+    ) -> None:
+        super().__init__()
+        # torch checks and completes the settings; on "meta" that costs no memory.
+        stock = self._kind().stock(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias=False,
+            padding_mode=padding_mode,
+            device="meta",
+        )
+        self._settle(stock)
+        self._hold(self.weight_shape, rank, weight, bias, options, dtype=dtype, device=device)
+
+    @classmethod
+    def _around(cls, layer: Any, weights: Mapping[str, Any]) -> Self:
+        made = cls(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            None,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            bias=False,
+            padding_mode=layer.padding_mode,
+            weight=weights["weight"],
+        )
+        # Torch pads by sizes that it computed when the layer was made, except with zeros.
+        sides = [list(c._reversed_padding_repeated_twice) for c in (layer, made._stock())]
+        if layer.padding_mode != "zeros" and sides[0] != sides[1]:
+            raise ConversionError(
+                f"this {cls.stock.__name__} pads by {sides[0]}, from when it was made, and its "
+                f"settings ask for {sides[1]}; make it anew with the settings that it is to have"
+            )
+        return made
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the stock layer's weight, ``(c_out, c_in / groups, *kernel_size)``."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def _thin(self) -> nn.Sequential | None:
+        if self.groups > 1:
+            return None
+        stock: Any = self._kind().stock
+        rank = self.spectral_weight.shape.rank
+        first = stock(
+            self.in_channels,
+            rank,
+            self.kernel_size,
+            **self._settings(),
+            bias=False,
+            device="meta",
+        )
+        second = stock(rank, self.out_channels, 1, bias=False, device="meta")
+        return nn.Sequential(first, second)
+
+    def _spatial_padding(self) -> list[tuple[int, int]]:
+        """Padding before and after each spatial dimension."""
+        sizes = list(zip(self.kernel_size, self.dilation, strict=True))
+        if self.padding == "same":
+            totals = [d * (k - 1) for k, d in sizes]
+            return [(total // 2, total - total // 2) for total in totals]
+        if isinstance(self.padding, str):
+            return [(0, 0) for _ in sizes]
+        return [(p, p) for p in self.padding]
+
+    def _positions(self, x: Tensor) -> int:
+        count = x.shape[0] if x.ndim == self.dims + 2 else 1
+        settings = zip(
+            x.shape[-self.dims :],
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            self._spatial_padding(),
+            strict=True,
+        )
+        for size, k, stride, dilation, (before, after) in settings:
+            count *= max((size + before + after - dilation * (k - 1) - 1) // stride + 1, 0)
+        return count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Shape:
+            - x: ``(n, c_in, *size)`` or ``(c_in, *size)``
+            - output: ``(n, c_out, *size')`` or ``(c_out, *size')``
+        """
+        weight = self.spectral_weight
+        if self._form_for(x) == "dense":
+            return self._convolve(x, weight().reshape(self.weight_shape), self.bias)
+        us, vt = weight.factors()
+        z = self._convolve(x, vt.reshape(-1, *self.weight_shape[1:]), None)
+        return CONVOLVE[self.dims](z, self._pointwise(us), self.bias)
+
+    def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            # pad takes the last dimension first.
+            flat = [side for pair in reversed(self._spatial_padding()) for side in pair]
+            x, padding = nn.functional.pad(x, flat, mode=self.padding_mode), 0
+        return CONVOLVE[self.dims](
+            x, kernel, bias, self.stride, padding, self.dilation, self.groups
+        )
+
+
+class SpectralConv1d(_Plain):
+    r"""A convolution over sequences whose kernel, ``c_out x (c_in / groups k)``, is spectral.
+
+    As :class:`SpectralConv2d` in one dimension.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: one size.
+        rank: rank of all bonds, lowered where a bond cannot carry it.
+        stride: as in ``torch.nn.Conv1d``, like the next five.
+        padding: a size, ``"valid"`` or ``"same"``.
+        dilation: spacing of kernel elements.
+        groups: number of blocks.
+        bias: whether to add a bias.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        weight: a weight to use, perhaps shared, instead of making one.
+        dtype: floating dtype.
+        device: device.
+        **options: those of a weight, as for :class:`SpectralConv2d`.
+
+    Shape:
+        - input: ``(n, c_in, l)`` or ``(c_in, l)``
+        - output: ``(n, c_out, l')`` or ``(c_out, l')``
+
+    Raises:
+        ValueError, ShapeError, ConversionError, SpectrumError: as :class:`SpectralConv2d`.
+
+    References:
+        [STTP] Sec. 3.1 (kernel as a matrix).
+
+    Example:
+        >>> layer = SpectralConv1d(8, 16, 3, rank=4, padding="same")
+        >>> layer(torch.randn(2, 8, 5)).shape
+        torch.Size([2, 16, 5])
+    """
+
+    stock = nn.Conv1d
+    dims = 1
+
+
+class SpectralConv2d(_Plain):
     r"""A convolution whose kernel, read as ``c_out x (c_in / groups k_1 k_2)``, is spectral.
 
     With ``groups=1`` it is applied as ``r`` kernels from :math:`V^\top` followed by a pointwise
@@ -72,192 +344,48 @@ class SpectralConv2d(SpectralLayer):
     """
 
     stock = nn.Conv2d
-    spectral_weight: SpectralWeight
-    _options = KernelOptions
+    dims = 2
 
-    @explained
-    @takes(KernelOptions)
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        rank: int | None = None,
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
-        weight: SpectralWeight | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        **options: Unpack[KernelOptions],
-    ) -> None:
-        super().__init__()
-        # torch checks and completes the settings; on "meta" that costs no memory.
-        stock = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias=False,
-            padding_mode=padding_mode,  # type: ignore[arg-type]
-            device="meta",
-        )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = cast("tuple[int, int]", tuple(stock.kernel_size))
-        self.stride = cast("tuple[int, int]", tuple(stock.stride))
-        self.padding: str | tuple[int, int] = (
-            stock.padding
-            if isinstance(stock.padding, str)
-            else cast("tuple[int, int]", tuple(stock.padding))
-        )
-        self.dilation = cast("tuple[int, int]", tuple(stock.dilation))
-        self.groups = groups
-        self.padding_mode = padding_mode
-        self._hold(self.weight_shape, rank, weight, bias, options, dtype=dtype, device=device)
 
-    @classmethod
-    def _around(cls, layer: nn.Conv2d, weights: Mapping[str, Any]) -> Self:
-        made = cls(
-            layer.in_channels,
-            layer.out_channels,
-            cast("tuple[int, int]", layer.kernel_size),
-            None,
-            cast("tuple[int, int]", layer.stride),
-            cast("str | tuple[int, int]", layer.padding),
-            cast("tuple[int, int]", layer.dilation),
-            layer.groups,
-            bias=False,
-            padding_mode=layer.padding_mode,
-            weight=weights["weight"],
-        )
-        # Torch pads by sizes that it computed when the layer was made, except with zeros.
-        sides = [list(c._reversed_padding_repeated_twice) for c in (layer, made._stock())]
-        if layer.padding_mode != "zeros" and sides[0] != sides[1]:
-            raise ConversionError(
-                f"this Conv2d pads by {sides[0]}, from when it was made, and its settings ask for "
-                f"{sides[1]}; make it anew with the settings that it is to have"
-            )
-        return made
+class SpectralConv3d(_Plain):
+    r"""A convolution over volumes whose kernel, ``c_out x (c_in / groups k)``, is spectral.
 
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the stock layer's weight, ``(c_out, c_in / groups, k_1, k_2)``."""
-        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+    As :class:`SpectralConv2d` in three dimensions, with :math:`k = k_1 k_2 k_3`.
 
-    def _stock(self) -> nn.Conv2d:
-        return nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            bias=False,
-            padding_mode=self.padding_mode,  # type: ignore[arg-type]
-            device="meta",
-        )
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: one size or three.
+        rank: rank of all bonds, lowered where a bond cannot carry it.
+        stride: as in ``torch.nn.Conv3d``, like the next five.
+        padding: sizes, ``"valid"`` or ``"same"``.
+        dilation: spacing of kernel elements.
+        groups: number of blocks.
+        bias: whether to add a bias.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        weight: a weight to use, perhaps shared, instead of making one.
+        dtype: floating dtype.
+        device: device.
+        **options: those of a weight, as for :class:`SpectralConv2d`.
 
-    def _thin(self) -> nn.Sequential | None:
-        if self.groups > 1:
-            return None
-        rank = self.spectral_weight.shape.rank
-        first = nn.Conv2d(
-            self.in_channels,
-            rank,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            bias=False,
-            padding_mode=self.padding_mode,  # type: ignore[arg-type]
-            device="meta",
-        )
-        return nn.Sequential(
-            first, nn.Conv2d(rank, self.out_channels, 1, bias=False, device="meta")
-        )
+    Shape:
+        - input: ``(n, c_in, d, h, w)`` or ``(c_in, d, h, w)``
+        - output: ``(n, c_out, d', h', w')`` or ``(c_out, d', h', w')``
 
-    def _spatial_padding(self) -> list[tuple[int, int]]:
-        """Padding before and after each spatial dimension."""
-        sizes = list(zip(self.kernel_size, self.dilation, strict=True))
-        if self.padding == "same":
-            totals = [d * (k - 1) for k, d in sizes]
-            return [(total // 2, total - total // 2) for total in totals]
-        if isinstance(self.padding, str):
-            return [(0, 0) for _ in sizes]
-        return [(p, p) for p in self.padding]
+    Raises:
+        ValueError, ShapeError, ConversionError, SpectrumError: as :class:`SpectralConv2d`.
 
-    def _positions(self, x: Tensor) -> int:
-        """Places at which the kernel is applied."""
-        count = x.shape[0] if x.ndim == 4 else 1
-        settings = zip(
-            x.shape[-2:],
-            self.kernel_size,
-            self.stride,
-            self.dilation,
-            self._spatial_padding(),
-            strict=True,
-        )
-        for size, k, stride, dilation, (before, after) in settings:
-            count *= max((size + before + after - dilation * (k - 1) - 1) // stride + 1, 0)
-        return count
+    References:
+        [STTP] Sec. 3.1 (kernel as a matrix).
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer.
+    Example:
+        >>> layer = SpectralConv3d(8, 16, 3, rank=4, padding=1)
+        >>> layer(torch.randn(2, 8, 5, 5, 5)).shape
+        torch.Size([2, 16, 5, 5, 5])
+    """
 
-        Shape:
-            - x: ``(n, c_in, h, w)`` or ``(c_in, h, w)``
-            - output: ``(n, c_out, h', w')`` or ``(c_out, h', w')``
-        """
-        weight = self.spectral_weight
-        if self._form_for(x) == "dense":
-            return self._convolve(x, weight().reshape(self.weight_shape), self.bias)
-        us, vt = weight.factors()
-        z = self._convolve(x, vt.reshape(-1, *self.weight_shape[1:]), None)
-        return nn.functional.conv2d(z, us[..., None, None], self.bias)
-
-    def form_together(self, weight: SpectralWeight) -> str:
-        """As is cheaper for many places; see the base class."""
-        if self.groups > 1:
-            return "dense"
-        return _form_for_many(weight.shape, costs())
-
-    def _form(self, x: object) -> str:
-        if self.groups > 1 or not isinstance(x, Tensor):
-            return "dense"  # of what is no tensor, torch says so
-        plan = conv_plan(self.spectral_weight.shape, self._positions(x))
-        return "dense" if plan == "dense" else "factors"
-
-    def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        padding: str | int | tuple[int, int] = self.padding
-        if self.padding_mode != "zeros":
-            # pad takes the last dimension first.
-            flat = [side for pair in reversed(self._spatial_padding()) for side in pair]
-            x, padding = nn.functional.pad(x, flat, mode=self.padding_mode), 0
-        return nn.functional.conv2d(
-            x, kernel, bias, self.stride, padding, self.dilation, self.groups
-        )
-
-    def extra_repr(self) -> str:
-        """As torch's, with rank, method and spectrum."""
-        text = (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}"
-        )
-        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
-        for name, default in defaults.items():
-            value = getattr(self, name)
-            if value != default:
-                text += f", {name}={value!r}"
-        return f"{text}, bias={self.bias is not None}, {self._weight_repr()}"
+    stock = nn.Conv3d
+    dims = 3
 
 
 @lru_cache(maxsize=1024)

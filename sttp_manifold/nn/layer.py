@@ -185,14 +185,19 @@ class SpectralLayer(nn.Module, ABC):
         weight: SpectralWeight | WeightStack | None,
         bias: bool,
         options: Mapping[str, Any],
+        outputs: int | None = None,
         **where: Any,
     ) -> None:
-        """Set weight and bias, by the arguments of a constructor; a bias starts as torch's does."""
+        """Set weight and bias, by the arguments of a constructor; a bias starts as torch's does.
+
+        The bias has ``outputs`` numbers; by default as many as the matrices have rows.
+        """
         view = view if isinstance(view, MatrixView) else MatrixView(view)
         self.spectral_weight = held = self._held_as(view, rank, weight, options, **where)
         if bias:
             edge = 1 / math.sqrt(held.shape.d_in)
-            value = torch.empty(view.count * held.shape.d_out, dtype=held.dtype, device=held.device)
+            size = view.count * held.shape.d_out if outputs is None else outputs
+            value = torch.empty(size, dtype=held.dtype, device=held.device)
             self.bias = nn.Parameter(value.uniform_(-edge, edge))
         else:
             self.register_parameter("bias", None)
@@ -307,8 +312,8 @@ class SpectralLayer(nn.Module, ABC):
         ):
             return None
         weight = self.spectral_weight
-        us, vt = weight.factors()
-        for layer, factor in zip(layers, (vt, us), strict=True):
+        factors = self._thin_factors(*weight.factors())
+        for layer, factor in zip(layers, factors, strict=True):
             thin = factor.detach().clone().reshape(layer._parameters["weight"].shape)  # type: ignore[union-attr]
             layer.weight = nn.Parameter(thin, requires_grad=weight.trainable)
         mark_like(weight.parameters(), layers.parameters())
@@ -317,6 +322,10 @@ class SpectralLayer(nn.Module, ABC):
     def _thin(self) -> nn.Sequential | None:
         """Two stock layers of the sizes of the factors, on ``meta``; None if there are none."""
         return None
+
+    def _thin_factors(self, us: Tensor, vt: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights of the two, up to their shape: ``V^T`` and ``U S`` in the order applied."""
+        return vt, us
 
     def _check_goes(self) -> None:
         """Raise if a stock layer cannot take this one's place."""

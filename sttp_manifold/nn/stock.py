@@ -15,7 +15,12 @@ from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.carry import check_stock, mark_like
-from sttp_manifold.nn.conv import SpectralConv2d
+from sttp_manifold.nn.conv import SpectralConv1d, SpectralConv2d, SpectralConv3d
+from sttp_manifold.nn.conv_transpose import (
+    SpectralConvTranspose1d,
+    SpectralConvTranspose2d,
+    SpectralConvTranspose3d,
+)
 from sttp_manifold.nn.held import HeldWeight, held_in, put_behind
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.linear import SpectralLinear
@@ -74,7 +79,12 @@ class Row:
 
 TABLE = [
     Row(nn.Linear, SpectralLinear, nn.LazyLinear),
+    Row(nn.Conv1d, SpectralConv1d, nn.LazyConv1d),
     Row(nn.Conv2d, SpectralConv2d, nn.LazyConv2d),
+    Row(nn.Conv3d, SpectralConv3d, nn.LazyConv3d),
+    Row(nn.ConvTranspose1d, SpectralConvTranspose1d, nn.LazyConvTranspose1d),
+    Row(nn.ConvTranspose2d, SpectralConvTranspose2d, nn.LazyConvTranspose2d),
+    Row(nn.ConvTranspose3d, SpectralConvTranspose3d, nn.LazyConvTranspose3d),
 ]
 """The rows; a layer of your own may be appended."""
 
