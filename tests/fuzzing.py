@@ -14,9 +14,11 @@ import importlib
 import inspect
 import io
 import math
+import os
 import random
 import re
 import signal
+import tempfile
 import threading
 import traceback
 import warnings
@@ -24,6 +26,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,7 @@ from sttp_manifold.tt import SPECTRA
 PACKAGES = ("", ".tt", ".frames", ".spectrum", ".manifolds", ".checks", ".optim", ".nn", ".chart",
             ".quotient")  # fmt: skip
 SECONDS = 20
+FILE = Path("a.safetensors")
 
 # Protocols, abstract bases and plain records, whose fields nobody computes with.
 LEFT_OUT = {
@@ -138,6 +142,15 @@ class Setting:
 
     def model(self) -> nn.Module:
         return nn.Sequential(self.layer(), nn.ReLU())
+
+    @cached_property
+    def saved(self) -> nn.Module:
+        return self.model()
+
+    def written(self) -> Path:
+        if self.device != "meta":
+            sm.nn.save(self.saved, FILE)
+        return FILE
 
     def dense_model(self) -> nn.Module:
         torch.manual_seed(self.seed)
@@ -328,6 +341,8 @@ SPECIAL: dict[str, Values] = {
         "source": lambda s, o: s.M, "target": lambda s, o: s.F, "x": lambda s, o: s.point(s.M),
         "u": lambda s, o: s.tangent(s.M),
     },
+    "save": {"model": lambda s, o: s.saved, "path": lambda s, o: FILE, "exact": lambda s, o: True},
+    "load": {"path": lambda s, o: s.written(), "into": lambda s, o: copy.deepcopy(s.saved)},
     "spectral_penalty": {"name": lambda s, o: s.rng.choice(["d_optimal", "divergence"])},
     "compress": {
         "model": lambda s, o: s.dense_model(), "init": lambda s, o: "pretrained",
@@ -580,6 +595,8 @@ def fault(error: BaseException) -> str | None:
         return None
     if isinstance(error, (RecursionError, SlowError)):
         return told
+    if isinstance(error, OSError):
+        return None  # the system's, which names the file
     if isinstance(error, TypeError) and ("fuzzing.py" in last or "unexpected keyword" in text):
         return None  # a call that does not bind, as Python says it
     if type(error).__name__ == "TypeCheckError":
@@ -615,6 +632,18 @@ def limited(seconds: int = SECONDS) -> Iterator[None]:
         signal.signal(signal.SIGALRM, old)
 
 
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Files that are written lie in a folder that goes."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
 def tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -641,7 +670,7 @@ def attempt(target: Target, seed: int, *, plain: bool = False) -> Outcome:
     s = Setting(zlib.crc32(target.name.encode()) + seed, plain=plain)
     s.picked = s.manifold()
     count = 0 if plain else s.rng.choice([0, 1, 1, 1, 2])
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), apart():
         warnings.simplefilter("ignore")
         call, o = target.bound(s)
         positional, named, wrong = arguments(target, call, o, s, count, 0.0 if plain else 0.4)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sttp_manifold._files import replacing, unlinking
 from sttp_manifold.errors import ConfigError
 
 __all__ = [
@@ -61,34 +61,6 @@ def named_errors(path: Path, advice: str) -> Iterator[None]:
         # Of a temporary file nobody has heard.
         culprit = path if culprit.name.startswith(f".{path.stem}-") else culprit
         raise ConfigError(f"{culprit}: {error.strerror or error}; {advice}") from error
-
-
-@contextmanager
-def unlinking(path: Path) -> Iterator[None]:
-    """Remove a file when the block ends, however it ends."""
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, renamed to ``path`` when the block ends well.
-
-    Readers see the old file or the new one, never a part of one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    with unlinking(temporary):
-        # mkstemp makes the file private; a report is as readable as any other new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        yield temporary
-        temporary.replace(path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -15,6 +15,7 @@ from sttp_manifold.nn.penalty import spectral_penalty
 from sttp_manifold.nn.ranks import grow_, truncate_
 from sttp_manifold.nn.recipe import Recipe
 from sttp_manifold.nn.riemannian import RiemannianWeight
+from sttp_manifold.nn.saving import load, save
 from sttp_manifold.nn.summary import Summary, SummaryRow, summary
 from sttp_manifold.nn.together import together
 from sttp_manifold.nn.weight import SpectralWeight
@@ -38,7 +39,9 @@ __all__ = [
     "compress",
     "decompress",
     "grow_",
+    "load",
     "make_weight",
+    "save",
     "spectral_penalty",
     "summary",
     "switch",

@@ -27,6 +27,8 @@ from sttp_manifold.nn import (
     SpectralWeight,
     compress,
     decompress,
+    load,
+    save,
     spectral_penalty,
     summary,
     switch,
@@ -218,6 +220,16 @@ def test_copies_and_states(row: Row, method: str, spectrum: str) -> None:
         empty = row.spectral(method=method, spectrum=spectrum, init="eye")
     empty.to_empty(device="cpu").load_state_dict(layer.state_dict())
     assert torch.equal(empty(x), y)
+
+
+@every_row
+@every_method
+def test_files_make_the_stock_layer_spectral(row: Row, method: str, tmp_path: Path) -> None:
+    layer = row.spectral(method=method)
+    save(layer, tmp_path / "layer.safetensors")
+    made = load(tmp_path / "layer.safetensors", into=row.make(**DOUBLE))
+    assert type(made) is type(layer)
+    close(made(row.input()), layer(row.input()))
 
 
 @every_row
