@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.carry import check_stock
-from sttp_manifold.nn.layer import SpectralLayer, weights_of
-from sttp_manifold.nn.modules import naming, replace, show
+from sttp_manifold.nn.carry import check_stock, mark_like
+from sttp_manifold.nn.held import HeldWeight
+from sttp_manifold.nn.layer import held_of
+from sttp_manifold.nn.modules import naming, show
+from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of, rows_and_columns
 from sttp_manifold.nn.state import EXTRA, from_tensor, misfit, to_tensor
-from sttp_manifold.nn.stock import row_of, stock_weights
+from sttp_manifold.nn.stock import put_in_place, row_of
 from sttp_manifold.nn.stored_network import StoredLayer, StoredNetwork
 from sttp_manifold.nn.together import together
 from sttp_manifold.nn.torch_state import has_values
@@ -35,16 +37,8 @@ def load_network(network: StoredNetwork, file: Any, model: nn.Module) -> nn.Modu
     dense |= {alias: first for alias, first in network.aliases.items() if first in dense}
     _check_dense(dense, file, model, fit.replaced)
     made = {name: _read(network, file, name, fit.place_of(name)) for name in network.weights}
-    new: dict[nn.Module, nn.Module] = {}
-    for layer, stored in fit.stock.items():
-        row, tensors = row_of(layer), stock_weights(layer)
-        assert row is not None
-        weights = {key: fit.there.get(w, made[w]) for key, w in stored.weights.items()}
-        for key, tensor in tensors.items():
-            weights[key].requires_grad_(tensor.requires_grad)
-        with naming(fit.names[layer]):
-            new[layer] = row.spectral.in_place_of(layer, weights)
-    converted = replace(model, new)
+    new = fit.converted({name: fit.there.get(name, weight) for name, weight in made.items()})
+    converted = put_in_place(model, new)
     for name, weight in fit.there.items():
         on_meta = not has_values(*weight._tensors())
         weight.load_state_dict(made[name].state_dict(), assign=on_meta)
@@ -69,7 +63,12 @@ class _Fit:
         self.stock: dict[nn.Module, StoredLayer] = {}
         self.there: dict[str, SpectralWeight] = {}
         self._tensors: dict[str, Tensor] = {}
-        in_layers = {w for layer in network.layers.values() for w in layer.weights.values()}
+        in_layers = {
+            name
+            for layer in network.layers.values()
+            for names in layer.weights.values()
+            for name in names
+        }
         for name, layer in network.layers.items():
             with naming(name):
                 self._take_layer(self._at(name, layer.kind), layer)
@@ -90,31 +89,84 @@ class _Fit:
             ) from error
 
     def _take_layer(self, module: nn.Module, stored: StoredLayer) -> None:
-        if isinstance(module, SpectralLayer):
-            weights = weights_of(module)
-            if type(module).__name__ != stored.kind or weights.keys() != stored.weights.keys():
+        kind = parametrize.type_before_parametrizations(module)
+        if held := held_of(module):
+            if kind.__name__ != stored.kind or held.keys() != stored.weights.keys():
                 raise self._other(module, stored)
-            for key, weight in weights.items():
-                self._take(stored.weights[key], weight)
+            for key, names in stored.weights.items():
+                parts = parts_of(held[key])
+                if len(parts) != len(names):
+                    raise self._other(module, stored)
+                for name, weight in zip(names, parts, strict=True):
+                    self._take(name, weight)
             return
-        row = row_of(module)
-        if row is None or row.spectral.__name__ != stored.kind:
-            raise self._other(module, stored)
-        check_stock(module, row.stock, stored.weights)
-        tensors = stock_weights(module)
-        if tensors.keys() != stored.weights.keys():
-            raise self._other(module, stored)
-        for key, tensor in tensors.items():
-            name = stored.weights[key]
-            shape = self.network.weights[name].shape
-            if (shape.d_out, shape.d_in) != (tensor.shape[0], math.prod(tensor.shape[1:])):
+        views = self._views(module, kind, stored)
+        for key, names in stored.weights.items():
+            tensor = module._parameters[key]
+            assert tensor is not None
+            sizes = rows_and_columns(views[key].sizes)
+            shapes = [self.network.weights[name].shape for name in names]
+            if len(names) != views[key].count or any((s.d_out, s.d_in) != sizes for s in shapes):
+                said = " and ".join(sorted({f"{s.d_out} x {s.d_in}" for s in shapes}))
                 raise ConversionError(
-                    f"its {key} is of shape {tuple(tensor.shape)}, that of the file is a matrix "
-                    f"{shape.d_out} x {shape.d_in}; load it into a network of the sizes that were "
-                    "saved"
+                    f"its {key} is of shape {tuple(tensor.shape)}, that of the file is "
+                    f"{len(names)} times a matrix {said}; load it into a network of the sizes that "
+                    "were saved"
                 )
-            self._tensors.setdefault(name, tensor)
+            for name in names:
+                self._tensors.setdefault(name, tensor)
         self.stock[module] = stored
+
+    def _views(
+        self, module: nn.Module, kind: type[nn.Module], stored: StoredLayer
+    ) -> Mapping[str, MatrixView]:
+        """How a stock layer reads the parameters that become spectral."""
+        row = row_of(module)
+        if stored.views and kind.__name__ == stored.kind:
+            check_stock(module, kind, stored.weights)
+            views = stored.views
+        elif row and row.spectral and row.spectral.__name__ == stored.kind and not stored.views:
+            check_stock(module, row.stock, stored.weights)
+            views = row.views_of(module)
+        else:
+            raise self._other(module, stored)
+        shapes = {key: tuple(module._parameters[key].shape) for key in stored.weights}  # type: ignore[union-attr]
+        if views.keys() != stored.weights.keys():
+            raise self._other(module, stored)
+        for key, view in views.items():
+            if view.shape != shapes[key]:
+                raise ConversionError(
+                    f"its {key} is of shape {shapes[key]}, that of the file of {view.shape}; load "
+                    "it into a network of the sizes that were saved"
+                )
+        return views
+
+    def converted(
+        self, made: Mapping[str, SpectralWeight]
+    ) -> dict[nn.Module, nn.Module | dict[str, HeldWeight]]:
+        """What takes the place of stock layers and of their parameters, of given weights."""
+        stacks: dict[tuple[str, ...], SpectralWeight | WeightStack] = {}
+        new: dict[nn.Module, nn.Module | dict[str, HeldWeight]] = {}
+        for layer, stored in self.stock.items():
+            held = {}
+            for key, names in stored.weights.items():
+                parts = [made[name] for name in names]
+                if names not in stacks:
+                    stacks[names] = parts[0] if len(parts) == 1 else WeightStack(parts)
+                held[key] = stacks[names]
+                tensor = layer._parameters[key]
+                assert tensor is not None
+                mark_like([tensor], held[key].parameters())
+                held[key].requires_grad_(tensor.requires_grad)
+            with naming(self.names[layer]):
+                if stored.views:
+                    new[layer] = {k: HeldWeight(h, stored.views[k]) for k, h in held.items()}
+                else:
+                    row = row_of(layer)
+                    assert row is not None
+                    assert row.spectral is not None
+                    new[layer] = row.spectral.in_place_of(layer, held)
+        return new
 
     def _other(self, module: nn.Module, stored: StoredLayer) -> ConversionError:
         return ConversionError(

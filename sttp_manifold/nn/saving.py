@@ -16,13 +16,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from sttp_manifold._arguments import explained
 from sttp_manifold._files import replacing
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.layer import SpectralLayer, weights_of
+from sttp_manifold.nn.layer import SpectralLayer, held_of, views_of
 from sttp_manifold.nn.loading import dense_tensors, load_network, place_of
 from sttp_manifold.nn.modules import naming
+from sttp_manifold.nn.stack import parts_of
 from sttp_manifold.nn.stored_network import KEY, StoredLayer, StoredNetwork
 from sttp_manifold.nn.together import is_together
 from sttp_manifold.nn.torch_state import has_values
@@ -76,11 +78,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, exact: bool = False)
             first[module] = name
             tensors[f"{name}.{weights[name].tensor}".removeprefix(".")] = numbers
     layers = {
-        name: StoredLayer(
-            type(module).__name__, {key: first[w] for key, w in weights_of(module).items()}
-        )
-        for name, module in model.named_modules()
-        if isinstance(module, SpectralLayer)
+        name: _stored(module, first) for name, module in model.named_modules() if held_of(module)
     }
     dense, aliases = _each_once(dense_tensors(model))
     network = StoredNetwork(weights, layers, aliases, is_together(model))
@@ -126,6 +124,16 @@ def load(path: str | os.PathLike[str], *, into: nn.Module) -> nn.Module:
         except ConversionError as error:
             error.args = (f"{path}: {error}",)
             raise
+
+
+def _stored(module: nn.Module, first: dict[SpectralWeight, str]) -> StoredLayer:
+    """What is said of a module that holds parameters in spectral form."""
+    kind = parametrize.type_before_parametrizations(module).__name__
+    weights = {
+        key: tuple(first[part] for part in parts_of(held)) for key, held in held_of(module).items()
+    }
+    is_layer = isinstance(module, SpectralLayer)
+    return StoredLayer(kind, weights, {} if is_layer else views_of(module))
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.modules import naming
+from sttp_manifold.nn.stack import MatrixView
 from sttp_manifold.nn.weight_file import StoredWeight
 
 __all__ = ["KEY", "StoredLayer", "StoredNetwork"]
@@ -26,11 +28,40 @@ class StoredLayer:
 
     Attributes:
         kind: name of its class.
-        weights: names of the stock layer's parameters, each with the name of a weight in the file.
+        weights: names of the stock layer's parameters, each with the names of its weights in the
+            file: one, or those of a stack.
+        views: how a module that stays reads its parameters as matrices; empty for a layer of this
+            package, which knows.
     """
 
     kind: str
-    weights: Mapping[str, str]
+    weights: Mapping[str, tuple[str, ...]]
+    views: Mapping[str, MatrixView] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        weights = {key: list(names) for key, names in self.weights.items()}
+        views = {key: asdict(view) for key, view in self.views.items()}
+        return {"kind": self.kind, "weights": weights} | ({"views": views} if views else {})
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any]) -> StoredLayer:
+        """Back; what makes no layer raises whatever it raises."""
+        weights = {str(key): tuple(map(str, names)) for key, names in said["weights"].items()}
+        views = {key: _view(view) for key, view in said.get("views", {}).items()}
+        if views and views.keys() != weights.keys():
+            raise ValueError(f"views of {list(views)} for weights of {list(weights)}")
+        return cls(str(said["kind"]), weights, views)
+
+
+def _view(said: Mapping[str, Any]) -> MatrixView:
+    order = said["order"]
+    return MatrixView(
+        tuple(map(int, said["shape"])),
+        int(said["count"]),
+        bool(said["stacked"]),
+        None if order is None else tuple(map(int, order)),
+    )
 
 
 @dataclass(frozen=True)
@@ -59,10 +90,7 @@ class StoredNetwork:
                 "package": self.package,
                 "together": self.together,
                 "weights": {name: weight.to_dict() for name, weight in self.weights.items()},
-                "layers": {
-                    name: {"kind": layer.kind, "weights": dict(layer.weights)}
-                    for name, layer in self.layers.items()
-                },
+                "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
                 "aliases": self.aliases,
             }
         )
@@ -96,12 +124,9 @@ class StoredNetwork:
         for name, weight in said["weights"].items():
             with naming(name):
                 weights[name] = StoredWeight.from_dict(weight)
-        layers = {
-            name: StoredLayer(str(layer["kind"]), dict(layer["weights"]))
-            for name, layer in said["layers"].items()
-        }
+        layers = {name: StoredLayer.from_dict(layer) for name, layer in said["layers"].items()}
         for name, layer in layers.items():
-            for weight in layer.weights.values():
+            for weight in chain.from_iterable(layer.weights.values()):
                 if weight not in weights:
                     raise ConversionError(f"layer {name!r} has a weight {weight!r} that is none")
         aliases = {str(name): str(first) for name, first in said["aliases"].items()}

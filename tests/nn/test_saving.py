@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn import (
+    Recipe,
     SpectralLinear,
     SpectralWeight,
     compress,
@@ -30,6 +31,8 @@ from sttp_manifold.nn import (
     switch,
     weights_of,
 )
+from sttp_manifold.nn.held import HeldWeight, put_behind
+from sttp_manifold.nn.stack import MatrixView
 from sttp_manifold.nn.stored_network import KEY
 from sttp_manifold.nn.together import is_together
 from sttp_manifold.optim import RiemannianAdam
@@ -247,6 +250,39 @@ def test_a_compiled_network_is_its_own(tmp_path: Path) -> None:
     other = Net().eval()
     load(tmp_path / "a.safetensors", into=torch.compile(other))
     close(other(image()), model(image()))
+
+
+@every_method
+def test_weights_behind_tensors_of_modules_that_stay(tmp_path: Path, method: str) -> None:
+    """A stack of three, one of them shared with another module."""
+
+    def attention() -> nn.ModuleDict:
+        torch.manual_seed(0)
+        one, two = (nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+        two.in_proj_weight = one.in_proj_weight
+        return nn.ModuleDict({"one": one, "two": two})
+
+    model, view = attention(), MatrixView((24, 8), count=3)
+    weight = Recipe(rank=3, method=method, init="pretrained").make_behind(
+        model["one"].in_proj_weight, view
+    )
+    for module in model.values():
+        put_behind(module, {"in_proj_weight": HeldWeight(weight, view)})
+    save(model, tmp_path / "a.safetensors")
+    other = load(tmp_path / "a.safetensors", into=attention())
+    assert type(other["one"]).__name__ == "ParametrizedMultiheadAttention"
+    assert len(weights_of(other["one"])) == 3
+    held = [module.parametrizations.in_proj_weight[0].weight for module in other.values()]
+    assert held[0] is held[1]
+    x = torch.randn(2, 5, 8)
+    for name in model:
+        close(other[name](x, x, x)[0], model[name](x, x, x)[0])
+    again = load(tmp_path / "a.safetensors", into=other)
+    assert again is other
+    wrong = attention()
+    wrong["two"] = nn.MultiheadAttention(4, 2)
+    with pytest.raises(ConversionError, match=r"'two'.*\(12, 4\)"):
+        load(tmp_path / "a.safetensors", into=wrong)
 
 
 @settings(max_examples=25, deadline=None)
