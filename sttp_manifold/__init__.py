@@ -28,7 +28,7 @@ from sttp_manifold.manifolds import (
 )
 from sttp_manifold.optim import minimize
 from sttp_manifold.quotient import transfer, transfer_vector
-from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_svd
+from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize, truncate, tt_fit, tt_svd
 
 __version__ = version("sttp-manifold")
 
@@ -55,5 +55,6 @@ __all__ = [
     "transfer",
     "transfer_vector",
     "truncate",
+    "tt_fit",
     "tt_svd",
 ]

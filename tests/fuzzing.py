@@ -258,6 +258,7 @@ GOOD: Values = {
     "skip": lambda s, o: [],
     "together": lambda s, o: True,
     "max_iterations": lambda s, o: 3,
+    "max_sweeps": lambda s, o: 3,
     "progress": lambda s, o: False,
     "batch": lambda s, o: s.batch,
     "point": lambda s, o: o.unflatten(s.tensor(*s.batch, o.n_elements)),
@@ -278,6 +279,11 @@ SPECIAL: dict[str, Values] = {
     "SpectralTT.rmatvec": {"y": lambda s, o: s.tensor(*s.batch, 3, s.shape.d_out)},
     "SpectralTT.to": {"args": lambda s, o: (s.dtype,)},
     "truncate": {"rank": lambda s, o: 1},
+    "tt_fit": {
+        "W": lambda s, o: s.tensor(s.shape.d_out, s.shape.d_in),
+        "left": lambda s, o: s.tensor(s.shape.d_out).abs(),
+        "right": lambda s, o: s.tensor(9, s.shape.d_in).mT @ s.tensor(9, s.shape.d_in),
+    },
     "truncate_": {
         "energy": lambda s, o: 0.9,
         "rank": lambda s, o: None,
