@@ -77,6 +77,14 @@ def compare(
     epochs: Annotated[
         int | None, typer.Option(help="Epochs to train. \\[the task's]", show_default=False)
     ] = None,
+    train_examples: Annotated[
+        int | None,
+        typer.Option(
+            help="Train on the first so many examples of the split, the same for all methods and "
+            "seeds. \\[all]",
+            show_default=False,
+        ),
+    ] = None,
     max_evaluations: Annotated[
         int | None,
         typer.Option(
@@ -158,6 +166,7 @@ def compare(
             out=out or Path("runs") / file_name(task),
             data_dir=data_dir,
             tuned_file=tuned_file,
+            options={} if train_examples is None else {"train_examples": train_examples},
         )
         records = _compare(settings, tune=tune, quiet=quiet)
     statuses = [record["status"] for record in records]

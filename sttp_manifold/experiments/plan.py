@@ -102,6 +102,7 @@ def _checked(settings: Settings) -> Task:
         ("iteration limit", _given(settings.max_iterations), 1),
         ("evaluation limit", _given(settings.max_evaluations), 1),
         ("time limit", _given(settings.max_seconds), 0),
+        ("example count", _given(settings.options.get("train_examples")), 1),
     )
     for noun, values, least in numbers:
         if not values and noun in ("rank", "seed"):

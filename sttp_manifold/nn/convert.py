@@ -33,6 +33,7 @@ from sttp_manifold.nn.stock import TABLE, Group, groups_of, put_in_place, stock_
 from sttp_manifold.nn.together import together as compute_together
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight, nearest_frames
+from sttp_manifold.optim.successors import succeed
 from sttp_manifold.spectrum import CONSTANT
 from sttp_manifold.tt.spectral import SpectralTT
 
@@ -328,7 +329,10 @@ def switch(model: nn.Module, method: str) -> nn.Module:
         if weight.method != method:
             with naming(name):
                 new[weight] = _switched(weight, method)
-    return replace(model, new)
+    changed = replace(model, new)
+    for before, after in new.items():
+        succeed(before.parameters(), after.parameters())
+    return changed
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from sttp_manifold.nn.methods import make_weight, plain_weight, weight_class
 from sttp_manifold.nn.modules import naming, replace
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.optim.successors import succeed
 from sttp_manifold.tt.contract import mirror, regroup_cores
 from sttp_manifold.tt.decompose import truncate
 from sttp_manifold.tt.factors import positive_integer
@@ -47,9 +48,10 @@ def truncate_(
     energy, and the best approximation of that rank.
 
     Dtype, device, method, frozen state, hooks and tied weights are kept, and layers are the same
-    objects. Weights whose ranks change have new parameters: **build the optimizer anew**, of
-    which :func:`sttp_manifold.optim.check_optimizer` reminds. If any weight fails, nothing has
-    changed.
+    objects. Weights whose ranks change have new parameters: **call**
+    ``optimizer.follow(model)`` (:func:`sttp_manifold.optim.follow` for torch's own optimizers), or
+    build the optimizer anew, of which :func:`sttp_manifold.optim.check_optimizer` reminds. If any
+    weight fails, nothing has changed.
 
     Args:
         model: the network, a layer, or a weight.
@@ -109,7 +111,7 @@ def grow_(model: nn.Module, rank: int, *, generator: torch.Generator | None = No
     values at once, since their gradients are not zero for random directions, and the directions
     themselves as soon as their singular values are no longer zero.
 
-    What is kept, and that optimizers have to be built anew, is as for :func:`truncate_`.
+    What is kept, and that optimizers have to follow, is as for :func:`truncate_`.
 
     Args:
         model: the network, a layer, or a weight.
@@ -177,7 +179,10 @@ def _change(
                         "weight.shape, 'free', weight.tt()), makes a weight that can"
                     )
                 new[weight] = _remade(weight, value)
-    return replace(model, new)
+    changed = replace(model, new)
+    for weight, value in new.items():
+        succeed(weight.parameters(), value.parameters())
+    return changed
 
 
 def _remade(weight: SpectralWeight, value: SpectralTT) -> SpectralWeight:

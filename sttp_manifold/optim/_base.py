@@ -19,13 +19,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import ManifoldTensor
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.frames.orthonormal import polar_factor
 from sttp_manifold.frames.retractions import RETRACTIONS, Retraction, project_tangent
 from sttp_manifold.optim._blocks import (
     check_dense,
-    decay_gradient,
     frame_views,
     full_precision,
     is_framed,
@@ -33,10 +33,12 @@ from sttp_manifold.optim._blocks import (
     scalars_shape,
     working_dtype,
 )
+from sttp_manifold.optim._carried import carried_state
 from sttp_manifold.optim._settings import SettingError, check_settings
-from sttp_manifold.optim._stacks import Block, Stacks
+from sttp_manifold.optim._stacks import Stacks
+from sttp_manifold.optim.successors import replace_parameters
 
-__all__ = ["FrameOptimizer", "Gradients", "detached"]
+__all__ = ["FrameOptimizer", "detached"]
 
 _WHY_NOT = {
     "differentiable": "the point is replaced in place by its retraction",
@@ -136,6 +138,24 @@ class FrameOptimizer:
                 if is_riemannian(p) and p.dtype != working_dtype(p):
                     # torch has rounded them to the dtype of the parameter.
                     self._restore(self.state[p], state_dict["state"].get(key, {}), p)
+
+    @explained
+    def follow(self, model: torch.nn.Module) -> None:
+        """Go on with a model whose ranks have changed; see :func:`sttp_manifold.optim.follow`.
+
+        Args:
+            model: after ``truncate_``, ``grow_`` or ``switch``.
+
+        Raises:
+            OptimizerError: as there; nothing has changed then.
+        """
+        replace_parameters(self, model, self._carried)
+
+    def _carried(
+        self, group: dict[str, Any], old: Tensor, new: Tensor, state: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        tangent = self._retraction_in(group).tangent
+        return carried_state(old, new, state, momentum=self._momentum_key, tangent=tangent)
 
     @staticmethod
     def _restore(state: dict[str, Any], saved: dict[str, Any], p: Tensor) -> None:
@@ -348,33 +368,6 @@ class FrameOptimizer:
 def detached(params: list[Tensor]) -> list[Tensor]:
     """Parameters of a Euclidean manifold as torch's own tensors, on which it takes fast paths."""
     return [p.detach() if isinstance(p, ManifoldTensor) else p for p in params]
-
-
-class Gradients:
-    r"""Euclidean gradients of what is minimized, block by block; ``.grad`` stays as it is.
-
-    Args:
-        stacks: parameters that have gradients.
-        maximize: whether the objective is to grow.
-        weight_decay: weight of the L2 penalty that is added.
-    """
-
-    def __init__(self, stacks: Stacks, *, maximize: bool, weight_decay: float = 0.0) -> None:
-        self._pieces = stacks.take([p.grad for p in stacks.params])  # type: ignore[misc]
-        self._maximize = maximize
-        self._decay = weight_decay
-        self._penalties: list[list[Tensor]] = []
-        if weight_decay:
-            self._penalties = stacks.take([decay_gradient(p) for p in stacks.params])
-
-    def of(self, block: Block, k: int) -> Tensor:
-        """Those of block ``k``, as one flat vector."""
-        gradient = block.fetch(self._pieces[k])
-        if self._maximize:
-            gradient.neg_()
-        if self._penalties:
-            gradient.add_(block.fetch(self._penalties[k]), alpha=self._decay)
-        return gradient
 
 
 def _retraction_of(name: str, retraction: Any) -> Retraction:

@@ -11,7 +11,7 @@ from torch.optim import adam as torch_adam
 
 from sttp_manifold._geoopt import geoopt
 from sttp_manifold.frames.retractions import Retraction
-from sttp_manifold.optim._base import FrameOptimizer, Gradients, detached
+from sttp_manifold.optim._base import FrameOptimizer, detached
 from sttp_manifold.optim._blocks import (
     decay_gradient,
     number,
@@ -21,6 +21,7 @@ from sttp_manifold.optim._blocks import (
     working_dtype,
 )
 from sttp_manifold.optim._generic import move, riemannian_gradient, squared
+from sttp_manifold.optim._gradients import Gradients
 from sttp_manifold.optim._moments import (
     accumulate,
     betas,

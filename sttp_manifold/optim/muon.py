@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.frames.retractions import Retraction
-from sttp_manifold.optim._base import Gradients, detached
+from sttp_manifold.optim._base import detached
 from sttp_manifold.optim._blocks import decay_gradient, number, project_
 from sttp_manifold.optim._direction import steepest_direction
+from sttp_manifold.optim._gradients import Gradients
 from sttp_manifold.optim._moments import correction
 from sttp_manifold.optim._settings import SettingError, check_settings
 from sttp_manifold.optim._stacks import Block, Stacks

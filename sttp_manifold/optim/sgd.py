@@ -11,13 +11,14 @@ from torch.optim import sgd as torch_sgd
 
 from sttp_manifold._geoopt import geoopt
 from sttp_manifold.frames.retractions import Retraction
-from sttp_manifold.optim._base import FrameOptimizer, Gradients, detached
+from sttp_manifold.optim._base import FrameOptimizer, detached
 from sttp_manifold.optim._blocks import (
     number,
     project_,
     shortened,
 )
 from sttp_manifold.optim._generic import move, riemannian_gradient
+from sttp_manifold.optim._gradients import Gradients
 from sttp_manifold.optim._settings import check_settings
 from sttp_manifold.optim._stacks import Stacks
 

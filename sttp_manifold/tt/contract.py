@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = [
     "bond_of_difference",
+    "contract",
     "digits_of",
     "environments",
     "form_last",
@@ -201,7 +202,7 @@ def group_cores(
         core = rest.pop(0)
         # Cores of mode one and equal ranks change no shape, and none may be left over.
         while tuple(core.shape[-3:]) != shape or (rest and k + 1 == len(shapes)):
-            core = _contract(core, rest.pop(0))
+            core = contract(core, rest.pop(0))
         grouped.append(core)
     return tuple(grouped)
 
@@ -226,7 +227,7 @@ def regroup_cores(cores: Sequence[Tensor], modes: Sequence[int]) -> tuple[Tensor
             rest = [identity(r, r, 1, r)]
         core = rest.pop(0)
         while core.shape[-2] < mode or (rest and k + 1 == len(modes)):
-            core = _contract(core, rest.pop(0))
+            core = contract(core, rest.pop(0))
         a, n, b = core.shape[-3:]
         if n > mode:
             tail = n // mode
@@ -240,7 +241,7 @@ def regroup_cores(cores: Sequence[Tensor], modes: Sequence[int]) -> tuple[Tensor
     return tuple(grouped)
 
 
-def _contract(core: Tensor, following: Tensor) -> Tensor:
+def contract(core: Tensor, following: Tensor) -> Tensor:
     """Two neighbours as one core."""
     product = core.flatten(-3, -2) @ following.flatten(-2)
     size = core.shape[-2] * following.shape[-2]

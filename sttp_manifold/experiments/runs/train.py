@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -75,11 +76,15 @@ class TrainingRun(Run):
 
     kind = "train"
     reads = ("score", "curves")
-    options: ClassVar[Mapping[str, str]] = {"epochs": "--epochs"}
+    options: ClassVar[Mapping[str, str]] = {
+        "epochs": "--epochs",
+        "train_examples": "--train-examples",
+    }
 
     def __init__(self, spec: RunSpec, task: Task, method: Trainer, splits: Splits) -> None:
         super().__init__(spec, task)
-        self.method, self.splits = method, splits
+        self.method = method
+        self.splits = splits = _fewer(splits, spec.options.get("train_examples"))
         self.examples = {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
         self.iteration = 0
         self.elapsed = 0.0
@@ -102,6 +107,8 @@ class TrainingRun(Run):
         cls, task: Task, method: Trainer, lr: float | None, given: Mapping[str, Any]
     ) -> dict[str, Any]:
         """See :meth:`Run.spec_fields`."""
+        # Left out where all are taken, so that the hashes of such runs stay.
+        few = {"train_examples": given["train_examples"]} if given.get("train_examples") else {}
         return {
             "kind": method.kind,
             "spectrum": None if method.is_dense else method.spectrum,
@@ -109,6 +116,7 @@ class TrainingRun(Run):
             "batch_size": task.batch_size,
             "repeats": task.repeats,
             "schedule": "cosine",
+            **few,
         }
 
     def begin(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -303,6 +311,22 @@ class TrainingRun(Run):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def _fewer(splits: Splits, count: Any) -> Splits:
+    """The splits with the first so many examples to train on, which were put in random order.
+
+    Raises:
+        ConfigError: there are not as many.
+    """
+    if count is None:
+        return splits
+    if count > len(splits.train):
+        raise ConfigError(
+            f"--train-examples {count}: the train split has {len(splits.train):,}; expected that "
+            "many or less"
+        )
+    return dataclasses.replace(splits, train=splits.train[torch.arange(count)])
 
 
 def _factor(schedule: str, step: int, steps: int) -> float:
