@@ -70,6 +70,24 @@ def test_settings_that_make_no_sense_are_refused(settings, changes, message):
         plan(replace(settings, **changes))
 
 
+def test_fewer_examples_to_train_on_are_part_of_the_specification(settings):
+    one = replace(settings, methods=["dense-adam"], seeds=[0])
+    whole, few = (plan(replace(one, options=o))[0] for o in ({}, {"train_examples": 20}))
+    assert "options" not in whole.spec.to_dict()
+    assert few.spec.options == {"train_examples": 20}
+    assert few.spec.hash != whole.spec.hash
+    few_settings = replace(one, options={"train_examples": 20})
+    assert "--train-examples 20" in compare.command_line(few_settings)
+    (record,) = run_plan([few], few_settings)
+    assert record["examples"] == {"train": 20, "val": 24, "test": 24}
+    assert record["curves"]["iteration"] == [0, 2, 4]
+    with pytest.raises(ConfigError, match="example count 0: expected 1 or more"):
+        plan(replace(one, options={"train_examples": 0}))
+    many = replace(one, options={"train_examples": 49})
+    with pytest.raises(ConfigError, match="--train-examples 49: the train split has 48"):
+        run_plan(plan(many), many)
+
+
 def test_learning_rates_given_by_hand_win(settings):
     lrs = {"all": 0.5, "sttp-*": 0.25}
     found = {
