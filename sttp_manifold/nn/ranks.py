@@ -180,8 +180,8 @@ def _change(
                     )
                 new[weight] = _remade(weight, value)
     changed = replace(model, new)
-    for weight, value in new.items():
-        succeed(weight.parameters(), value.parameters())
+    for before, after in new.items():
+        succeed(before.parameters(), after.parameters())
     return changed
 
 

@@ -128,7 +128,7 @@ class Carrier:
 
     def _moved(self, u: Tensor, *, squares: bool, tangent: bool) -> Tensor:
         left, _, right = self._old.cores(u, lambda theta: theta)
-        frames = []
+        frames: list[Tensor] = []
         for side, velocities in enumerate((left, right)):
             cores, overlaps = self._cores[side], self._overlaps[side]
             if squares:
