@@ -72,7 +72,17 @@ def _drift(model: nn.Module) -> float | None:
 
 
 class TrainingRun(Run):
-    """A model goes through its data, an epoch at a time; between two it can be cut."""
+    """A model goes through its data, an epoch at a time; between two it can be cut.
+
+    Args:
+        spec: of the run.
+        task: with a model.
+        method: how its weights are held, and what moves them.
+        splits: of the task's data.
+
+    Raises:
+        ConfigError: more examples are to be trained on than there are.
+    """
 
     kind = "train"
     reads = ("score", "curves")
