@@ -149,7 +149,7 @@ class HouseholderChart:
                 right.append(chart(vector, d, r, transposed=True).unflatten(-1, (mode, b)))
         return tuple(left), tuple(right)
 
-    def cores_at_once(self, vector: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _cores_at_once(self, vector: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The same of joined coordinates, by one operator: for ``torch.compile``.
 
         Shape:

@@ -155,7 +155,7 @@ class HouseholderWeight(SpectralWeight):
         wide = computing_dtype(tensors[0].dtype)
         point = self.chart.unflatten(tensors[0].to(wide))
         if is_wanted():
-            left, right = self.chart.cores_at_once(torch.cat(point.frames))
+            left, right = self.chart._cores_at_once(torch.cat(point.frames))
         else:
             left, right = self.chart.cores(point.frames)
         s = tensors[1].to(wide) if len(tensors) > 1 else self.map(point.spectrum)

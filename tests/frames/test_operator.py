@@ -54,7 +54,9 @@ def test_frames_and_gradients_are_those_of_the_charts(sizes: Sizes, seed: int) -
     if vector.numel():
         slopes = [torch.linspace(-1, 1, a.numel(), **DOUBLE).view_as(a) for a in wanted]
         mine, right = (
-            torch.autograd.grad(sum((a.sin() * g).sum() for a, g in zip(frames, slopes)), vector)
+            torch.autograd.grad(
+                sum((a.sin() * g).sum() for a, g in zip(frames, slopes, strict=True)), vector
+            )
             for frames in (found, wanted)
         )
         torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-9)
