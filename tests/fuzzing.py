@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gpt2_layer import conv1d
 from torch import Tensor, nn
 
 import sttp_manifold as sm
@@ -51,6 +52,7 @@ LEFT_OUT = {
     "Holder", "Law", "MinimizeResult", "SkippedLayerWarning", "Slope", "SpectralLayer",
     "SpectralWeight", "Summary", "SummaryRow", "CheckResult", "ChartPoint",
     "form_together",  # which the package asks of its layers
+    "register", "unregister",  # whose effect outlives the call
 }  # fmt: skip
 
 
@@ -245,6 +247,9 @@ GOOD: Values = {
     "init_std": lambda s, o: 1e-2,
     "in_features": lambda s, o: 6,
     "out_features": lambda s, o: 4,
+    "num_embeddings": lambda s, o: 6,
+    "embedding_dim": lambda s, o: 4,
+    "padding_idx": lambda s, o: 0,
     "in_channels": lambda s, o: 3,
     "out_channels": lambda s, o: 4,
     "kernel_size": lambda s, o: 3,
@@ -366,8 +371,9 @@ for _name in ("check_manifold", "check_retraction", "check_vector_transport", "c
     }  # fmt: skip
 
 
-# Layers: the stock one by its arguments, which ours has as well, and the size of an input.
-LAYERS: dict[str, tuple[type[nn.Module], tuple[Any, ...], tuple[int, ...]]] = {
+# Layers: the stock one by its arguments, which ours has as well, and the size of an input; for
+# those that take indices, the indices.
+LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[Any, ...], Any]] = {
     "SpectralLinear": (nn.Linear, (6, 4), (2, 6)),
     "SpectralConv1d": (nn.Conv1d, (3, 4, 3), (2, 3, 5)),
     "SpectralConv2d": (nn.Conv2d, (3, 4, 3), (2, 3, 5, 5)),
@@ -375,6 +381,9 @@ LAYERS: dict[str, tuple[type[nn.Module], tuple[Any, ...], tuple[int, ...]]] = {
     "SpectralConvTranspose1d": (nn.ConvTranspose1d, (3, 4, 3), (2, 3, 5)),
     "SpectralConvTranspose2d": (nn.ConvTranspose2d, (3, 4, 3), (2, 3, 5, 4)),
     "SpectralConvTranspose3d": (nn.ConvTranspose3d, (3, 4, 3), (2, 3, 2, 3, 2)),
+    "SpectralTransposedLinear": (lambda nx, nf: conv1d(nf, nx), (6, 4), (2, 6)),
+    "SpectralEmbedding": (nn.Embedding, (6, 4), torch.tensor([[5, 0, 0]])),
+    "SpectralEmbeddingBag": (nn.EmbeddingBag, (6, 4), torch.tensor([[5, 0, 0]])),
 }
 
 
@@ -386,7 +395,8 @@ def stock(s: Setting, o: Any) -> nn.Module:
 def dense_layer(s: Setting, o: Any, named: dict[str, Any], result: Any) -> tuple[Any, Any]:
     """What a layer gives, and what the stock one gives with the dense weight."""
     kind, sizes, _ = LAYERS[type(o).__name__]
-    tensors = {"weight": o.weight} | ({} if o.bias is None else {"bias": o.bias})
+    bias = getattr(o, "bias", None)
+    tensors = {"weight": o.weight} | ({} if bias is None else {"bias": bias})
     x = [named[n] for n in named]
     return result, torch.func.functional_call(kind(*sizes).to(s.dtype), tensors, tuple(x))
 
@@ -395,8 +405,11 @@ def layer_values(name: str) -> None:
     _, _, size = LAYERS[name]
     SPECIAL[name] = SPECIAL[f"{name}.from_layer"] = {"rank": lambda s, o: 2}
     SPECIAL[f"{name}.shape_of"] = {"name": lambda s, o: "weight"}
+    SPECIAL[f"{name}.view_of"] = {"name": lambda s, o: "weight"}
     SPECIAL[f"{name}.in_place_of"] = {"weights": lambda s, o: {"weight": o.spectral_weight}}
-    SPECIAL[f"{name}.forward"] = {"x": lambda s, o: s.tensor(*size)}
+    SPECIAL[f"{name}.forward"] = {
+        "x": lambda s, o: s.tensor(*size) if isinstance(size, tuple) else size.to(s.device)
+    }
 
 
 for _name in LAYERS:

@@ -7,13 +7,16 @@ from sttp_manifold.nn.conv_transpose import (
     SpectralConvTranspose3d,
 )
 from sttp_manifold.nn.convert import SkippedLayerWarning, compress, decompress, switch
+from sttp_manifold.nn.embedding import SpectralEmbedding, SpectralEmbeddingBag
 from sttp_manifold.nn.householder import HouseholderWeight
 from sttp_manifold.nn.layer import SpectralLayer, weights_of
 from sttp_manifold.nn.linear import SpectralLinear
+from sttp_manifold.nn.linear_transposed import SpectralTransposedLinear
 from sttp_manifold.nn.methods import make_weight
 from sttp_manifold.nn.penalty import spectral_penalty
 from sttp_manifold.nn.ranks import grow_, truncate_
 from sttp_manifold.nn.recipe import Recipe
+from sttp_manifold.nn.registered import register, unregister
 from sttp_manifold.nn.riemannian import RiemannianWeight
 from sttp_manifold.nn.saving import load, save
 from sttp_manifold.nn.summary import Summary, SummaryRow, summary
@@ -31,8 +34,11 @@ __all__ = [
     "SpectralConvTranspose1d",
     "SpectralConvTranspose2d",
     "SpectralConvTranspose3d",
+    "SpectralEmbedding",
+    "SpectralEmbeddingBag",
     "SpectralLayer",
     "SpectralLinear",
+    "SpectralTransposedLinear",
     "SpectralWeight",
     "Summary",
     "SummaryRow",
@@ -41,11 +47,13 @@ __all__ = [
     "grow_",
     "load",
     "make_weight",
+    "register",
     "save",
     "spectral_penalty",
     "summary",
     "switch",
     "together",
     "truncate_",
+    "unregister",
     "weights_of",
 ]

@@ -26,6 +26,7 @@ from sttp_manifold.nn.held import held_in
 from sttp_manifold.nn.torch_state import has_values
 
 __all__ = [
+    "FORWARDS",
     "carry_over",
     "check_bare",
     "check_own",
@@ -53,6 +54,9 @@ _STATE_HOOKS = {
     "_load_state_dict_pre_hooks": "a hook before load_state_dict",
     "_load_state_dict_post_hooks": "a hook after load_state_dict",
 }
+FORWARDS = ("forward", "_conv_forward", "_output_padding", "__call__")
+"""Methods that a spectral layer has its own of, in place of those of a stock layer."""
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STORES = ("_parameters", "_buffers", "_modules")
 
@@ -191,7 +195,7 @@ def check_stock(layer: nn.Module, kind: type[nn.Module], names: Iterable[str]) -
     check_own(layer, names)
     if not isinstance(layer, kind):
         raise ConversionError(f"expected a torch.nn.{kind.__name__}, got a {given}")
-    for method in ("forward", "_conv_forward", "_output_padding", "__call__"):
+    for method in FORWARDS:
         if getattr(type(layer), method, None) is not getattr(kind, method, None):
             raise ConversionError(
                 f"{given} is a torch.nn.{kind.__name__} with a {method} of its own, which a "

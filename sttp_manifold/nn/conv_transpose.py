@@ -118,6 +118,8 @@ class _Transposed(Convolution):
         )
         return nn.Sequential(first, second)
 
+    thin_roles = ("u", "vt")
+
     def _thin_factors(self, us: Tensor, vt: Tensor) -> tuple[Tensor, Tensor]:
         return us.mT, vt
 

@@ -230,7 +230,7 @@ def decompress(model: nn.Module, form: str = "dense") -> nn.Module:
     thin = _thin(own, made) if form == "factors" else {}
     new: dict[nn.Module, nn.Module] = {}
     behind: dict[nn.Module, dict[str, nn.Parameter]] = {}
-    shared: dict[tuple[nn.Module, int], nn.Parameter | None] = {}
+    shared: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
     for layer, name in made.items():
         with naming(name):
             if not isinstance(layer, SpectralLayer):
@@ -238,9 +238,12 @@ def decompress(model: nn.Module, form: str = "dense") -> nn.Module:
                 continue
             stock = thin.get(layer) or layer.dense_layer()
             for key, held in held_of(layer).items():
-                holders = [(part, "weight") for part in stock] if layer in thin else [(stock, key)]
-                for k, (part, at) in enumerate(holders):
-                    part._parameters[at] = shared.setdefault((held, k), part._parameters[at])
+                holders = [(stock, key, "W")]
+                if layer in thin:
+                    roles = zip(stock, layer.thin_roles, strict=True)
+                    holders = [(part, "weight", role) for part, role in roles]
+                for part, at, role in holders:
+                    part._parameters[at] = shared.setdefault((held, role), part._parameters[at])
             new[layer] = layer.hand_over(stock)
     converted = replace(model, new)
     for module, parameters in behind.items():
@@ -254,16 +257,16 @@ def decompress(model: nn.Module, form: str = "dense") -> nn.Module:
 
 @torch.inference_mode(False)
 def _dense_again(
-    module: nn.Module, shared: dict[tuple[nn.Module, int], nn.Parameter | None]
+    module: nn.Module, shared: dict[tuple[nn.Module, str], nn.Parameter | None]
 ) -> dict[str, nn.Parameter]:
     """The dense parameters of a module that has spectral weights behind them."""
     for weight in weights_of(module).values():
         check_replaceable(weight)
     views, found = views_of(module), {}
     for name, held in held_of(module).items():
-        if (held, 0) not in shared:
-            shared[held, 0] = dense_parameter(held, views[name])
-        parameter = shared[held, 0]
+        if (held, "W") not in shared:
+            shared[held, "W"] = dense_parameter(held, views[name])
+        parameter = shared[held, "W"]
         assert parameter is not None
         found[name] = parameter
     return found

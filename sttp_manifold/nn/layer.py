@@ -54,11 +54,15 @@ class SpectralLayer(nn.Module, ABC):
     stock: ClassVar[type[nn.Module]]
     holds: ClassVar[Mapping[str, str]] = {"weight": "spectral_weight"}
     _options: ClassVar[type] = WeightOptions
+    own_buffers: ClassVar[tuple[str, ...]] = ()
+    """Buffers that the stock layer has not; each may be None."""
 
     spectral_weight: Any
     bias: Tensor | None
+    _came_from: type[nn.Module] | None = None  # a subclass of the stock layer that was registered
 
     @classmethod
+    @explained
     def views(cls, layer: nn.Module) -> dict[str, MatrixView]:
         """How each parameter of a stock layer that is held here is read, by its name.
 
@@ -173,6 +177,8 @@ class SpectralLayer(nn.Module, ABC):
                 f"{cls.__name__} takes one weight for each of {wanted}, got {list(weights)}"
             )
         made = cls._around(layer, weights)
+        if type(layer) is not cls.stock:
+            made._came_from = type(layer)
         for name, weight in weights.items():
             mark_like([layer._parameters[name]], weight.parameters())
         carry_over(layer, made, made._stock(), copied=copied)
@@ -183,14 +189,15 @@ class SpectralLayer(nn.Module, ABC):
         view: MatrixView | tuple[int, ...],
         rank: int | None,
         weight: SpectralWeight | WeightStack | None,
-        bias: bool,
+        bias: bool | None,
         options: Mapping[str, Any],
         outputs: int | None = None,
         **where: Any,
     ) -> None:
         """Set weight and bias, by the arguments of a constructor; a bias starts as torch's does.
 
-        The bias has ``outputs`` numbers; by default as many as the matrices have rows.
+        The bias has ``outputs`` numbers; by default as many as the matrices have rows. It is None
+        where the stock layer never has one.
         """
         view = view if isinstance(view, MatrixView) else MatrixView(view)
         self.spectral_weight = held = self._held_as(view, rank, weight, options, **where)
@@ -199,7 +206,7 @@ class SpectralLayer(nn.Module, ABC):
             size = view.count * held.shape.d_out if outputs is None else outputs
             value = torch.empty(size, dtype=held.dtype, device=held.device)
             self.bias = nn.Parameter(value.uniform_(-edge, edge))
-        else:
+        elif bias is not None:
             self.register_parameter("bias", None)
 
     def _held_as(
@@ -231,15 +238,16 @@ class SpectralLayer(nn.Module, ABC):
     def _form_for(self, x: Tensor) -> str:
         """The form in which to have the weight for an input: dense, factors or cores.
 
-        In a forward that forms all weights together it is that in which they are formed. Under
-        compilation, export and tracing it does not depend on the size of the input: that would be
-        frozen, or compiled anew for each.
+        In a forward that forms all weights together it is that in which they are formed.
         """
-        first = parts_of(self.spectral_weight)[0]
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return self.form_together(first)
-        form = form_of(first)
-        return self._form(x) if form is None else form
+        if not torch.compiler.is_compiling():
+            first = parts_of(self.spectral_weight)[0]
+            form = form_of(first)
+            if form is not None:
+                return form
+            if torch.jit.is_tracing():  # what follows from the size of an input would be frozen
+                return self.form_together(first)
+        return self._form(x)
 
     def form_together(self, weight: SpectralWeight) -> str:
         """The form in which a weight of this layer is cheaper to apply, once it is formed."""
@@ -285,6 +293,8 @@ class SpectralLayer(nn.Module, ABC):
         layer = self._stock()
         for name, held in held_of(self).items():
             layer._parameters[name] = dense_parameter(held, self.view_of(name))
+        if self._came_from is not None:
+            layer.__class__ = self._came_from  # it differs by what hangs on it, which comes later
         return layer
 
     @torch.inference_mode(False)
@@ -306,7 +316,7 @@ class SpectralLayer(nn.Module, ABC):
         if (
             layers is None
             or _numbers(layers) >= _numbers(self._stock())
-            or "bias" not in self._parameters
+            or ("bias" in plain._parameters and "bias" not in self._parameters)
             or self._modules.keys() != plain._modules.keys()
         ):
             return None
@@ -322,9 +332,20 @@ class SpectralLayer(nn.Module, ABC):
         """Two stock layers of the sizes of the factors, on ``meta``; None if there are none."""
         return None
 
+    thin_roles: ClassVar[tuple[str, str]] = ("vt", "us")
+    """Which factor each of the two holds; what two layers hold in one role can be one parameter."""
+
     def _thin_factors(self, us: Tensor, vt: Tensor) -> tuple[Tensor, Tensor]:
         """The weights of the two, up to their shape: ``V^T`` and ``U S`` in the order applied."""
         return vt, us
+
+    def _shared(self) -> None:
+        """Told where another layer holds the weight as well."""
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether the dense weight is not all that of the spectral one, and no other layer's."""
+        return False
 
     def _check_goes(self) -> None:
         """Raise if a stock layer cannot take this one's place."""
@@ -350,6 +371,7 @@ class SpectralLayer(nn.Module, ABC):
             ConversionError: something that cannot be carried over.
         """
         plain = self._kind()._around(self._stock(), held_of(self))
+        plain._came_from = self._came_from
         carry_over(self, layer, plain, copied=copied)
         return layer
 

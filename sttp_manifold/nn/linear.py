@@ -77,7 +77,8 @@ class SpectralLinear(SpectralLayer):
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self._hold(self.weight_shape, rank, weight, bias, options, dtype=dtype, device=device)
+        sizes = (out_features, in_features)
+        self._hold(sizes, rank, weight, bias, options, dtype=dtype, device=device)
 
     @classmethod
     def _around(cls, layer: nn.Linear, weights: Mapping[str, Any]) -> Self:

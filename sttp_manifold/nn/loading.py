@@ -13,7 +13,7 @@ from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.carry import check_stock, mark_like
 from sttp_manifold.nn.held import HeldWeight
-from sttp_manifold.nn.layer import held_of
+from sttp_manifold.nn.layer import SpectralLayer, held_of, weights_of
 from sttp_manifold.nn.modules import naming, show
 from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of, rows_and_columns
 from sttp_manifold.nn.state import EXTRA, from_tensor, misfit, to_tensor
@@ -35,7 +35,7 @@ def load_network(network: StoredNetwork, file: Any, model: nn.Module) -> nn.Modu
     keys = _keys_of_weights(network)
     dense = {key: key for key in _keys_of(file) if key not in keys}
     dense |= {alias: first for alias, first in network.aliases.items() if first in dense}
-    _check_dense(dense, file, model, fit.replaced)
+    _check_dense(dense, file, model, fit.replaced, fit.optional)
     made = {name: _read(network, file, name, fit.place_of(name)) for name in network.weights}
     new = fit.converted({name: fit.there.get(name, weight) for name, weight in made.items()})
     converted = put_in_place(model, new)
@@ -204,6 +204,17 @@ class _Fit:
                 )
 
     @property
+    def optional(self) -> set[str]:
+        """Names of buffers of spectral layers that may be None, and that stock layers have not."""
+        found = set()
+        for module, name in self.names.items():
+            row = row_of(module)
+            layer = module if isinstance(module, SpectralLayer) else row and row.spectral
+            if layer and (module in self.stock or module is layer):
+                found |= {f"{name}.{key}".removeprefix(".") for key in layer.own_buffers}
+        return found
+
+    @property
     def replaced(self) -> set[str]:
         """Names in the state dict of what is spectral, or will be."""
         found = set()
@@ -266,12 +277,14 @@ def place_of(tensor: object) -> object:
     return (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
 
 
-def _check_dense(dense: dict[str, str], file: Any, model: nn.Module, gone: set[str]) -> None:
+def _check_dense(
+    dense: dict[str, str], file: Any, model: nn.Module, gone: set[str], optional: set[str]
+) -> None:
     """Raise unless a network has the dense tensors of a file, of its shapes and ties."""
     own = {k: v for k, v in model.state_dict(keep_vars=True).items() if k not in gone}
     for what, names in (
-        ("and not in the network", dense.keys() - own.keys()),
-        ("of the network and not in the file", own.keys() - dense.keys()),
+        ("and not in the network", dense.keys() - own.keys() - optional),
+        ("of the network and not in the file", own.keys() - dense.keys() - optional),
     ):
         if names:
             shown = ", ".join(map(repr, sorted(names)[:_SHOWN]))
@@ -281,6 +294,8 @@ def _check_dense(dense: dict[str, str], file: Any, model: nn.Module, gone: set[s
             )
     tied: dict[object, str] = {}
     for key, first in dense.items():
+        if key not in own:
+            continue
         tensor = own[key]
         shape = tuple(file.get_slice(first).get_shape())
         if isinstance(tensor, Tensor) and (
@@ -318,6 +333,13 @@ def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load dense tensors; those on ``meta`` get memory first, tied ones the same."""
     made: dict[int, Tensor] = {}
     for name, module in model.named_modules():
+        for key in module.own_buffers if isinstance(module, SpectralLayer) else ():
+            stored = state.get(f"{name}.{key}".removeprefix("."))
+            weight = next(iter(weights_of(module).values()))
+            # As it was saved: of the network, none may be there, or another.
+            module._buffers[key] = (
+                None if stored is None else stored.to(weight.device, weight.dtype)
+            )
         for store in (module._parameters, module._buffers):
             for key, tensor in store.items():
                 stored = state.get(f"{name}.{key}".removeprefix("."))

@@ -8,7 +8,7 @@ from torch import nn
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.held import held_in
-from sttp_manifold.nn.layer import held_of, views_of
+from sttp_manifold.nn.layer import SpectralLayer, held_of, views_of
 from sttp_manifold.nn.modules import show
 from sttp_manifold.nn.stack import MatrixView, parts_of
 from sttp_manifold.nn.weight import SpectralWeight
@@ -29,6 +29,7 @@ def check_sharing(model: nn.Module, layers: Mapping[nn.Module, str]) -> None:
     readings: dict[nn.Module, tuple[str, MatrixView]] = {}
     places: dict[SpectralWeight, tuple[nn.Module, str]] = {}
     holders: set[nn.Module] = set(layers)
+    alone: dict[nn.Module, str] = {}
     for layer, name in layers.items():
         views = views_of(layer)
         holders |= {*held_in(layer).values(), *held_of(layer).values()}
@@ -38,6 +39,15 @@ def check_sharing(model: nn.Module, layers: Mapping[nn.Module, str]) -> None:
                 _refuse(name, first, f"in two shapes, {views[key].shape} and {view.shape}")
             if view != views[key]:
                 _refuse(name, first, "in two ways, one the transpose of the other")
+            if isinstance(layer, SpectralLayer) and layer._is_alone:
+                alone[held] = name
+            if held in alone and first != name:
+                raise ConversionError(
+                    f"{show(name)} and {show(first)} share a weight, and the row for padding of "
+                    f"{show(alone[held])} is not that of the weight, which one stock table cannot "
+                    "hold; set its padding_row = None to have there the row of the weight",
+                    layer=name,
+                )
             parts = parts_of(held)
             for weight in parts:
                 place, first = places.setdefault(weight, (held, name))

@@ -21,9 +21,11 @@ from sttp_manifold.nn.conv_transpose import (
     SpectralConvTranspose2d,
     SpectralConvTranspose3d,
 )
+from sttp_manifold.nn.embedding import SpectralEmbedding, SpectralEmbeddingBag
 from sttp_manifold.nn.held import HeldWeight, held_in, put_behind
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.linear import SpectralLinear
+from sttp_manifold.nn.linear_transposed import SpectralTransposedLinear, loaded_type
 from sttp_manifold.nn.modules import Owners, naming, replace, show
 from sttp_manifold.nn.recipe import Recipe
 from sttp_manifold.nn.stack import MatrixView, WeightStack
@@ -85,12 +87,27 @@ TABLE = [
     Row(nn.ConvTranspose1d, SpectralConvTranspose1d, nn.LazyConvTranspose1d),
     Row(nn.ConvTranspose2d, SpectralConvTranspose2d, nn.LazyConvTranspose2d),
     Row(nn.ConvTranspose3d, SpectralConvTranspose3d, nn.LazyConvTranspose3d),
+    Row(nn.Embedding, SpectralEmbedding),
+    Row(nn.EmbeddingBag, SpectralEmbeddingBag),
 ]
 """The rows; a layer of your own may be appended."""
+
+LATER: dict[str, type[SpectralLayer]] = {
+    "transformers.pytorch_utils.Conv1D": SpectralTransposedLinear
+}
+"""Layers for stock types that are not imported here: rows of the table once somebody has."""
+
+
+def _add_loaded() -> None:
+    for name, spectral in LATER.items():
+        stock = loaded_type(name)
+        if stock is not None and all(row.stock is not stock for row in TABLE):
+            TABLE.append(Row(stock, spectral))
 
 
 def row_of(module: nn.Module) -> Row | None:
     """The row of a stock layer, whatever parametrizations it has; None for any other module."""
+    _add_loaded()
     kind = parametrize.type_before_parametrizations(module)
     return next((row for row in TABLE if kind in (row.stock, row.lazy)), None)
 
@@ -164,6 +181,10 @@ class Group:
                     new[layer] = {n: HeldWeight(made[w], view) for n, (w, view) in own.items()}
                     for weight, _ in own.values():
                         mark_like([weight], made[weight].parameters())
+        if len(new) > 1:
+            for put in new.values():
+                if isinstance(put, SpectralLayer):
+                    put._shared()
         return new
 
     def __str__(self) -> str:

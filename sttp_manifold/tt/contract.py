@@ -33,6 +33,7 @@ __all__ = [
     "rows_times_ut",
     "rows_times_v",
     "rows_times_vt",
+    "scaled_left",
     "times_bond",
     "triangle_of_sum",
 ]
@@ -87,6 +88,13 @@ def times_bond(matrix: Tensor, bond: Tensor, batch_dims: int) -> Tensor:
     if bond.ndim - batch_dims == 1:
         return matrix * bond.unsqueeze(-2)
     return matrix @ bond
+
+
+def scaled_left(cores: Sequence[Tensor], bond: Tensor) -> tuple[Tensor, ...]:
+    """Left cores, the last one times the spectrum or the full bond."""
+    *outer, inner = cores
+    scaled = times_bond(left_frame(inner), bond, inner.ndim - 3)
+    return (*outer, scaled.reshape(inner.shape))
 
 
 def form_last(cores: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:

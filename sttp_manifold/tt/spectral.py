@@ -28,6 +28,7 @@ from sttp_manifold.tt.contract import (
     rows_times_ut,
     rows_times_v,
     rows_times_vt,
+    scaled_left,
     times_bond,
 )
 from sttp_manifold.tt.diagram import diagram_svg, diagram_text
@@ -181,7 +182,7 @@ class SpectralTT:
 
     def to_matrix(self) -> Tensor:
         """The dense weight ``W``, ``(*b, d_out, d_in)``."""
-        cores = (*self._scaled_left(), *self.right)
+        cores = (*scaled_left(self.left, self.spectrum), *self.right)
         cut = cheapest_cut(self._stored)
         product = left_matrix(cores[:cut]) @ right_matrix(cores[cut:])
         return product.reshape(*self.batch_shape, self.shape.d_out, self.shape.d_in)
@@ -247,12 +248,6 @@ class SpectralTT:
         is_merged = sizes == (len(merged.out_modes), len(merged.in_modes))
         return merged if is_merged else self.shape
 
-    def _scaled_left(self) -> tuple[Tensor, ...]:
-        """Left cores, the last one times the spectrum."""
-        *outer, inner = self.left
-        scaled = self._times_bond(left_frame(inner), self.spectrum).reshape(inner.shape)
-        return (*outer, scaled)
-
     def _times_bond(self, matrix: Tensor, bond: Tensor) -> Tensor:
         return times_bond(matrix, bond, len(self.batch_shape))
 
@@ -278,7 +273,7 @@ class SpectralTT:
             tensor([2.0000, 9.0000], dtype=torch.float64)
         """
         i, j = check_places(i, j, self.shape.d_out, self.shape.d_in, self.device)
-        rows = rows_at(self._scaled_left(), i.flatten())
+        rows = rows_at(scaled_left(self.left, self.spectrum), i.flatten())
         found = (rows * rows_at(mirror(self.right), j.flatten(), reverse=True)).sum(-1)
         return found.reshape((*self.batch_shape, *i.shape))
 
