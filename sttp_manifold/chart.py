@@ -30,6 +30,7 @@ from sttp_manifold.frames.householder import (
     reduced_size,
     unsigned_reflectors,
 )
+from sttp_manifold.frames.operator import all_frames
 from sttp_manifold.spectrum import SpectrumMap, hold_spectrum, spectrum_map
 from sttp_manifold.tt.contract import left_frame, mirror, mirrored_frame
 from sttp_manifold.tt.shape import TTShape
@@ -146,6 +147,23 @@ class HouseholderChart:
                 left.append(chart(vector, d, r).unflatten(-2, (a, mode)))
             else:
                 right.append(chart(vector, d, r, transposed=True).unflatten(-1, (mode, b)))
+        return tuple(left), tuple(right)
+
+    def _cores_at_once(self, vector: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The same of joined coordinates, by one operator: for ``torch.compile``.
+
+        Shape:
+            - vector: ``(sum(frame_sizes),)``, in float32 or float64
+            - outputs: ``(R_{k-1}, n_k, R_k)`` each
+        """
+        plan, split = self.shape.merged, len(self.shape.merged.out_modes)
+        frames = all_frames(vector, plan.frame_shapes, self.is_full)
+        left, right = [], []
+        for k, (frame, (a, mode, b)) in enumerate(zip(frames, plan.core_shapes, strict=True)):
+            if k < split:
+                left.append(frame.unflatten(-2, (a, mode)))
+            else:
+                right.append(frame.mT.unflatten(-1, (mode, b)))
         return tuple(left), tuple(right)
 
     def unpack(self, z: Tensor, signs: Tensor | None = None) -> SpectralTT:

@@ -87,6 +87,8 @@ class Convolution(SpectralLayer):
         """As is cheaper for many places; see the base class."""
         if self.groups > 1:
             return "dense"
+        if torch.compiler.is_compiling():
+            return _choose_form(weight.shape, costs())  # a cache is nothing to trace
         return _form_for_many(weight.shape, costs())
 
     def _form(self, x: object) -> str:
@@ -388,6 +390,8 @@ class SpectralConv3d(_Plain):
     dims = 3
 
 
-@lru_cache(maxsize=1024)
-def _form_for_many(shape: TTShape, unit: Costs) -> str:
+def _choose_form(shape: TTShape, unit: Costs) -> str:
     return "dense" if conv_plan(shape, _MANY) == "dense" else "factors"
+
+
+_form_for_many = lru_cache(maxsize=1024)(_choose_form)

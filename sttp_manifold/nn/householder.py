@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.chart import HouseholderChart
+from sttp_manifold.frames.operator import is_wanted
 from sttp_manifold.nn.initial import computing_dtype, initial_point, kept_values, kind_of
 from sttp_manifold.nn.layout import Layout, batch_map
 from sttp_manifold.nn.state import warn_once
@@ -153,7 +154,10 @@ class HouseholderWeight(SpectralWeight):
     def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
         wide = computing_dtype(tensors[0].dtype)
         point = self.chart.unflatten(tensors[0].to(wide))
-        left, right = self.chart.cores(point.frames)
+        if is_wanted():
+            left, right = self.chart._cores_at_once(torch.cat(point.frames))
+        else:
+            left, right = self.chart.cores(point.frames)
         s = tensors[1].to(wide) if len(tensors) > 1 else self.map(point.spectrum)
         return SpectralTT(left, s, right, self.shape)
 

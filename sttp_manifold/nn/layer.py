@@ -238,16 +238,15 @@ class SpectralLayer(nn.Module, ABC):
     def _form_for(self, x: Tensor) -> str:
         """The form in which to have the weight for an input: dense, factors or cores.
 
-        In a forward that forms all weights together it is that in which they are formed.
+        In a forward that forms all weights together it is that in which they are formed. Under
+        compilation, export and tracing it does not depend on the size of the input: that would be
+        frozen, or compiled anew for each.
         """
-        if not torch.compiler.is_compiling():
-            first = parts_of(self.spectral_weight)[0]
-            form = form_of(first)
-            if form is not None:
-                return form
-            if torch.jit.is_tracing():  # what follows from the size of an input would be frozen
-                return self.form_together(first)
-        return self._form(x)
+        first = parts_of(self.spectral_weight)[0]
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.form_together(first)
+        form = form_of(first)
+        return self._form(x) if form is None else form
 
     def form_together(self, weight: SpectralWeight) -> str:
         """The form in which a weight of this layer is cheaper to apply, once it is formed."""

@@ -6,6 +6,7 @@ an input. What belongs to one layer alone is in `tests/nn`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import os
@@ -22,6 +23,7 @@ import pytest
 import torch
 from gpt2_layer import conv1d
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from sttp_manifold.nn import (
     SpectralLayer,
@@ -375,6 +377,21 @@ def compile_all() -> None:
             close(compiled(x), layer(x))
             compiled(x).square().sum().backward()
             assert all(p.grad is not None for p in layer.parameters() if p.numel())
+            stock = row.make(**DOUBLE)
+            with contextlib.suppress(RuntimeError):  # an input that is no batch
+                stock(torch.cat((x, x)))
+                assert compilations(layer, x) <= compilations(stock, x)
+
+
+def compilations(layer: nn.Module, x: Tensor) -> int:
+    """How often a layer is compiled for batches of several sizes."""
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for count in (1, 2, 40, 3, 5, 17):
+            compiled(torch.cat([x] * count))
+    return counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.slow
