@@ -145,6 +145,13 @@ class Setting:
     def model(self) -> nn.Module:
         return nn.Sequential(self.layer(), nn.ReLU())
 
+    def adapted(self) -> nn.Module:
+        self.network = sm.nn.adapt(self.dense_model(), 2, method=self.method)
+        return self.network
+
+    def loss(self) -> Tensor:
+        return self.network(self.tensor(3, 24)).square().mean()
+
     @cached_property
     def saved(self) -> nn.Module:
         return self.model()
@@ -271,6 +278,10 @@ GOOD: Values = {
     "closure": lambda s, o: None,
     "step": lambda s, o: 0.1,
     "layer": lambda s, o: stock(s, o),
+    "targets": lambda s, o: s.rng.choice([None, ["0"], "*", nn.Linear]),
+    "alpha": lambda s, o: 0.5,
+    "names": lambda s, o: s.rng.choice(["default", ["default"]]),
+    "base": lambda s, o: s.dense_model()[0],
     "recipe": lambda s, o: sm.nn.Recipe(rank=2),
     "matrix": lambda s, o: s.W,
 }
@@ -352,6 +363,16 @@ SPECIAL: dict[str, Values] = {
         "source": lambda s, o: s.M, "target": lambda s, o: s.F, "x": lambda s, o: s.point(s.M),
         "u": lambda s, o: s.tangent(s.M),
     },
+    "adapt": {"model": lambda s, o: s.dense_model(), "spectrum": lambda s, o: "full",
+              "init": lambda s, o: "random", "name": lambda s, o: "default"},
+    "adapters": {"model": lambda s, o: s.adapted()},
+    "align_adapters": {"model": lambda s, o: s.adapted(), "loss": lambda s, o: s.loss},
+    "merge": {"model": lambda s, o: s.adapted()},
+    "unmerge": {"model": lambda s, o: s.adapted()},
+    "remove_adapter": {"model": lambda s, o: s.adapted()},
+    "set_adapter": {"model": lambda s, o: s.adapted()},
+    "without_adapters": {"model": lambda s, o: s.adapted()},
+    "SpectralUpdate": {"weight": lambda s, o: s.weight()},
     "save": {"model": lambda s, o: s.saved, "path": lambda s, o: FILE, "exact": lambda s, o: True},
     "load": {"path": lambda s, o: s.written(), "into": lambda s, o: copy.deepcopy(s.saved)},
     "spectral_penalty": {"name": lambda s, o: s.rng.choice(["d_optimal", "divergence"])},

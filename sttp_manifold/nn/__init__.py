@@ -1,5 +1,16 @@
 """Weights, layers, and the conversion of whole networks."""
 
+from sttp_manifold.nn.adapted_layer import AdaptedLayer, SpectralUpdate
+from sttp_manifold.nn.adapting import (
+    adapt,
+    adapters,
+    merge,
+    remove_adapter,
+    set_adapter,
+    unmerge,
+    without_adapters,
+)
+from sttp_manifold.nn.aligned import align_adapters
 from sttp_manifold.nn.conv import SpectralConv1d, SpectralConv2d, SpectralConv3d
 from sttp_manifold.nn.conv_transpose import (
     SpectralConvTranspose1d,
@@ -24,6 +35,7 @@ from sttp_manifold.nn.together import together
 from sttp_manifold.nn.weight import SpectralWeight
 
 __all__ = [
+    "AdaptedLayer",
     "HouseholderWeight",
     "Recipe",
     "RiemannianWeight",
@@ -39,21 +51,30 @@ __all__ = [
     "SpectralLayer",
     "SpectralLinear",
     "SpectralTransposedLinear",
+    "SpectralUpdate",
     "SpectralWeight",
     "Summary",
     "SummaryRow",
+    "adapt",
+    "adapters",
+    "align_adapters",
     "compress",
     "decompress",
     "grow_",
     "load",
     "make_weight",
+    "merge",
     "register",
+    "remove_adapter",
     "save",
+    "set_adapter",
     "spectral_penalty",
     "summary",
     "switch",
     "together",
     "truncate_",
+    "unmerge",
     "unregister",
     "weights_of",
+    "without_adapters",
 ]
