@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments.files import replacing
+from sttp_manifold.experiments.files import replacing, write_bytes
 
-__all__ = ["CHECKPOINTS", "Checkpoint", "Resumable"]
+__all__ = ["CHECKPOINTS", "PRODUCTS", "Checkpoint", "Resumable"]
 
 CHECKPOINTS = "checkpoints"
+PRODUCTS = "products"
 
 
 class Resumable(Protocol):
@@ -86,6 +88,15 @@ class Checkpoint:
         with replacing(self.path) as temporary:
             torch.save({"hash": self._key, "state": state}, temporary)
         self._latest = time.monotonic()
+
+    def leave(self, files: Mapping[str, bytes]) -> None:
+        """Write what a run leaves beside its record, each file whole or not there.
+
+        Args:
+            files: content by name; the folder is the run's own.
+        """
+        for name, content in files.items():
+            write_bytes(self.path.parent.parent / PRODUCTS / self._key / name, content)
 
     def remove(self) -> None:
         """Remove the file, and the folder with the last one."""

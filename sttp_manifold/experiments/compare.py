@@ -63,8 +63,9 @@ def tune(
 def command_line(settings: Settings) -> str:
     """The command that repeats a comparison."""
     task = TASKS[settings.task]
-    words = ["sttp", "compare", "--task", settings.task]
     names = methods_for(task, settings.methods)
+    command = RUNS[METHODS[names[0]].run].command
+    words = ["sttp", command, "--task", settings.task]
     words += ["--methods", ",".join(names)]
     words += ["--ranks", ",".join(map(str, settings.ranks or task.ranks))]
     words += ["--seeds", ",".join(map(str, settings.seeds_of(task)))]
@@ -73,7 +74,9 @@ def command_line(settings: Settings) -> str:
         used = RUNS[kind].spec_fields(task, method, None, settings.given)
         for name, flag in RUNS[kind].options.items():
             value = used.get(name)
-            if value is not None:
+            if value is True:
+                words += [flag]
+            elif value is not None and value is not False:
                 words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     words += ["--dtype", settings.dtype or task.dtype]
     words += ["--device", resolve_device(settings.device)]

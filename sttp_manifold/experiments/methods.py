@@ -7,7 +7,8 @@ Householder charts, as a point of a manifold) and an optimizer. To add one::
                         "sgd", untuned_lr=0.1))
 
 with :class:`~sttp_manifold.experiments.trainers.Trainer`. A method that solves is a
-:class:`~sttp_manifold.experiments.runs.solve.Solver`.
+:class:`~sttp_manifold.experiments.runs.solve.Solver`; one that generates images is a
+:class:`~sttp_manifold.experiments.gan.entrants.GanEntrant`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.gan.entrants import GAN_ENTRANTS
 from sttp_manifold.experiments.method import Method
 from sttp_manifold.experiments.registry import Registry
 from sttp_manifold.experiments.solvers import SOLVERS
@@ -71,3 +73,5 @@ for _trainer in TRAINERS:
     METHODS.add(_trainer)
 for _solver in SOLVERS:
     METHODS.add(_solver)
+for _entrant in GAN_ENTRANTS:
+    METHODS.add(_entrant)

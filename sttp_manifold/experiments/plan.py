@@ -45,6 +45,7 @@ class Settings:
         data_dir: folder of the task's files.
         tuned_file: file of learning rates in place of the task's own.
         options: settings of other kinds of runs, by name.
+        tuning_seeds: seeds on which learning rates are chosen, none of them reported.
     """
 
     out: Path
@@ -63,6 +64,7 @@ class Settings:
     data_dir: Path | None = None
     tuned_file: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    tuning_seeds: Sequence[int] = TUNING_SEEDS
 
     def seeds_of(self, task: Task) -> Sequence[int]:
         """The seeds that were given, or the task's."""
@@ -231,7 +233,7 @@ def tuning_plan(settings: Settings) -> list[Planned]:
         ConfigError: as :func:`plan`, or a tuning seed is among the seeds to report.
     """
     task = _checked(settings)
-    both = sorted(set(settings.seeds_of(task)) & set(TUNING_SEEDS))
+    both = sorted(set(settings.seeds_of(task)) & set(settings.tuning_seeds))
     if both:
         raise ConfigError(
             f"seeds {both} are kept for tuning; learning rates chosen on the seeds that are "
@@ -244,9 +246,9 @@ def tuning_plan(settings: Settings) -> list[Planned]:
         raise ConfigError("--tune: none of the methods chosen has a learning rate")
     return [
         Planned(_spec(settings, task, name, rank, seed, lr, "tune"), "given")
-        for seed in TUNING_SEEDS
+        for seed in settings.tuning_seeds
         for rank in dict.fromkeys(settings.ranks or task.ranks)
-        for lr in task.lrs
         for name in names
+        for lr in RUNS[METHODS[name].run].rates(task, METHODS[name])
         if lr <= METHODS[name].largest_lr
     ]

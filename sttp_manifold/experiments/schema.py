@@ -25,7 +25,7 @@ __all__ = [
     "validate",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 STATUSES = ("ok", "diverged", "failed")
 
 
@@ -49,8 +49,8 @@ _NUMBER = (int, float)
 SCHEMA: dict[str, Field] = {
     "schema": Field((int,), "version of this schema"),
     "hash": Field((str,), "sixteen hexadecimal digits of the specification's SHA-256"),
-    "run": Field((str,), "kind of run: train, solve, or one of somebody's own"),
-    "reads": Field((list,), "what it is read for: score, curves, effort"),
+    "run": Field((str,), "kind of run: train, solve, gan, or one of somebody's own"),
+    "reads": Field((list,), "what it is read for: score, curves, effort, gan"),
     "status": Field((str,), "ok, diverged or failed"),
     "reason": Field((str,), "why a run is not ok", nullable=True),
     "spec": Field((dict,), "full specification: everything that decides the numbers"),
@@ -69,6 +69,7 @@ SCHEMA: dict[str, Field] = {
     "other_parameters": Field((int,), "numbers trained besides: biases", nullable=True),
     "w0_digest": Field((str,), "SHA-256 of the common initial weights", nullable=True),
     "w0_gap": Field(_NUMBER, "largest entry of |W - W0| at the start", nullable=True),
+    "own": Field((dict,), "numbers, texts and lists of them that only this kind of run has"),
     "curves": Field((dict,), "lists over epochs or iterates, the initial state first"),
     "spectra": Field((dict,), "for each layer, singular values at each entry of the curves"),
     "effort": Field((dict,), "what the run spent, and when it reached its target", nullable=True),
@@ -132,6 +133,7 @@ def validate(record: Mapping[str, Any]) -> None:
     _check_metric(record["metric"])
     _check_keys("examples", record["examples"], _SPLITS)
     check_numbers("record examples", record["examples"].values(), least=0)
+    _check_own(record["own"])
     effort = record["effort"]
     if effort is not None:
         _check_keys("effort", effort, EFFORT)
@@ -178,9 +180,21 @@ def _check_metric(metric: Mapping[str, Any]) -> None:
         raise ConfigError(f"record metric 'spec' holds {short(metric['spec'])}; expected as .2f")
 
 
+def _check_own(own: Mapping[str, Any]) -> None:
+    check_words("record own", list(own))
+    for name, value in own.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str):
+                check_words(f"record own {name!r}", [item])
+            else:
+                check_numbers(f"record own {name!r}", [item], null=True)
+
+
 def _check_curves(curves: Mapping[str, Any], spectra: Mapping[str, Any]) -> None:
-    if set(curves) != set(CURVES):
+    # A kind of run may have more than those that all have.
+    if not set(CURVES) <= set(curves):
         raise ConfigError(f"record curves are {sorted(curves)}; expected {sorted(CURVES)}")
+    check_words("record curves", list(curves))
     for name, values in (*curves.items(), *spectra.items()):
         if not isinstance(values, list):
             raise ConfigError(f"record curve {name!r} holds {short(values)}; expected a list")
@@ -226,5 +240,7 @@ def upgraded(record: Any) -> Any:
         solves = record["spec"]["epochs"] is None
         reads = ["effort"] if solves else ["score", "curves"]
         run = "solve" if solves else "train"
-        record = {**record, "schema": SCHEMA_VERSION, "run": run, "reads": reads}
+        record = {**record, "schema": 3, "run": run, "reads": reads}
+    if record.get("schema") == 3:
+        record = {**record, "schema": SCHEMA_VERSION, "own": {}}
     return record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +146,9 @@ class Task:
         kind: ``sttp`` or ``svdp``: the set of weights that solvers search.
         budget: what solvers are to reach, and with how much.
         seed_draws: what differs between seeds, in words.
+        gan: defaults of a GAN's training, fields of
+            :class:`~sttp_manifold.experiments.gan.setting.GanSetting`; None where there are no
+            images to generate.
     """
 
     name: str
@@ -167,3 +170,4 @@ class Task:
     kind: str = "sttp"
     budget: Budget | None = None
     seed_draws: str = SEED_DRAWS
+    gan: Mapping[str, str | int | float | bool | None] | None = None

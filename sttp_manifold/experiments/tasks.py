@@ -10,7 +10,7 @@ problem, for those that solve; or both. To add one::
     ))
 
 A name that begins with ``hf:`` is a task as it stands: ``hf:NAME`` or ``hf:FOLDER``, with ``@SIZE``
-where images have several sizes.
+where images have several sizes; ``gan-hf:NAME@SIZE`` is one for ``sttp gan``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import nn
 
 from sttp_manifold.experiments import models
 from sttp_manifold.experiments.data import completion, digits, fashion_mnist
+from sttp_manifold.experiments.gan.tasks import GAN_PREFIX, GAN_TASKS, gan_task_of
 from sttp_manifold.experiments.image_models import ImageModel
 from sttp_manifold.experiments.image_sets import CIFAR10, PREFIX, STL10, parse_source, scaled_splits
 from sttp_manifold.experiments.problems import matrix_problem, network_problem, tensor_problem
@@ -69,6 +70,8 @@ class Tasks(Registry[Task]):
     """The tasks by name, and those that are named by the data set that they are made of."""
 
     def __getitem__(self, name: str) -> Task:
+        if name not in self and name.startswith(GAN_PREFIX):
+            return gan_task_of(name)
         if name in self or not name.startswith(PREFIX):
             return super().__getitem__(name)
         source, size = parse_source(name.removeprefix(PREFIX))
@@ -187,3 +190,6 @@ TASKS.add(
         seed_draws=_PROBLEM_DRAWS,
     )
 )
+
+for _task in GAN_TASKS:
+    TASKS.add(_task)

@@ -11,6 +11,7 @@ from sttp_manifold.nn.adapting import (
     without_adapters,
 )
 from sttp_manifold.nn.aligned import align_adapters
+from sttp_manifold.nn.collapse import CollapseRule, SpectrumAlarm
 from sttp_manifold.nn.conv import SpectralConv1d, SpectralConv2d, SpectralConv3d
 from sttp_manifold.nn.conv_transpose import (
     SpectralConvTranspose1d,
@@ -24,6 +25,11 @@ from sttp_manifold.nn.layer import SpectralLayer, weights_of
 from sttp_manifold.nn.linear import SpectralLinear
 from sttp_manifold.nn.linear_transposed import SpectralTransposedLinear
 from sttp_manifold.nn.methods import make_weight
+from sttp_manifold.nn.monitor import (
+    SpectrumCollapseWarning,
+    SpectrumMonitor,
+    SpectrumReading,
+)
 from sttp_manifold.nn.penalty import spectral_penalty
 from sttp_manifold.nn.ranks import grow_, truncate_
 from sttp_manifold.nn.recipe import Recipe
@@ -36,6 +42,7 @@ from sttp_manifold.nn.weight import SpectralWeight
 
 __all__ = [
     "AdaptedLayer",
+    "CollapseRule",
     "HouseholderWeight",
     "Recipe",
     "RiemannianWeight",
@@ -53,6 +60,10 @@ __all__ = [
     "SpectralTransposedLinear",
     "SpectralUpdate",
     "SpectralWeight",
+    "SpectrumAlarm",
+    "SpectrumCollapseWarning",
+    "SpectrumMonitor",
+    "SpectrumReading",
     "Summary",
     "SummaryRow",
     "adapt",

@@ -28,9 +28,10 @@ class Run(ABC):
 
     Attributes:
         kind: what records say in their field ``run``.
+        command: of ``sttp``, that repeats it.
         reads: what records of this kind are read for, the record's field ``reads``: ``score``
             (ranked by the metric at the end), ``curves`` (drawn against epochs), ``effort`` (judged
-            by what it took to reach the target).
+            by what it took to reach the target), ``gan`` (images and spectra, against steps).
         options: the settings that it heeds, each a field of the specification, with the option of
             the command line.
         spec: what is to be done.
@@ -40,6 +41,7 @@ class Run(ABC):
     """
 
     kind: ClassVar[str]
+    command: ClassVar[str] = "compare"
     reads: ClassVar[tuple[str, ...]]
     options: ClassVar[Mapping[str, str]]
 
@@ -74,6 +76,21 @@ class Run(ABC):
             given: settings by name, those of :attr:`options` among them.
         """
 
+    @classmethod
+    def rates(cls, task: Task, method: Any) -> tuple[float, ...]:
+        """The learning rates that a method's is chosen from.
+
+        Args:
+            task: its grid is the one of all methods, unless a kind of run has another.
+            method: of the kind that takes this kind of run.
+        """
+        return task.lrs
+
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """Steps done and in all, while the run goes on; None where they are not known."""
+        return None
+
     @abstractmethod
     def begin(self, device: torch.device, dtype: torch.dtype) -> None:
         """Make everything that moves, at the common start.
@@ -97,6 +114,10 @@ class Run(ABC):
     @abstractmethod
     def end(self) -> dict[str, float]:
         """Look at the test split, once and never when tuning; the numbers of the end."""
+
+    def products(self) -> dict[str, bytes]:
+        """Files that it leaves beside its record, by name, once it has ended well."""
+        return {}
 
     def state_dict(self) -> dict[str, Any] | None:
         """All that :meth:`advance` goes on from, for a checkpoint; None where a run is not cut.

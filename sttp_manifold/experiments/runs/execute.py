@@ -56,6 +56,8 @@ def execute(
     run = RUNS[method.run].of(spec, task, method, data_dir)
     with one_thread():
         status, reason, end = _outcome(run, checkpoint)
+        if status == "ok" and checkpoint:
+            checkpoint.leave(run.products())
     effort = run.trace.effort
     return {
         "schema": SCHEMA_VERSION,
@@ -73,6 +75,7 @@ def execute(
         "metric": asdict(task.metric),
         "examples": run.examples,
         **dict.fromkeys(_FACTS),
+        "own": {},
         **rounded(run.trace.facts),
         "curves": rounded(run.trace.curves),
         "spectra": rounded(run.trace.spectra, digits=5),

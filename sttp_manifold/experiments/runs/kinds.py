@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sttp_manifold.experiments.runs.contract import Run
+from sttp_manifold.experiments.runs.gan import GanRun
 from sttp_manifold.experiments.runs.solve import SolverRun
 from sttp_manifold.experiments.runs.train import TrainingRun
 
@@ -11,5 +12,6 @@ __all__ = ["RUNS"]
 RUNS: dict[str, type[Run]] = {
     TrainingRun.kind: TrainingRun,
     SolverRun.kind: SolverRun,
+    GanRun.kind: GanRun,
 }
 """Kind of run to its class; a method names its kind, see :class:`Method`."""

@@ -83,8 +83,10 @@ class Trace:
         self.effort = None if state["effort"] is None else Effort(**state["effort"])
 
     def add(self, spectra: dict[str, list[float]], **values: Any) -> None:
-        """Add an entry to every curve, and to the spectrum of every layer."""
+        """Add an entry to every curve, those of one kind of run too, and to every spectrum."""
         for name in CURVES:
-            self.curves[name].append(values[name])
+            self.curves[name].append(values.pop(name))
+        for name, value in values.items():
+            self.curves.setdefault(name, []).append(value)
         for name, s in spectra.items():
             self.spectra.setdefault(name, []).append(s)
