@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments import help_texts, terminal
+from sttp_manifold.experiments.gan_command import gan
 from sttp_manifold.experiments.options import numbers, rates, words
 from sttp_manifold.experiments.terminal import ending, err
 from sttp_manifold.experiments.terminal import out as console
@@ -225,6 +226,9 @@ def _show_outcome(out: Path, written: Sequence[Path]) -> None:
     for table in effort:
         terminal.show_table(f"{comparison.task}: what it took", table.titles, table.lines)
     console.print(f"Report: {written[-1]}", soft_wrap=True)
+
+
+app.command(help=help_texts.GAN)(gan)
 
 
 @app.command()

@@ -51,6 +51,7 @@ FILE = Path("a.safetensors")
 LEFT_OUT = {
     "Holder", "Law", "MinimizeResult", "SkippedLayerWarning", "Slope", "SpectralLayer",
     "SpectralWeight", "Summary", "SummaryRow", "CheckResult", "ChartPoint",
+    "SpectrumAlarm", "SpectrumReading", "SpectrumCollapseWarning",
     "form_together",  # which the package asks of its layers
     "register", "unregister",  # whose effect outlives the call
 }  # fmt: skip
@@ -375,6 +376,14 @@ SPECIAL: dict[str, Values] = {
     "SpectralUpdate": {"weight": lambda s, o: s.weight()},
     "save": {"model": lambda s, o: s.saved, "path": lambda s, o: FILE, "exact": lambda s, o: True},
     "load": {"path": lambda s, o: s.written(), "into": lambda s, o: copy.deepcopy(s.saved)},
+    "SpectrumMonitor": {
+        "rule": lambda s, o: sm.nn.CollapseRule(), "writer": lambda s, o: None,
+        "on_alarm": lambda s, o: None, "model": lambda s, o: nn.Sequential(nn.Linear(6, 4)),
+    },
+    "CollapseRule": {
+        "fall": lambda s, o: 0.4, "least_ratio": lambda s, o: 1e-2, "patience": lambda s, o: 2,
+        "reference": lambda s, o: 2, "window": lambda s, o: 11, "z": lambda s, o: 3.0,
+    },
     "spectral_penalty": {"name": lambda s, o: s.rng.choice(["d_optimal", "divergence"])},
     "compress": {
         "model": lambda s, o: s.dense_model(), "init": lambda s, o: "pretrained",

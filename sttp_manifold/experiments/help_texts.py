@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["COMPARE", "PAPER", "TEACH"]
+__all__ = ["COMPARE", "GAN", "PAPER", "TEACH"]
 
 
 def _flow(text: str) -> str:
@@ -68,6 +68,34 @@ Stopped half-way and started again with the same options, it goes on where it wa
   2    a wrong name, option or value; data, a folder or a disk that is not
        there, not readable, not writable or full; a worker that was killed
   130  interrupted or terminated; the same command goes on from here
+""")
+
+GAN = _flow("""Train SNGAN with discriminators of several kinds, and watch their spectra.
+
+Hinge loss, Adam (0, 0.9), rates linear to zero, the generator averaged over its steps. The weights
+of the discriminator are plain, spectrally normalized (also in a network as small as STTP's),
+penalized for not being orthogonal, or SVDP and STTP with a spectrum that is kept: by charts, or on
+the manifold by Riemannian Adam and Muon. Points have a rate of their own, 15 times that of biases.
+
+Images are judged by distances of features of a small classifier, which the command trains on the
+task's labels and keeps in the folder sttp-manifold of the user's cache, or in that of the variable
+STTP_CACHE. They are no FID; --fid adds that where torch-fidelity and its weights are there.
+
+Stopped half-way, even within a run, and started again with the same options, it goes on where it
+was.
+
+[bold]Examples[/bold]
+
+  sttp gan                         ten discriminators, three seeds, 16 x 16 pixels
+  sttp gan --methods 'spectral-norm,sttp-identity-*' --seeds 0
+  sttp gan --tune                  choose the rates first, on seeds of their own
+  sttp gan --task gan-cifar10 --preset published --device cuda --ranks 64
+  sttp gan --task gan-hf:my/images@32 --data-dir my-images
+
+[bold]What is written to --out[/bold]
+
+  as by sttp compare; and products/HASH/ of each run: samples.png,
+  interpolation.png, and generator.pt, the averaged generator
 """)
 
 PAPER = _flow("""Recompute the counts of the paper's experiments.

@@ -93,12 +93,12 @@ class CollapseRule:
     - ``"stable rank"``: at most the part ``fall`` of its reference;
     - ``"ratio"``: below ``least_ratio`` and at most the part ``fall`` of its reference;
     - ``"trend"``: of the last ``window`` stable ranks nearly each one is below those before it
-      (Mann & Kendall's test, ``z`` standard deviations), and the medians of the first and the last
-      third are apart by a quarter of the way down to ``fall``.
+      (Mann & Kendall's test, ``z`` standard deviations), and the median of their last third is half
+      the way down to ``fall`` times the reference, or further.
 
-    So there is none while every stable rank stays above ``fall`` times its reference and within
-    ``1 - (1 - fall) / 8`` of a constant to both sides, whatever it does there; and there is one
-    after ``patience`` readings below.
+    So there is none while every stable rank stays above ``(1 + fall) / 2`` times its reference and
+    every ratio above ``least_ratio``, whatever they do there; and there is one after ``patience``
+    readings below. A stable rank that falls somewhat is learning, not collapse.
 
     Args:
         fall: part of the reference that counts as collapsed.
@@ -125,16 +125,17 @@ class CollapseRule:
     kinds = ("stable rank", "ratio", "trend")
 
     def __post_init__(self) -> None:
-        for name, least, most in (("fall", 0, 1), ("least_ratio", 0, 1)):
+        for name in ("fall", "least_ratio"):
             value = getattr(self, name)
-            if not least < value < most:
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
                 raise SpectrumError(f"{name}={value!r}: expected a part between 0 and 1, as in 0.5")
         for name, least in (("patience", 1), ("reference", 1), ("window", 10)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise SpectrumError(f"{name}={value!r}: expected a whole number, {least} or more")
-        if not self.z > 0:
-            raise SpectrumError(f"z={self.z!r}: expected a positive number, as in 3.5")
+        value = vars(self)["z"]
+        if not isinstance(value, (int, float)) or not value > 0:
+            raise SpectrumError(f"z={value!r}: expected a positive number, as in 3.5")
 
     def judge(self, layer: str, step: int, history: Sequence[Measures]) -> Iterator[SpectrumAlarm]:
         """The alarms that a history is cause for, each kind at most once.
@@ -157,9 +158,9 @@ class CollapseRule:
             yield SpectrumAlarm(layer, step, "ratio", last[-1].ratio, ratio)
         if len(history) >= self.window:
             window = [m.stable_rank for m in history[-self.window :]]
-            begin, end = _thirds(window)
-            if self._falls(window) and end <= begin * (1 - (1 - self.fall) / 4):
-                yield SpectrumAlarm(layer, step, "trend", end, begin)
+            end = statistics.median(window[-(self.window // 3) :])
+            if end <= (1 + self.fall) / 2 * rank and self._falls(window):
+                yield SpectrumAlarm(layer, step, "trend", end, rank)
 
     def _falls(self, values: Sequence[float]) -> bool:
         """Whether Mann and Kendall's statistic is that far below what chance gives."""
@@ -167,9 +168,3 @@ class CollapseRule:
         score = sum((b > a) - (b < a) for k, a in enumerate(values) for b in values[k + 1 :])
         deviation = math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
         return (score + 1) / deviation <= -self.z
-
-
-def _thirds(values: Sequence[float]) -> tuple[float, float]:
-    """Medians of the first and the last third."""
-    third = max(1, len(values) // 3)
-    return statistics.median(values[:third]), statistics.median(values[-third:])

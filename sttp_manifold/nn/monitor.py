@@ -6,18 +6,21 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.display import box_html, table_html
 from sttp_manifold.errors import SpectrumError
 from sttp_manifold.nn.collapse import CollapseRule, Measures, SpectrumAlarm, measures_of
+from sttp_manifold.nn.monitor_plot import NotebookPlace, png_of, spectra_figure
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["SpectrumCollapseWarning", "SpectrumMonitor", "SpectrumReading", "SpectrumWriter"]
 
@@ -122,6 +125,7 @@ class SpectrumMonitor:
         self.readings: list[SpectrumReading] = []
         self.alarms: list[SpectrumAlarm] = []
         self._raised: set[tuple[str, str]] = set()
+        self._place: NotebookPlace | None = None
         if not any(True for _ in _places(model)):
             raise SpectrumError(
                 f"{type(model).__name__} has no weight with two singular values or more to watch; "
@@ -146,15 +150,40 @@ class SpectrumMonitor:
         step = len(self.readings) if step is None else step
         spectra = _spectra(self.model)
         self._check(spectra)
-        measures = {name: measures_of(s) for name, s in spectra.items()}
-        alarms = tuple(self._judge(step, measures))
-        reading = SpectrumReading(step, spectra, measures, alarms)
-        self.readings.append(reading)
-        self.alarms.extend(alarms)
+        reading = self._keep(step, spectra)
         self._write(reading)
-        for alarm in alarms:
+        if self._place is not None:
+            self._place.show(png_of(self.figure()))
+        for alarm in reading.alarms:
             self.on_alarm(alarm)
         return reading
+
+    def figure(self) -> Figure:
+        """Singular values and stable ranks over the readings, as a figure of matplotlib.
+
+        Of many layers six are drawn, from the first to the last; a red line is an alarm.
+
+        Raises:
+            SpectrumError: nothing has been read yet.
+        """
+        spectra = {name: self.history(name) for name in self.layers} if self.readings else {}
+        if not spectra:
+            raise SpectrumError("nothing has been read yet; call monitor.read(step) in the loop")
+        ranks = {name: self.series(name, "stable_rank") for name in spectra}
+        steps = [reading.step for reading in self.readings]
+        return spectra_figure(steps, spectra, ranks, [(a.layer, a.step) for a in self.alarms])
+
+    def live(self) -> SpectrumMonitor:
+        """From now on each reading redraws the figure, below the cell of a notebook that reads.
+
+        Returns:
+            The monitor itself.
+
+        Raises:
+            SpectrumError: IPython is not installed.
+        """
+        self._place = NotebookPlace()
+        return self
 
     @property
     def layers(self) -> list[str]:
@@ -213,11 +242,14 @@ class SpectrumMonitor:
         """
         self.readings, self.alarms, self._raised = [], [], set()
         for k, step in enumerate(state["steps"]):
-            spectra = {name: values[k].clone() for name, values in state["spectra"].items()}
-            measures = {name: measures_of(s) for name, s in spectra.items()}
-            alarms = tuple(self._judge(step, measures))
-            self.readings.append(SpectrumReading(step, spectra, measures, alarms))
-            self.alarms.extend(alarms)
+            self._keep(step, {name: rows[k].clone() for name, rows in state["spectra"].items()})
+
+    def _keep(self, step: int, spectra: Mapping[str, Tensor]) -> SpectrumReading:
+        measures = {name: measures_of(s) for name, s in spectra.items()}
+        reading = SpectrumReading(step, spectra, measures, tuple(self._judge(step, measures)))
+        self.readings.append(reading)
+        self.alarms.extend(reading.alarms)
+        return reading
 
     def _check(self, spectra: Mapping[str, Tensor]) -> None:
         for name, s in spectra.items():
@@ -303,16 +335,15 @@ def _is_held(module: nn.Module) -> bool:
 
 
 def _stored(module: nn.Module) -> Tensor | None:
-    """The weight as it is stored, or one of its size: computing it may change buffers."""
-    if parametrize.is_parametrized(module, "weight"):
+    """The weight that a layer computes with, without a change of what it is computed from."""
+    weight: Any = module._parameters.get("weight")
+    if weight is None:
+        # Parametrized, or computed by a hook before each forward.
         with _evaluating(module):
-            weight = module.weight
-    else:
-        weight = module._parameters.get("weight")
-        if weight is None:
             weight = getattr(module, "weight", None)
-    ready = isinstance(weight, Tensor) and not nn.parameter.is_lazy(weight) and has_values(weight)
-    return weight if ready else None
+    if not isinstance(weight, Tensor) or nn.parameter.is_lazy(weight) or not has_values(weight):
+        return None
+    return weight
 
 
 @contextmanager

@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "records.md"
 def a_record(seed: int = 0, **changes: object) -> records.Record:
     spec = RunSpec.from_dict({**SPEC.to_dict(), "seed": seed})
     record: records.Record = {
-        "schema": 3,
+        "schema": 4,
         "hash": spec.hash,
         "run": "train",
         "reads": ["score", "curves"],
@@ -41,6 +41,7 @@ def a_record(seed: int = 0, **changes: object) -> records.Record:
         "other_parameters": 3,
         "w0_digest": "0",
         "w0_gap": 0.0,
+        "own": {},
         "curves": {name: [0, 1] for name in records.CURVES},
         "spectra": {"0": [[1.0, 0.5], [2.0, 0.5]]},
         "effort": None,

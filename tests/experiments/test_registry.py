@@ -66,4 +66,9 @@ def test_the_methods_that_train_and_the_tasks():
         "completion",
         "completion-tensor",
         "completion-matrix",
+        "gan-fashion-mnist-16",
+        "gan-fashion-mnist-28",
+        "gan-fashion-mnist-32",
+        "gan-cifar10",
+        "gan-stl10",
     ]

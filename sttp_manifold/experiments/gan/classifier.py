@@ -49,7 +49,8 @@ class FeatureNet(nn.Module):
 
     def __init__(self, size: int, channels: int, classes: int, width: int = 16) -> None:
         super().__init__()
-        convolutions, here, side = [], channels, size
+        convolutions: list[nn.Module] = []
+        here, side = channels, size
         while side >= 2 * _BOTTOM or not convolutions:
             convolutions.append(nn.Conv2d(here, width, 3, padding=1))
             here, width, side = width, 2 * width, side // 2

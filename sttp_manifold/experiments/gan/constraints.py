@@ -49,7 +49,12 @@ class SpectralRegularization(nn.Module):
         self.share = share
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight that the layer computes with."""
+        """The weight that the layer computes with.
+
+        Shape:
+            - weight: ``(d_out, ...)``
+            - output: as the weight
+        """
         matrix = weight.flatten(1)
         with torch.no_grad():
             u, s, vt = torch.linalg.svd(matrix, full_matrices=False)

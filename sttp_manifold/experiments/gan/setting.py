@@ -17,6 +17,9 @@ __all__ = ["FLAGS", "PRESETS", "GanSetting"]
 class GanSetting:
     """Networks, steps and metrics of one training; a field each of the specification's options.
 
+    Raises:
+        ConfigError: a number out of range.
+
     Attributes:
         size: height and width of the images.
         ngf: width of the generator.
@@ -30,7 +33,8 @@ class GanSetting:
         ema: decay of the average of the generator's weights, which makes the images judged.
         samples: images that are judged.
         classifier_epochs: epochs of the classifier whose features are compared.
-        amp: mixed precision, bfloat16.
+        fid: FID, KID and Inception Score at the end as well, by ``torch-fidelity``.
+        amp: mixed precision: ``bfloat16``, or None for none.
     """
 
     size: int = 16
@@ -45,7 +49,8 @@ class GanSetting:
     ema: float = 0.995
     samples: int = 2560
     classifier_epochs: int = 2
-    amp: bool = False
+    fid: bool = False
+    amp: str | None = None
 
     def __post_init__(self) -> None:
         """Check every number.
@@ -55,9 +60,14 @@ class GanSetting:
         """
         for name, value in asdict(self).items():
             flag = FLAGS.get(name, name)
-            if name == "amp":
+            if name == "fid":
                 continue
-            if name == "generator_lr":
+            if name == "amp":
+                if value not in (None, "bfloat16"):
+                    raise ConfigError(
+                        f"{flag} {value}: expected bfloat16, whose range needs no scaling of losses"
+                    )
+            elif name == "generator_lr":
                 if not 0 < value <= LARGEST:
                     raise ConfigError(f"{flag} {value}: expected a positive number")
             elif name == "ema":
@@ -87,6 +97,7 @@ FLAGS: dict[str, str] = {
     "ema": "--ema",
     "samples": "--samples",
     "classifier_epochs": "--classifier-epochs",
+    "fid": "--fid",
     "amp": "--amp",
 }
 """Option of the command line for each field that has one; size comes with the task."""
@@ -103,7 +114,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ema": 0.999,
         "samples": 10_000,
         "classifier_epochs": 20,
-        "amp": True,
+        "amp": "bfloat16",
     },
 }
 """Settings by name; the published one is meant for a GPU."""

@@ -24,6 +24,8 @@ from sttp_manifold.experiments.reading.effort_table import (
     effort_rows,
     target_of,
 )
+from sttp_manifold.experiments.reading.gan_pictures import draw_gans
+from sttp_manifold.experiments.reading.gan_table import GAN_HEADER, GAN_NOTE, gan_lines
 from sttp_manifold.experiments.reading.pair_table import PairTable, pair_note, pair_tables
 from sttp_manifold.experiments.reading.pictures import Picture
 from sttp_manifold.experiments.reading.plots import draw
@@ -83,10 +85,12 @@ class Comparison:
         note: what was compared: ``task``, ``summary``, ``command``, ``hashes`` of the planned runs,
             and more for the sentences.
         records: one for each run that was done, with the fields of ``docs/records.md``.
+        folder: where they lie, with what runs have left beside them.
     """
 
     note: dict[str, Any]
     records: list[Record] = field(repr=False)
+    folder: Path | None = field(default=None, repr=False)
 
     @property
     def task(self) -> str:
@@ -133,7 +137,7 @@ class Comparison:
 
     @property
     def tables(self) -> list[ResultTable]:
-        """What it took, where there was a target; then the results."""
+        """What it took, where there was a target; what GANs are judged by; then the results."""
         if not self.records:
             return []
         found = []
@@ -141,6 +145,9 @@ class Comparison:
         if target is not None:
             lines = [effort_cells(row) for row in self.efforts]
             found.append(ResultTable(effort_header(target), lines, EFFORT_NOTE))
+        lines = gan_lines(self.records)
+        if lines:
+            found.append(ResultTable(GAN_HEADER, lines, GAN_NOTE))
         metric = self.metric
         lines = [cells(row, metric) for row in self.rows]
         return [*found, ResultTable(header(metric), lines, metric_note(metric))]
@@ -148,7 +155,8 @@ class Comparison:
     @cached_property
     def pictures(self) -> dict[str, Picture]:
         """Every figure that the records allow, by its name; drawn when first asked for."""
-        return {picture.name: picture for picture in draw(self.records)}
+        found = [*draw(self.records), *draw_gans(self.records, self.folder)]
+        return {picture.name: picture for picture in found}
 
     def plot(self, name: str | None = None) -> Picture:
         """One figure, which a notebook shows.
@@ -256,7 +264,7 @@ def load_comparison(out: Path | str) -> Comparison:
             "again, and does no run twice"
         ) from error
     records = {record["hash"]: record for record in latest(read_records(out / RECORDS)[0])}
-    return Comparison(note, [records[key] for key in note["hashes"] if key in records])
+    return Comparison(note, [records[key] for key in note["hashes"] if key in records], out)
 
 
 def _check_note(note: dict[str, Any]) -> None:

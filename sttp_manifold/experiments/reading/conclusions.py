@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sttp_manifold.experiments.reading.effort_table import say_efforts
+from sttp_manifold.experiments.reading.gan_table import say_gans
 from sttp_manifold.experiments.reading.pair_table import lead
 from sttp_manifold.experiments.reading.result_table import Row, metric_of, rows, show_spread
 from sttp_manifold.experiments.reading.style import OPTIMIZER_NAMES
@@ -22,7 +23,7 @@ _MOST_NAMES = 3
 
 
 def conclude(records: Sequence[Record]) -> list[str]:
-    """What the records say: at most three sentences on scores, then those on what solving took.
+    """What the records say: at most three sentences on scores, then those on GANs and on solving.
 
     The three: which method is best, which way of holding one set of weights is ahead, and how far
     the small sets are behind. Two methods count as told apart when the 95 % interval of their mean
@@ -33,7 +34,7 @@ def conclude(records: Sequence[Record]) -> list[str]:
     # Solvers stop at a target: there is no best one by how far beyond it they fall.
     table = [row for row in rows(records) if row.scored and row.test]
     said = [_best(table, metric), _held_two_ways(table, metric), _sets(table, metric)]
-    return [sentence for sentence in said if sentence] + say_efforts(records)
+    return [sentence for sentence in said if sentence] + say_gans(records) + say_efforts(records)
 
 
 def reservations(records: Sequence[Record], note: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from sttp_manifold.experiments.files import file_name, named_errors, write_bytes
 from sttp_manifold.experiments.reading.comparison import Comparison, load_comparison
 from sttp_manifold.experiments.reading.effort_table import NOTE as EFFORT_NOTE
 from sttp_manifold.experiments.reading.effort_table import effort_cells, effort_header, target_of
+from sttp_manifold.experiments.reading.gan_table import GAN_HEADER, GAN_NOTE, gan_lines
 from sttp_manifold.experiments.reading.result_table import cells, header, spread_words, to_csv
 from sttp_manifold.experiments.records import Record, read_for
 
@@ -90,6 +91,9 @@ def _page(comparison: Comparison) -> str:
         efforts=[effort_cells(row) for row in comparison.efforts],
         effort_header=[] if target is None else effort_header(target),
         effort_note=EFFORT_NOTE,
+        gans=gan_lines(records),
+        gan_header=GAN_HEADER,
+        gan_note=GAN_NOTE,
         trained=trained,
         solved=solved,
         rates=any(record["spec"]["lr"] is not None for record in records),

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from sttp_manifold.experiments.data import Splits
-from sttp_manifold.experiments.gan.classifier import Classifier, classifier_of
-from sttp_manifold.experiments.gan.distances import coverage, frechet_distance, kernel_distance
 from sttp_manifold.experiments.gan.entrants import GanEntrant, wide_discriminator
-from sttp_manifold.experiments.gan.samples import grid_of, noise, products, strips_of
+from sttp_manifold.experiments.gan.judge import Judge
+from sttp_manifold.experiments.gan.samples import grid_of, products, strips_of
 from sttp_manifold.experiments.gan.setting import FLAGS, GanSetting
 from sttp_manifold.experiments.models import SNGANGenerator, weights
 from sttp_manifold.experiments.runs.contract import Run
@@ -32,10 +31,8 @@ __all__ = ["GanRun", "hinge"]
 
 # Steps between two moments at which a run can be cut.
 _PIECE = 25
-_JUDGED = 512
+_AT_ONCE = 512
 _WARM = 10
-# While a run goes on; all are compared at its end.
-_QUICK = 1024
 
 
 def hinge(real: Tensor, generated: Tensor) -> Tensor:
@@ -63,6 +60,7 @@ class GanRun(Run):
         self.examples = {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
         self.step = 0
         self.elapsed = 0.0
+        self.losses: list[float] = []
 
     @classmethod
     def of(cls, spec: RunSpec, task: Task, method: GanEntrant, data_dir: Path | None) -> GanRun:
@@ -142,8 +140,15 @@ class GanRun(Run):
             derived_seed("noise", spec.task, spec.seed)
         )
         self.monitor = SpectrumMonitor(self.discriminator, on_alarm=lambda alarm: None)
-        self._prepare_judgement()
-        self._look(math.nan)
+        self.judge = Judge(
+            f"{spec.task} {spec.data}",
+            self.splits,
+            setting,
+            derived_seed("judged", spec.task, spec.seed),
+            device,
+        )
+        self.trace.facts["own"] = dict(self.judge.facts)
+        self._look(None)
 
     def advance(self) -> bool:
         """Do some steps; whether there are more.
@@ -158,11 +163,12 @@ class GanRun(Run):
         while self.step < last:
             losses.append(self._steps())
             self.step += 1
-        mean = float(torch.stack(losses).double().mean())
+        # One wait for the device a piece, not one a step.
+        values = torch.stack(losses).tolist()
         self.elapsed += self._clock() - begin
-        if not math.isfinite(mean):
-            raise DivergedError(f"discriminator's loss {mean} after {self.step} steps")
-        self.losses.append(mean)
+        if not all(map(math.isfinite, values)):
+            raise DivergedError(f"discriminator's loss {values[-1]} after {self.step} steps")
+        self.losses += values
         if self.step == self._next_look(self.step - 1):
             self._look(math.fsum(self.losses) / len(self.losses))
         return self.step < setting.steps
@@ -173,16 +179,10 @@ class GanRun(Run):
         own = self.trace.facts["own"]
         own["alarms"] = [str(alarm) for alarm in self.monitor.alarms]
         if self.spec.purpose != "tune":
-            test = self.splits.test.inputs
-            images = self._judged()
-            found, real = self.classifier.features(images), self._features(test)
-            end["test_metric"] = frechet_distance(found, real)
-            end["test_loss"] = self._hinge(test, images)
-            most = self.setting.samples
-            own["kernel"] = kernel_distance(found, real[:most])
-            own["precision"], own["recall"] = coverage(real[:most], found)
-            own["classes"] = self._class_shares(images)
-            own["floor"], own["floor_kernel"] = self._floor(real)
+            images = self.judge.images(self.average)
+            end["test_metric"], found = self.judge.test(images)
+            end["test_loss"] = self._hinge(self.splits.test.inputs, images)
+            own.update(found)
         return end
 
     def products(self) -> dict[str, bytes]:
@@ -292,7 +292,9 @@ class GanRun(Run):
         )
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.setting.amp)
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.setting.amp is not None
+        )
 
     def _next_look(self, after: int | None = None) -> int:
         """The first step after one at which images are looked at; the last step is."""
@@ -300,84 +302,31 @@ class GanRun(Run):
         every, steps = self.setting.every, self.setting.steps
         return min((after // every + 1) * every, steps)
 
-    # -- judgement -------------------------------------------------------------------------------
-
-    def _prepare_judgement(self) -> None:
-        spec, setting = self.spec, self.setting
-        name = f"{self.task.name} {self.task.data}"
-        self.classifier: Classifier = classifier_of(name, self.splits, setting.classifier_epochs)
-        self.real = self._features(self.splits.val.inputs)
-        self.losses: list[float] = []
-        self.trace.facts["own"] = {
-            "classifier": self.classifier.digest,
-            "classifier_accuracy": self.classifier.accuracy,
-        }
-        # The same noise at every look, drawn on the CPU on every device.
-        self.judged_noise = noise(
-            setting.samples, setting.latent, derived_seed("judged", spec.task, spec.seed)
-        )
-
-    def _features(self, images: Tensor) -> Tensor:
-        return torch.cat(
-            [
-                self.classifier.features(part.to(self.device, torch.float32))
-                for part in images.split(_JUDGED)
-            ]
-        )
-
-    @torch.no_grad()
-    def _judged(self) -> Tensor:
-        """The images that are judged: of the average, from the same noise every time."""
-        parts = self.judged_noise.to(self.device, self.dtype).split(_JUDGED)
-        return torch.cat([self.average(z).float() for z in parts])
-
-    def _floor(self, real: Tensor) -> tuple[float, float]:
-        """Distances of as many real images of the training split: the least to be hoped for."""
-        index = torch.randperm(
-            len(self.images), generator=torch.Generator().manual_seed(derived_seed("floor"))
-        )[: self.setting.samples]
-        other = self._features(self.splits.train.inputs[index])
-        kernel = kernel_distance(other, real[: self.setting.samples])
-        return frechet_distance(other, real), kernel
-
-    @torch.no_grad()
-    def _class_shares(self, images: Tensor) -> list[float]:
-        """Part of the images that the classifier gives to each class."""
-        net = self.classifier.net.to(images.device)
-        found = torch.cat([net(x).argmax(1) for x in images.split(_JUDGED)])
-        counts = found.bincount(minlength=net.last.out_features)
-        return (counts.double() / len(images)).tolist()
+    # -- looking ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _hinge(self, real: Tensor, generated: Tensor) -> float:
         """The discriminator's loss, without a trace of it left in the discriminator."""
-        net = self.discriminator
+        net, count = self.discriminator, self.setting.samples
         training = net.training
         net.eval()
-        count = self.setting.samples
         scores = [
-            torch.cat([net(x.to(self.device, self.dtype)) for x in part[:count].split(_JUDGED)])
+            torch.cat([net(x.to(self.device, self.dtype)) for x in part[:count].split(_AT_ONCE)])
             for part in (real, generated)
         ]
         net.train(training)
         return float(hinge(*scores))
 
-    def _look(self, train_loss: float) -> None:
-        images = self._judged()
-        found = self.classifier.features(images)
-        if not bool(found.isfinite().all()):
+    def _look(self, train_loss: float | None) -> None:
+        """Judge images and read spectra, for the record."""
+        images = self.judge.images(self.average)
+        if not bool(images.isfinite().all()):
             raise DivergedError(f"generated images are not finite after {self.step} steps")
-        precision, recall = coverage(self.real[:_QUICK], found[:_QUICK])
         val_loss = self._hinge(self.splits.val.inputs, images)
         if not math.isfinite(val_loss):
             raise DivergedError(f"discriminator's loss {val_loss} after {self.step} steps")
         reading = self.monitor.read(self.step)
         measures = list(reading.measures.values())
-        drifts = [
-            float(module.tt().detach().to(dtype=torch.float64).orthonormality_error())
-            for module in self.discriminator.modules()
-            if isinstance(module, SpectralWeight)
-        ]
         self.trace.add(
             {name: s[:MAX_SINGULAR_VALUES].tolist() for name, s in reading.spectra.items()},
             epoch=None,
@@ -385,14 +334,11 @@ class GanRun(Run):
             evaluations=self.step * self.setting.discriminator_steps,
             seconds=self.elapsed,
             # Nothing has been trained before the first step.
-            train_loss=val_loss if math.isnan(train_loss) else train_loss,
+            train_loss=val_loss if train_loss is None else train_loss,
             val_loss=val_loss,
-            val_metric=frechet_distance(found, self.real),
-            drift=max(drifts, default=None),
+            drift=self._drift(),
             lr=self.d_optimizer.param_groups[0]["lr"],
-            kernel=kernel_distance(found[:_QUICK], self.real[:_QUICK]),
-            precision=precision,
-            recall=recall,
+            **self.judge.look(images),
             stable_rank=math.fsum(m.stable_rank for m in measures) / len(measures),
             least_stable_rank=min(m.stable_rank for m in measures),
             ratio=math.fsum(m.ratio for m in measures) / len(measures),
@@ -400,18 +346,27 @@ class GanRun(Run):
         )
         self.losses = []
 
+    def _drift(self) -> float | None:
+        """Largest ``|Q^T Q - I|`` over the frames of all layers."""
+        errors = [
+            float(module.tt().detach().to(dtype=torch.float64).orthonormality_error())
+            for module in self.discriminator.modules()
+            if isinstance(module, SpectralWeight)
+        ]
+        return max(errors, default=None)
+
     def _counts(self) -> dict[str, Any]:
         held = [m for m in self.discriminator.modules() if isinstance(m, SpectralWeight)]
         total = sum(p.numel() for p in self.discriminator.parameters())
         with torch.random.fork_rng(devices=[]):
             dense_net = weights(wide_discriminator(self.setting, self.images.shape[1])).values()
-        dense = sum(layer.get_parameter("weight").numel() for layer in dense_net)
+        dense = sum(map(_numel, dense_net))
         if held:
             stored = sum(p.numel() for weight in held for p in weight.parameters())
             dimension = sum(weight.shape.dim(weight.spectrum) for weight in held)
         else:
             own = weights(self.discriminator).values()
-            stored = dimension = sum(layer.weight.numel() for layer in own)
+            stored = dimension = sum(_numel(layer) for layer in own)
         return {
             "stored_parameters": stored,
             "dimension": dimension,
@@ -423,3 +378,10 @@ class GanRun(Run):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def _numel(layer: nn.Module) -> int:
+    """Elements of a layer's weight, parametrized or not."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.numel()

@@ -1,0 +1,189 @@
+"""The command ``sttp gan``: options as typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.options import numbers, rates, words
+from sttp_manifold.experiments.terminal import ending
+
+__all__ = ["gan"]
+
+
+def gan(
+    task: Annotated[
+        str,
+        typer.Option(
+            help="gan-fashion-mnist-16, -28 or -32, gan-cifar10, gan-stl10; or gan-hf:NAME@SIZE, "
+            "any image set of Hugging Face at 16, 28, 32 or 48 pixels."
+        ),
+    ] = "gan-fashion-mnist-16",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="small, for two cores; or published: widths 256 and 128, 5 steps of the "
+            "discriminator, 50,000 of the generator, bfloat16, for a GPU. Given options win."
+        ),
+    ] = "small",
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Names or wildcards of discriminators, parted by commas; see `sttp methods`. "
+            "\\[ten of them]"
+        ),
+    ] = None,
+    ranks: Annotated[
+        list[str] | None, typer.Option(help="Ranks of the spectral weights. \\[16]")
+    ] = None,
+    seeds: Annotated[list[str] | None, typer.Option(help="Seeds, as in 0-2. \\[0,1,2]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the generator. \\[1500]", show_default=False)
+    ] = None,
+    discriminator_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps of the discriminator for each of the generator. \\[1]", show_default=False
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Real images, and generated ones, in a step. \\[64]", show_default=False),
+    ] = None,
+    ngf: Annotated[
+        int | None, typer.Option(help="Width of the generator. \\[16]", show_default=False)
+    ] = None,
+    ndf: Annotated[
+        int | None, typer.Option(help="Width of the discriminator. \\[16]", show_default=False)
+    ] = None,
+    latent: Annotated[
+        int | None,
+        typer.Option(help="Numbers that an image is made from. \\[128]", show_default=False),
+    ] = None,
+    generator_lr: Annotated[
+        float | None,
+        typer.Option(help="Rate of the generator's Adam. \\[0.001]", show_default=False),
+    ] = None,
+    lr: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rate of the discriminator's weights, or METHOD=RATE. \\[the tuned ones]"
+        ),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            help="Decay of the averaged generator, whose images are judged. \\[0.995]",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(help="Steps between two looks. \\[250]", show_default=False)
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Images that are judged. \\[2560]", show_default=False)
+    ] = None,
+    classifier_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Epochs of the classifier whose features are compared. \\[2]", show_default=False
+        ),
+    ] = None,
+    fid: Annotated[
+        bool,
+        typer.Option(
+            "--fid", help="FID, KID and Inception Score too, by torch-fidelity and its weights."
+        ),
+    ] = False,
+    amp: Annotated[
+        str | None,
+        typer.Option(help="Mixed precision: bfloat16. \\[none]", show_default=False),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto (a CUDA GPU if there is one), cpu or cuda.")
+    ] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or float64. \\[float32]", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to. \\[runs/TASK]", show_default=False)
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at a time. \\[one a core; one on a GPU]", show_default=False),
+    ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="First choose each discriminator's rate from three, and keep it."
+        ),
+    ] = False,
+    tuning_seeds: Annotated[
+        list[str] | None,
+        typer.Option(help="Seeds to choose on, none of them reported. \\[1000,1001]"),
+    ] = None,
+    tuned_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read (with --tune: write) rates here instead of with the task.",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data set's files.", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+) -> None:
+    """Train GANs."""
+    from sttp_manifold.experiments.carry_out import carry_out
+    from sttp_manifold.experiments.files import file_name
+    from sttp_manifold.experiments.gan.entrants import DEFAULT
+    from sttp_manifold.experiments.gan.published import inception_weights
+    from sttp_manifold.experiments.gan.setting import PRESETS
+    from sttp_manifold.experiments.plan import Settings
+    from sttp_manifold.experiments.tune import TUNING_SEEDS
+
+    with ending("Stopped. What is done is kept; the same command goes on from here."):
+        if preset not in PRESETS:
+            raise ConfigError(f"--preset {preset!r}: expected one of {', '.join(PRESETS)}")
+        if fid:
+            inception_weights()
+        given = {
+            "steps": steps,
+            "discriminator_steps": discriminator_steps,
+            "batch_size": batch,
+            "ngf": ngf,
+            "ndf": ndf,
+            "latent": latent,
+            "generator_lr": generator_lr,
+            "ema": ema,
+            "every": every,
+            "samples": samples,
+            "classifier_epochs": classifier_epochs,
+            "fid": fid or None,
+            "amp": amp,
+        }
+        options: dict[str, Any] = dict(PRESETS[preset])
+        options.update({name: value for name, value in given.items() if value is not None})
+        settings = Settings(
+            task=task,
+            methods=words(DEFAULT if methods is None else methods),
+            ranks=numbers(ranks, "--ranks"),
+            seeds=numbers(seeds, "--seeds"),
+            lrs=rates(lr),
+            device=device,
+            dtype=dtype,
+            jobs=jobs,
+            out=out or Path("runs") / file_name(task),
+            data_dir=data_dir,
+            tuned_file=tuned_file,
+            tuning_seeds=numbers(tuning_seeds, "--tuning-seeds") or TUNING_SEEDS,
+            options=options,
+        )
+        records = carry_out(settings, tune=tune, quiet=quiet)
+    statuses = [record["status"] for record in records]
+    if "failed" in statuses or "ok" not in statuses:
+        raise typer.Exit(1)
