@@ -126,7 +126,7 @@ def test_sizes_grey_images_and_unlabelled_ones(tmp_path):
 
 
 def test_what_is_wrong_with_a_set_is_said(tmp_path):
-    with pytest.raises(ConfigError, match="cannot read the image set 'some/absent'.*--data-dir"):
+    with pytest.raises(ConfigError, match=r"cannot read the image set 'some/absent'.*--data-dir"):
         read_image_set("some/absent")
     folder = save(tmp_path / "set", "disk", table(arrays(6)).remove_columns("label"))
     with pytest.raises(ConfigError, match="columns img; expected one of images"):

@@ -23,6 +23,8 @@ from sttp_manifold.experiments.records import latest, read_records, rounded
 from sttp_manifold.experiments.runs import gan
 from sttp_manifold.experiments.runs.execute import execute
 from sttp_manifold.experiments.runs.gan import GanRun, hinge
+from sttp_manifold.experiments.tasks import TASKS
+from sttp_manifold.experiments.tune import load_tuned
 
 from .conftest import OPTIONS
 
@@ -88,8 +90,9 @@ def test_a_run_leaves_pictures_and_a_generator(gan_task, tmp_path):
     (run,) = plan(settings(tmp_path, ["plain"]))
     (record,) = run_plan([run], settings(tmp_path, ["plain"]))
     folder = tmp_path / PRODUCTS / record["hash"]
-    assert Image.open(folder / "samples.png").size == (256, 256)
-    assert Image.open(folder / "interpolation.png").size == (256, 192)
+    for name, size in (("samples.png", (256, 256)), ("interpolation.png", (256, 192))):
+        with Image.open(folder / name) as picture:
+            assert picture.size == size
     held = torch.load(folder / "generator.pt", weights_only=True)
     net = SNGANGenerator.for_images(held["setting"]["size"], 1, ngf=4, latent=8)
     net.load_state_dict(held["state"])
@@ -169,6 +172,14 @@ def test_kills_at_random_moments_lose_no_record_and_change_no_number(gan_task, t
     (record,) = latest(records)
     assert without_times(record) == without_times(json.loads(json.dumps(whole)))
     assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+def test_the_rates_kept_with_the_default_task_are_of_its_grid():
+    found = load_tuned(TASKS["gan-fashion-mnist-16"])
+    assert set(found) <= set(DEFAULT)
+    for name, entry in found.items():
+        assert entry["lr"] in METHODS[name].rates(TASKS["gan-fashion-mnist-16"])
+        assert not set(entry["seeds"]) & {0, 1, 2}
 
 
 def test_hinge_is_the_published_loss():
