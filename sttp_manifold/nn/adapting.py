@@ -43,6 +43,7 @@ __all__ = [
     "adapters",
     "attach",
     "can_adapt",
+    "check_options",
     "merge",
     "remove_adapter",
     "set_adapter",
@@ -114,7 +115,7 @@ def adapt(
         ['0.updates.default.weight.coordinates']
     """
     recipe = Recipe.of("adapt", KernelOptions, options, init="random", spectrum="full", rank=rank)
-    _check_options(name, alpha, recipe)
+    check_options(name, alpha, recipe)
     bases = {layer.base for layer in adapted_layers(model).values()}
     layers = layers_meant(model, targets, lambda m: can_adapt(m) and m not in bases)
     updates: dict[nn.Module, SpectralUpdate] = {}
@@ -192,7 +193,13 @@ def zero_at(value: SpectralTT) -> SpectralTT:
     return SpectralTT(value.left, torch.zeros_like(value.spectrum), value.right, value.shape)
 
 
-def _check_options(name: str, alpha: float, recipe: Recipe) -> None:
+def check_options(name: str, alpha: float, recipe: Recipe) -> None:
+    """Raise for what an adapter cannot have.
+
+    Raises:
+        ConversionError: a bad name or ``alpha``, or an ``init`` that is none of frames.
+        SpectrumError: a spectrum that does not hold zero.
+    """
     if not name or "." in name or hasattr(nn.ModuleDict, name):
         raise ConversionError(
             f"the name of an adapter is a word without dots that nn.ModuleDict has no use for, as "
