@@ -19,6 +19,7 @@ from sttp_manifold.nn.conv_transpose import (
     SpectralConvTranspose3d,
 )
 from sttp_manifold.nn.convert import SkippedLayerWarning, compress, decompress, switch
+from sttp_manifold.nn.distributed import keep_whole
 from sttp_manifold.nn.embedding import SpectralEmbedding, SpectralEmbeddingBag
 from sttp_manifold.nn.householder import HouseholderWeight
 from sttp_manifold.nn.layer import SpectralLayer, weights_of
@@ -34,7 +35,7 @@ from sttp_manifold.nn.penalty import spectral_penalty
 from sttp_manifold.nn.ranks import grow_, truncate_
 from sttp_manifold.nn.recipe import Recipe
 from sttp_manifold.nn.registered import register, unregister
-from sttp_manifold.nn.riemannian import RiemannianWeight
+from sttp_manifold.nn.riemannian import OffManifoldWarning, RiemannianWeight
 from sttp_manifold.nn.saving import load, save
 from sttp_manifold.nn.summary import Summary, SummaryRow, summary
 from sttp_manifold.nn.together import together
@@ -44,6 +45,7 @@ __all__ = [
     "AdaptedLayer",
     "CollapseRule",
     "HouseholderWeight",
+    "OffManifoldWarning",
     "Recipe",
     "RiemannianWeight",
     "SkippedLayerWarning",
@@ -72,6 +74,7 @@ __all__ = [
     "compress",
     "decompress",
     "grow_",
+    "keep_whole",
     "load",
     "make_weight",
     "merge",

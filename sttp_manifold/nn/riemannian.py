@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
@@ -19,10 +21,51 @@ from sttp_manifold.nn.initial import computing_dtype, initial_point, kept_values
 from sttp_manifold.nn.layout import Layout, batch_map
 from sttp_manifold.nn.torch_state import circumstances, has_values
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.tt.precision import widened
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["RiemannianWeight"]
+__all__ = ["OffManifoldWarning", "RiemannianWeight"]
+
+# After how many changes training is looked at first, and then at the latest.
+_FIRST, _SELDOM = 4, 1024
+# One text for all weights, so that it is shown once.
+OFF = (
+    "points of spectral weights have left their manifold in training: a plain optimizer moves "
+    "them, or they are written to. Train them with sm.optim.RiemannianAdam(model.parameters(), "
+    "lr=1e-3), or, where the optimizer is another's to make, in coordinates: "
+    "sm.nn.switch(model, 'householder'). sm.optim.check_points(model) names the parameters"
+)
+
+
+class OffManifoldWarning(UserWarning):
+    """Weights that a training takes off their manifold."""
+
+
+def check_is_point(value: object, weight: str) -> None:
+    """Raise for what takes the place of a point and is none.
+
+    Args:
+        value: the value; fake tensors, which geoopt cannot wrap, are accepted.
+        weight: which weight it is, for the message.
+
+    Raises:
+        OffManifoldError: anything else.
+    """
+    if isinstance(value, FakeTensor):
+        return
+    if type(value).__name__ == "DTensor":
+        raise OffManifoldError(
+            f"the point of a weight ({weight}) would be cut into pieces, and a step of a piece is "
+            "none on the manifold; keep it whole: fully_shard(model, "
+            "ignored_params=sm.nn.keep_whole(model)), or train in coordinates, which may be cut: "
+            "sm.nn.switch(model, 'householder')"
+        )
+    raise OffManifoldError(
+        f"the point of a weight ({weight}) is a ManifoldParameter, which a {type(value).__name__} "
+        "in its place is not; write into it under torch.no_grad(), weight.point.copy_(x), or take "
+        "a weight over by weight.encode_(tt_svd(W, weight.shape))"
+    )
 
 
 class RiemannianWeight(SpectralWeight):
@@ -63,6 +106,10 @@ class RiemannianWeight(SpectralWeight):
     point: ManifoldParameter
     # Of the last value that was found to be a point: object, version and place.
     _seen: tuple[int, int, int] | None
+    # Changes of the value in training, after how many to look, and the version seen last.
+    _changes: int
+    _look_after: int
+    _version_seen: int
     # Machine epsilon of the coarsest dtype that the frames have been rounded to.
     _rounded: float
 
@@ -82,6 +129,7 @@ class RiemannianWeight(SpectralWeight):
     ) -> None:
         super().__init__(shape, spectrum, bound, kept_values(shape, spectrum, init, values))
         self._seen, self._rounded = None, 0.0
+        self._changes, self._look_after, self._version_seen = 0, _FIRST, -1
         manifold = SpectralTTManifold(shape, spectrum, bound, self.map.values)
         dtype, device = kind_of(init, dtype, device)
         chart = HouseholderChart(shape, spectrum, bound, self.map.values)
@@ -153,26 +201,72 @@ class RiemannianWeight(SpectralWeight):
             return self.manifold.unpack(point)
         return SpectralTT(*self._own_manifold.cores(point, lambda _: values[0]), shape=self.shape)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # fully_shard puts its pieces here, prune and users what is no point.
+        if name == "point" and not isinstance(value, ManifoldParameter):
+            check_is_point(value, self.extra_repr())
+        super().__setattr__(name, value)
+
     def _formed(self, form: str) -> tuple[Tensor, ...]:
-        if not (torch.compiler.is_compiling() or self.training or torch.is_grad_enabled()):
-            self._check_point()
+        if not torch.compiler.is_compiling():
+            if torch.is_grad_enabled():
+                self._watch()
+            elif not self.training:
+                self._check_point()
         return super()._formed(form)
+
+    def _can_be_checked(self) -> bool:
+        point = self.point
+        return (
+            isinstance(point, ManifoldParameter)
+            and point.shape == (self.manifold.n_elements,)
+            and has_values(point)
+            and not point.is_inference()
+        )
+
+    def _error(self) -> tuple[float, float]:
+        """How far frames are from orthonormal, and how far they may be."""
+        point, worst = self.point.detach(), []
+        for part, count, d, r in self.manifold.frame_groups:
+            X = widened(point[part]).view(count, d, r)
+            eye = torch.eye(r, dtype=X.dtype, device=X.device)
+            worst.append(torch.baddbmm(eye.expand(count, r, r), X.mT, X, beta=-1).abs().max())
+        error = float(torch.stack(worst).max())
+        return error, _tolerance(max(torch.finfo(self.point.dtype).eps, self._rounded))
+
+    def _watch(self) -> None:
+        """Warn once if training takes the point off its manifold.
+
+        Optimizers are made where nobody looks. It costs a look at the version in each forward, and
+        a look at the frames, for which an accelerator waits, after 4, 16, 64, ... changes.
+        """
+        point = self.point
+        if type(point) is not ManifoldParameter or point.is_inference():
+            return
+        version = point._version
+        if version == self._version_seen:
+            return
+        self._version_seen = version
+        self._changes += 1
+        if self._changes < self._look_after or not self._can_be_checked():
+            return
+        if circumstances() is None or _is_captured(point):
+            return
+        self._look_after = min(4 * self._changes, self._changes + _SELDOM)
+        error, limit = self._error()
+        if error > limit:
+            self._look_after = sys.maxsize
+            warnings.warn(OFF, OffManifoldWarning, stacklevel=2)
 
     def _check_point(self) -> None:
         """Raise for a point that is off its manifold, once looked at for each version of it."""
         point = self.point
-        if (
-            not isinstance(point, ManifoldParameter)
-            or point.shape != (self.manifold.n_elements,)
-            or not has_values(point)
-            or point.is_inference()
-        ):
+        if not self._can_be_checked():
             return
         seen = id(point), point._version, point.data_ptr()
         if seen == self._seen or circumstances() is None or _is_captured(point):
             return
-        error = float(self.manifold.unpack(point.detach()).orthonormality_error())
-        limit = _tolerance(max(torch.finfo(point.dtype).eps, self._rounded))
+        error, limit = self._error()
         if error > limit:  # NaN goes on: a training that diverged shows it
             raise OffManifoldError(
                 f"the point of a weight ({self.extra_repr()}) is off its manifold: its frames are "

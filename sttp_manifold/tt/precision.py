@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["closeness", "is_half", "widened"]
+__all__ = ["autocast_is_on", "closeness", "computing_dtype", "is_half", "widened"]
 
 
 def is_half(dtype: torch.dtype) -> bool:
@@ -13,9 +13,25 @@ def is_half(dtype: torch.dtype) -> bool:
     return dtype in (torch.float16, torch.bfloat16)
 
 
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype in which numbers of a dtype are computed with: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def widened(x: Tensor) -> Tensor:
     """``x`` in float32 if it is in half precision."""
-    return x.float() if is_half(x.dtype) else x
+    return x.to(computing_dtype(x.dtype))
+
+
+def autocast_is_on(kind: str) -> bool:
+    """Whether autocast is on for a type of device.
+
+    Of a device without any, as meta, torch refuses to say; and ``torch.compile`` of torch 2.9 to
+    2.11 stumbles over the question whether there is any.
+    """
+    if torch.compiler.is_compiling():
+        return kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def closeness(dtype: torch.dtype) -> float:

@@ -126,6 +126,9 @@ def test_calls_of_a_step_of_a_small_network(rank: int) -> None:
     chart, points = digits("householder", rank), digits("riemannian", rank)
     adam = torch.optim.Adam(chart.parameters(), foreach=True)
     riemannian = RiemannianAdam(points.parameters())
+    for _ in range(5):  # past the first look at whether points stay on their manifold
+        backward(points)
+        riemannian.step()
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         backward(model)

@@ -52,6 +52,7 @@ def evaluate(model: nn.Module) -> Tensor:
         return model(batch(next(model.parameters()).dtype))
 
 
+@pytest.mark.filterwarnings("ignore::sttp_manifold.nn.OffManifoldWarning")
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_points_of_a_euclidean_optimizer_are_refused(
@@ -152,6 +153,7 @@ def test_a_value_is_looked_at_once_for_each_version(monkeypatch: pytest.MonkeyPa
     assert len(looks) == 3
 
 
+@pytest.mark.filterwarnings("ignore::sttp_manifold.nn.OffManifoldWarning")
 def test_nothing_is_looked_at_where_no_value_is_to_be_read() -> None:
     model = network()
     train(model, torch.optim.SGD(model.parameters(), lr=0.5), 5)
