@@ -53,6 +53,7 @@ LEFT_OUT = {
     "SpectralWeight", "Summary", "SummaryRow", "CheckResult", "ChartPoint",
     "SpectrumAlarm", "SpectrumReading", "SpectrumCollapseWarning",
     "form_together",  # which the package asks of its layers
+    "keep_whole", "OffManifoldWarning",  # for processes, and what is warned of
     "register", "unregister",  # whose effect outlives the call
 }  # fmt: skip
 

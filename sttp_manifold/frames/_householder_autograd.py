@@ -24,6 +24,7 @@ from sttp_manifold.frames._wy_form import (
     refuse_overflow,
     transforms_active,
 )
+from sttp_manifold.tt.precision import autocast_is_on
 
 __all__ = ["full", "reduced"]
 
@@ -50,7 +51,7 @@ def reduced(parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
 
 def _frame(chart: type[Chart], parameters: Tensor, d: int, r: int, transposed: bool) -> Tensor:
     kind = parameters.device.type
-    if _is_autocast(kind):
+    if autocast_is_on(kind):
         with torch.autocast(kind, enabled=False):
             return _frame(chart, parameters, d, r, transposed)
     if _is_traced(parameters):
@@ -69,11 +70,6 @@ def _composite(chart: type[Chart], parameters: Tensor, d: int, r: int, transpose
     """The frame by plain operations: differentiable in every mode, and never looking at a value."""
     parts = chart.parts(chart.unpack(parameters, d, r), poison_overflow)
     return chart.assemble(parts, transposed)
-
-
-def _is_autocast(kind: str) -> bool:
-    # Of a device without any, as meta, torch refuses to say whether it is on.
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _is_traced(x: Tensor) -> bool:
@@ -129,7 +125,7 @@ class _Frame(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None, None]:
         kind = G.device.type
-        if _is_autocast(kind):
+        if autocast_is_on(kind):
             with torch.autocast(kind, enabled=False):
                 return _Frame.backward(ctx, G)
         parameters, *saved = ctx.saved_tensors

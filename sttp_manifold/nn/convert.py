@@ -16,7 +16,6 @@ from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.carry import carry_over, check_weight, mark_like
 from sttp_manifold.nn.counts import count_elements, largest_rank
 from sttp_manifold.nn.held import HeldWeight, let_go
-from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.layer import (
     SpectralLayer,
     check_replaceable,
@@ -35,6 +34,7 @@ from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight, nearest_frames
 from sttp_manifold.optim.successors import succeed
 from sttp_manifold.spectrum import CONSTANT
+from sttp_manifold.tt.precision import computing_dtype
 from sttp_manifold.tt.spectral import SpectralTT
 
 if TYPE_CHECKING:

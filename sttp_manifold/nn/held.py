@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ShapeError
-from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.decompose import tt_svd
+from sttp_manifold.tt.precision import computing_dtype
 
 __all__ = ["HeldWeight", "held_in", "let_go", "put_behind"]
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from sttp_manifold._arguments import explained
 from sttp_manifold.chart import HouseholderChart
 from sttp_manifold.frames.operator import is_wanted
-from sttp_manifold.nn.initial import computing_dtype, initial_point, kept_values, kind_of
+from sttp_manifold.nn.initial import initial_point, kept_values, kind_of
 from sttp_manifold.nn.layout import Layout, batch_map
 from sttp_manifold.nn.state import warn_once
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.tt.precision import computing_dtype
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 

@@ -10,18 +10,14 @@ from sttp_manifold.chart import ChartPoint, HouseholderChart
 from sttp_manifold.errors import ShapeError, SpectrumError
 from sttp_manifold.frames.gauge import haar_frame
 from sttp_manifold.nn.torch_state import has_values
+from sttp_manifold.tt.precision import computing_dtype
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["INITS", "computing_dtype", "initial_point", "kept_values", "kind_of"]
+__all__ = ["INITS", "initial_point", "kept_values", "kind_of"]
 
 INITS = ("eye", "noisy_eye", "random")
 """Names of the initial values; a :class:`~sttp_manifold.SpectralTT` is accepted as well."""
-
-
-def computing_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype in which frames of parameters are computed: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def initial_point(

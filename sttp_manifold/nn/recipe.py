@@ -16,13 +16,14 @@ from torch import Tensor
 
 from sttp_manifold._arguments import check_among, explained_constructor
 from sttp_manifold.errors import ConversionError, ShapeError, SpectrumError
-from sttp_manifold.nn.initial import INITS, computing_dtype
+from sttp_manifold.nn.initial import INITS
 from sttp_manifold.nn.methods import weight_class
 from sttp_manifold.nn.stack import MatrixView, WeightStack
 from sttp_manifold.nn.torch_state import has_values, outside_autocast
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.spectrum import SpectrumMap, check_values
 from sttp_manifold.tt.decompose import tt_svd
+from sttp_manifold.tt.precision import computing_dtype
 from sttp_manifold.tt.shape import KERNELS, KINDS, TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 

@@ -17,11 +17,11 @@ from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.chart import HouseholderChart
 from sttp_manifold.errors import OffManifoldError
 from sttp_manifold.manifolds import SpectralTTManifold
-from sttp_manifold.nn.initial import computing_dtype, initial_point, kept_values, kind_of
+from sttp_manifold.nn.initial import initial_point, kept_values, kind_of
 from sttp_manifold.nn.layout import Layout, batch_map
 from sttp_manifold.nn.torch_state import circumstances, has_values
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.tt.precision import widened
+from sttp_manifold.tt.precision import computing_dtype, widened
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 

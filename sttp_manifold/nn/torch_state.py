@@ -13,6 +13,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
+from sttp_manifold.tt.precision import autocast_is_on
+
 __all__ = ["circumstances", "graph_is_kept", "has_values", "is_batched", "outside_autocast"]
 
 Circumstances = tuple[bool, bool, int, object]
@@ -21,7 +23,7 @@ Circumstances = tuple[bool, bool, int, object]
 def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Frames need solves, which refuse bfloat16, and an accuracy that autocast would lose."""
     kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if autocast_is_on(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 

@@ -15,7 +15,6 @@ from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.nn import formed, frame_batch
 from sttp_manifold.nn.batch_plan import Plan
-from sttp_manifold.nn.initial import computing_dtype
 from sttp_manifold.nn.layout import Layout
 from sttp_manifold.nn.state import (
     EXTRA,
@@ -28,6 +27,7 @@ from sttp_manifold.nn.state import (
 from sttp_manifold.nn.torch_state import circumstances, has_values, outside_autocast
 from sttp_manifold.spectrum import spectrum_map
 from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
+from sttp_manifold.tt.precision import computing_dtype
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 

@@ -19,6 +19,7 @@ from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ManifoldTensor
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.frames.orthonormal import HALF
 from sttp_manifold.manifolds.contract import HasDecay, HasFrames
+from sttp_manifold.tt.precision import autocast_is_on
 
 __all__ = [
     "SparseGradientError",
@@ -111,7 +112,7 @@ def full_precision(params: Sequence[Tensor]) -> Iterator[None]:
     """Lift autocast, under which the products of a step would be rounded to half precision."""
     with ExitStack() as stack:
         for kind in {p.device.type for p in params}:
-            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            if autocast_is_on(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 

@@ -132,10 +132,8 @@ def test_what_half_precision_has_rounded_is_not_refused(half: torch.dtype) -> No
 
 def test_a_value_is_looked_at_once_for_each_version(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
-    error = sm.SpectralTT.orthonormality_error
-    monkeypatch.setattr(
-        sm.SpectralTT, "orthonormality_error", lambda tt: looks.append(1) or error(tt)
-    )
+    error = RiemannianWeight._error
+    monkeypatch.setattr(RiemannianWeight, "_error", lambda w: looks.append(1) or error(w))
     model = network()
     for _ in range(3):
         evaluate(model)
