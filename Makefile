@@ -7,11 +7,15 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 RUNS   ?= runs/demo
 JOBS   ?= auto
 
+# The small frontier; its page is docs/frontier.md.
+FRONTIER ?= --task digits --start own --ranks 2,4,8,16 --seeds 0-4 \
+    --methods 'dense-adam,dense-sgd,*-chart-adam,*-chart-sgd,*-riemannian-adam,*-riemannian-sgd,*-riemannian-muon'
+
 # Small matrices: more threads than cores to share only add waiting.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs notebooks clean constraints
+.PHONY: help demo frontier test lint bench docs notebooks clean constraints
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +34,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 demo: $(VENV)/.installed ## STTP and SVDP, both ways of training, side by side: table, figures, report
 	$(BIN)/sttp compare --out $(RUNS)
+
+frontier: $(VENV)/.installed ## accuracy against size, and the small GAN: an hour on two cores
+	$(BIN)/sttp compare $(FRONTIER) --out runs/frontier
+	$(BIN)/sttp gan --out runs/gan
+	$(BIN)/sttp report runs/frontier runs/gan --out runs/report
 
 test: $(VENV)/.installed-dev ## every test, the slow ones too; JOBS=1 for one process
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Column, Table
@@ -12,14 +11,11 @@ from rich.text import Text
 
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments import help_texts, terminal
+from sttp_manifold.experiments.compare_command import compare
 from sttp_manifold.experiments.gan_command import gan
-from sttp_manifold.experiments.options import numbers, rates, words
+from sttp_manifold.experiments.options import numbers, words
 from sttp_manifold.experiments.terminal import ending, err
 from sttp_manifold.experiments.terminal import out as console
-
-if TYPE_CHECKING:
-    from sttp_manifold.experiments.compare import Settings
-    from sttp_manifold.experiments.records import Record
 
 __all__ = ["app", "main"]
 
@@ -53,179 +49,7 @@ def _root(
     """Options of the program itself."""
 
 
-@app.command(help=help_texts.COMPARE)
-def compare(
-    task: Annotated[
-        str,
-        typer.Option(
-            help="digits, fashion-mnist, completion, completion-tensor or completion-matrix; see "
-            "`sttp tasks`."
-        ),
-    ] = "digits",
-    methods: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Names or wildcards, parted by commas; see `sttp methods`. "
-            "\\[all that apply to the task]"
-        ),
-    ] = None,
-    ranks: Annotated[
-        list[str] | None, typer.Option(help="Ranks, as in 4,8 or 2-4. \\[the task's]")
-    ] = None,
-    seeds: Annotated[
-        list[str] | None, typer.Option(help="Seeds, as in 0,1,2 or 0-2. \\[the task's]")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs to train. \\[the task's]", show_default=False)
-    ] = None,
-    train_examples: Annotated[
-        int | None,
-        typer.Option(
-            help="Train on the first so many examples of the split, the same for all methods and "
-            "seeds. \\[all]",
-            show_default=False,
-        ),
-    ] = None,
-    max_evaluations: Annotated[
-        int | None,
-        typer.Option(
-            help="Solvers: calls of the cost function, at most. \\[the task's]", show_default=False
-        ),
-    ] = None,
-    max_iterations: Annotated[
-        int | None,
-        typer.Option(help="Solvers: iterations, at most. \\[no limit]", show_default=False),
-    ] = None,
-    max_seconds: Annotated[
-        float | None,
-        typer.Option(
-            help="Solvers: seconds, at most, looked at after each iteration; where it ends a run, "
-            "its numbers depend on the machine. \\[no limit]",
-            show_default=False,
-        ),
-    ] = None,
-    lr: Annotated[
-        list[str] | None,
-        typer.Option(help="Learning rate of all methods, or METHOD=RATE. \\[the tuned ones]"),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto (a CUDA GPU if there is one), cpu or cuda.")
-    ] = "auto",
-    dtype: Annotated[
-        str | None, typer.Option(help="float32 or float64. \\[the task's]", show_default=False)
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write to. \\[runs/TASK]", show_default=False)
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            help="Runs at a time, one thread each; numbers do not depend on it. "
-            "\\[one a core; one on a GPU]",
-            show_default=False,
-        ),
-    ] = None,
-    tune: Annotated[
-        bool,
-        typer.Option(
-            "--tune",
-            help="First choose each method's learning rate from the task's grid, on the "
-            "validation split and seeds of its own, and keep it with the task.",
-        ),
-    ] = False,
-    tuned_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Read (with --tune: write) learning rates here instead of with the task.",
-            show_default=False,
-        ),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the task's data files.", show_default=False),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
-) -> None:
-    """Run a comparison."""
-    from sttp_manifold.experiments.compare import Settings
-    from sttp_manifold.experiments.files import file_name
-
-    with ending("Stopped. What is done is kept; the same command goes on from here."):
-        settings = Settings(
-            task=task,
-            methods=words(["all"] if methods is None else methods),
-            ranks=numbers(ranks, "--ranks"),
-            seeds=numbers(seeds, "--seeds"),
-            epochs=epochs,
-            max_iterations=max_iterations,
-            max_evaluations=max_evaluations,
-            max_seconds=max_seconds,
-            lrs=rates(lr),
-            device=device,
-            dtype=dtype,
-            jobs=jobs,
-            out=out or Path("runs") / file_name(task),
-            data_dir=data_dir,
-            tuned_file=tuned_file,
-            options={} if train_examples is None else {"train_examples": train_examples},
-        )
-        records = _compare(settings, tune=tune, quiet=quiet)
-    statuses = [record["status"] for record in records]
-    if "failed" in statuses or "ok" not in statuses:
-        raise typer.Exit(1)
-
-
-def _compare(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
-    from sttp_manifold.experiments import compare as comparing
-    from sttp_manifold.experiments.methods import left_out
-    from sttp_manifold.experiments.progress import RunProgress
-    from sttp_manifold.experiments.reading.report import write_outputs
-    from sttp_manifold.experiments.tasks import TASKS
-
-    task = TASKS[settings.task]
-    metric = task.metric
-    if not tune:
-        # Names and numbers first: an error must not leave a folder behind.
-        comparing.plan(settings)
-    for method in [] if quiet else left_out(task, settings.methods):
-        err.print(
-            f"{method.name} is left out: {method.requires} is not installed "
-            f"(pip install 'sttp-manifold[{method.requires}]')",
-            soft_wrap=True,
-        )
-    if tune:
-        with RunProgress(err, metric, "tuning", quiet=quiet) as progress:
-            path, found = comparing.tune(
-                settings, on_start=progress.start, on_record=progress.record
-            )
-        if not quiet:
-            terminal.show_rates(path, found)
-    runs = comparing.plan(settings)
-    with RunProgress(err, metric, settings.task, quiet=quiet) as progress:
-
-        def begin(total: int, skipped: int, torn_bytes: int) -> None:
-            comparing.save_comparison(settings, runs)
-            progress.start(total, skipped, torn_bytes)
-
-        records = comparing.run_plan(runs, settings, on_start=begin, on_record=progress.record)
-    written = write_outputs(settings.out)
-    if not quiet:
-        _show_outcome(settings.out, written)
-    return records
-
-
-def _show_outcome(out: Path, written: Sequence[Path]) -> None:
-    from sttp_manifold.experiments.reading.comparison import load_comparison
-
-    comparison = load_comparison(out)
-    *effort, results = comparison.tables
-    if any(row.scored for row in comparison.rows):
-        terminal.show_table(comparison.task, results.titles, results.lines)
-    for pair in comparison.pairs:
-        terminal.show_pairs(f"{pair.name} (* told apart)", pair.titles, pair.lines())
-    for table in effort:
-        terminal.show_table(f"{comparison.task}: what it took", table.titles, table.lines)
-    console.print(f"Report: {written[-1]}", soft_wrap=True)
+app.command(help=help_texts.COMPARE)(compare)
 
 
 app.command(help=help_texts.GAN)(gan)
@@ -233,18 +57,30 @@ app.command(help=help_texts.GAN)(gan)
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder that `sttp compare` wrote.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `sttp compare` wrote.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the page, where there are several. \\[runs/report]", show_default=False
+        ),
+    ] = None,
 ) -> None:
-    """Make tables, figures and report again from the records of a folder.
+    """Make tables, figures and report again from the records of a folder, or one page of several.
 
-    Works on a comparison that was stopped half-way, and says how much of it is missing.
+    Works on a comparison that was stopped half-way, and says how much of it is missing. Runs of one
+    setting in several folders, such as those of shards or of other seeds, are one comparison.
     """
+    from sttp_manifold.experiments.reading.merged import write_merged
     from sttp_manifold.experiments.reading.report import write_outputs
 
     with ending():
-        written = write_outputs(folder)
+        if len(folders) == 1 and out is None:
+            written = write_outputs(folders[0])
+        else:
+            written = write_merged(folders, out or Path("runs") / "report")
         if not written:
-            err.print(f"No run of the comparison in {folder} is on record yet.", soft_wrap=True)
+            names = ", ".join(map(str, folders))
+            err.print(f"No run of the comparison in {names} is on record yet.", soft_wrap=True)
             raise typer.Exit(1)
         for path in written:
             typer.echo(path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from sttp_manifold.experiments import compare as comparing
 from sttp_manifold.experiments import terminal
+from sttp_manifold.experiments.distributed import is_first
 from sttp_manifold.experiments.methods import left_out
 from sttp_manifold.experiments.plan import Settings
 from sttp_manifold.experiments.progress import RunProgress
@@ -29,7 +31,7 @@ def carry_out(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
         quiet: show nothing.
 
     Returns:
-        One record for each run.
+        One record for each run; of a shard, those that are known.
 
     Raises:
         ConfigError: a setting, or what the runs need, is not right.
@@ -47,9 +49,13 @@ def carry_out(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
         )
     if tune:
         with RunProgress(err, metric, "tuning", quiet=quiet) as progress:
-            path, found = comparing.tune(
-                settings, on_start=progress.start, on_record=progress.record
-            )
+            try:
+                path, found = comparing.tune(
+                    settings, on_start=progress.start, on_record=progress.record
+                )
+            except comparing.UnfinishedError as unfinished:
+                console.print(str(unfinished), soft_wrap=True)
+                return []
         if not quiet:
             terminal.show_rates(path, found)
     runs = comparing.plan(settings)
@@ -59,7 +65,17 @@ def carry_out(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
             comparing.save_comparison(settings, runs)
             progress.start(total, skipped, torn_bytes)
 
+        progress.follow(settings.out, [run.spec.hash for run in runs])
         records = comparing.run_plan(runs, settings, on_start=begin, on_record=progress.record)
+    if not is_first():
+        return []
+    if len(records) < len(runs):
+        console.print(
+            f"{len(records)} of {len(runs)} runs are on record; when the other shards are done: "
+            f"sttp report {quote(str(settings.out))}",
+            soft_wrap=True,
+        )
+        return records
     written = write_outputs(settings.out)
     if not quiet:
         _show(settings.out, written)
@@ -74,5 +90,6 @@ def _show(out: Path, written: Sequence[Path]) -> None:
     for pair in comparison.pairs:
         terminal.show_pairs(f"{pair.name} (* told apart)", pair.titles, pair.lines())
     for table in effort:
-        terminal.show_table(f"{comparison.task}: what it took", table.titles, table.lines)
+        what = "frontier" if table is comparison.frontier else "what it took"
+        terminal.show_table(f"{comparison.task}: {what}", table.titles, table.lines)
     console.print(f"Report: {written[-1]}", soft_wrap=True)

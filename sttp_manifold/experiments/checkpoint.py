@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.distributed import is_first, of_all
 from sttp_manifold.experiments.files import replacing, write_bytes
 
 __all__ = ["CHECKPOINTS", "PRODUCTS", "Checkpoint", "Resumable"]
@@ -56,14 +57,7 @@ class Checkpoint:
         Raises:
             ConfigError: the state is one of another version of this package.
         """
-        if not self.path.is_file():
-            return False
-        try:
-            content: dict[str, Any] = torch.load(self.path, weights_only=True)
-            state = content["state"] if content["hash"] == self._key else None
-        except Exception:
-            # What damaged files raise is not written down anywhere.
-            return False
+        state = of_all(self._read())
         if state is None:
             return False
         try:
@@ -74,13 +68,24 @@ class Checkpoint:
             raise ConfigError(f"{self.path} does not fit its run any longer: {error}") from error
         return True
 
+    def _read(self) -> dict[str, Any] | None:
+        if not is_first() or not self.path.is_file():
+            return None
+        try:
+            content: dict[str, Any] = torch.load(self.path, weights_only=True)
+            state: dict[str, Any] | None = content["state"]
+            return state if content["hash"] == self._key else None
+        except Exception:
+            # What damaged files raise is not written down anywhere.
+            return None
+
     def look(self, run: Resumable) -> None:
         """Write the state where the last one is old enough and the run can be cut.
 
         Args:
             run: between two pieces.
         """
-        if time.monotonic() - self._latest < self._every:
+        if not is_first() or time.monotonic() - self._latest < self._every:
             return
         state = run.state_dict()
         if state is None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sttp_manifold.experiments.distributed import is_first, of_all
 from sttp_manifold.experiments.executor import run_plan
 from sttp_manifold.experiments.files import COMPARISON, TUNING, named_errors, write_text
 from sttp_manifold.experiments.methods import METHODS, left_out, methods_for
@@ -19,9 +20,19 @@ from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.runs.device import resolve_device
 from sttp_manifold.experiments.runs.kinds import RUNS
 from sttp_manifold.experiments.tasks import TASKS
-from sttp_manifold.experiments.tune import best_rate, check_writable, load_tuned, save_tuned
+from sttp_manifold.experiments.tune import (
+    best_rate,
+    check_writable,
+    load_tuned,
+    save_tuned,
+    tuned_path,
+)
 
-__all__ = ["Planned", "Settings", "plan", "run_plan", "save_comparison", "tune"]
+__all__ = ["Planned", "Settings", "UnfinishedError", "plan", "run_plan", "save_comparison", "tune"]
+
+
+class UnfinishedError(Exception):
+    """Runs of other shards are wanted first. Its text says which, and what to do."""
 
 
 def tune(
@@ -38,6 +49,7 @@ def tune(
 
     Raises:
         ConfigError: as :func:`tuning_plan`, or the file of rates cannot be written.
+        UnfinishedError: other shards have tuning runs to do.
     """
     planned = tuning_plan(settings)
     check_writable(TASKS[settings.task], settings.tuned_file)
@@ -48,6 +60,22 @@ def tune(
         on_start=on_start,
         on_record=on_record,
     )
+    if settings.shard is not None and len(records) < len(planned):
+        raise UnfinishedError(
+            f"{len(records)} of {len(planned)} tuning runs are on record. Rates are chosen, and "
+            "the comparison begins, when the other shards are done: the same command again"
+        )
+    path = tuned_path(settings.task, settings.tuned_file)
+    found: dict[str, dict[str, Any]] = {}
+    if is_first():
+        path, found = _chosen(settings, records)
+    # The other processes read the file that is there then.
+    return of_all((path, found))
+
+
+def _chosen(
+    settings: Settings, records: Sequence[Record]
+) -> tuple[Path, dict[str, dict[str, Any]]]:
     task = TASKS[settings.task]
     by_method: dict[str, list[Record]] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""Where runs go: here one after another, or in processes; every record to disk."""
+"""Where runs go: one after another, processes here, a cluster; every record to disk."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.checkpoint import Checkpoint
+from sttp_manifold.experiments.cluster import on_cluster
+from sttp_manifold.experiments.distributed import is_first, of_all, processes
 from sttp_manifold.experiments.files import RECORDS
 from sttp_manifold.experiments.image_models import with_model
 from sttp_manifold.experiments.methods import METHODS
 from sttp_manifold.experiments.plan import Planned, Settings
-from sttp_manifold.experiments.records import DONE, Record, RecordFile, latest
+from sttp_manifold.experiments.records import DONE, Record, RecordFile, latest, read_folder
+from sttp_manifold.experiments.runs.board import Board, check_board
 from sttp_manifold.experiments.runs.execute import execute
+from sttp_manifold.experiments.runs.pulse import Pulse
 from sttp_manifold.experiments.specs import RunSpec
 from sttp_manifold.experiments.task import Task
 from sttp_manifold.experiments.tasks import TASKS
@@ -45,40 +49,56 @@ def run_plan(
 
     Args:
         runs: what :func:`plan` gave.
-        settings: where, and how many at a time.
+        settings: where, how many at a time, and which shard of them.
         file_name: file in the folder.
         on_start: told the number of runs, how many of them are done, and the bytes of a last line
             that is no record.
         on_record: told each record, old ones first.
 
     Returns:
-        One record for each planned run, in the order of the plan.
+        One record for each planned run, in the order of the plan; of a shard, and in processes of
+        ``torchrun`` beside the first, those that are known here.
 
     Raises:
         ConfigError: the task's data is not there, the file is held by another process or cannot
             be written, or a worker was killed.
     """
     _look_at_data(runs, settings.data_dir)
+    if settings.tensorboard:
+        check_board()
+    if not is_first():
+        return _beside_the_first(runs, settings)
+    shard = settings.shard
+    mine = [run for run in runs if shard is None or shard.has(run.spec.hash)]
     wanted = {run.spec.hash for run in runs}
-    with RecordFile(settings.out / file_name) as file:
+    with RecordFile(settings.out / (shard.file_name(file_name) if shard else file_name)) as file:
         found = {
             record["hash"]: record
-            for record in latest(file.records)
+            for record in latest(read_folder(settings.out, file_name))
             if record["hash"] in wanted and record["status"] in DONE
         }
+        todo = [run for run in mine if run.spec.hash not in found]
         if on_start:
-            on_start(len(runs), len(found), file.torn_bytes)
+            on_start(len(mine), len(mine) - len(todo), file.torn_bytes)
         if on_record:
-            for record in found.values():
-                on_record(record)
-        todo = [run for run in runs if run.spec.hash not in found]
+            for run in mine:
+                if run.spec.hash in found:
+                    on_record(found[run.spec.hash])
+        of_all([run.spec.hash for run in todo])
         for record in _execute_all(todo, _jobs(runs, settings), settings):
             file.append(record)
             Checkpoint(settings.out, record["hash"]).remove()
             found[record["hash"]] = record
             if on_record:
                 on_record(record)
-    return [found[run.spec.hash] for run in runs]
+    return [found[run.spec.hash] for run in runs if run.spec.hash in found]
+
+
+def _beside_the_first(runs: Sequence[Planned], settings: Settings) -> list[Record]:
+    """Do what the first process of ``torchrun`` does, with it; that one keeps the records."""
+    todo = of_all([""])
+    by_hash = {run.spec.hash: run for run in runs}
+    return list(_execute_all([by_hash[key] for key in todo], 1, settings))
 
 
 def _look_at_data(runs: Sequence[Planned], data_dir: Path | None) -> None:
@@ -112,20 +132,28 @@ def task_of(spec: RunSpec, data_dir: Path | None) -> Task:
 
 
 def _jobs(runs: Sequence[Planned], settings: Settings) -> int:
+    if processes() > 1:
+        return 1
     if settings.jobs is not None:
         return settings.jobs
     return 1 if any(run.spec.device == "cuda" for run in runs) else int(joblib.cpu_count())
 
 
 def _execute_all(todo: Sequence[Planned], jobs: int, settings: Settings) -> Iterator[Record]:
+    out = settings.out.resolve()
     calls = [
         (
             *(run.spec, task_of(run.spec, settings.data_dir)),
-            *(METHODS[run.spec.method], run.lr_source),
-            *(settings.data_dir, Checkpoint(settings.out, run.spec.hash)),
+            *(METHODS[run.spec.method], run.lr_source, settings.data_dir),
+            *(Checkpoint(out, run.spec.hash), Pulse(out, run.spec.hash)),
+            Board(out, run.spec) if settings.tensorboard and is_first() else None,
         )
         for run in todo
     ]
+    if settings.dask is not None and calls:
+        keys = [run.spec.hash for run in todo]
+        yield from on_cluster(settings.dask, execute, list(zip(keys, calls, strict=True)))
+        return
     if jobs == 1 or len(calls) <= 1:
         for call in calls:
             yield execute(*call)

@@ -51,6 +51,12 @@ Stopped half-way and started again with the same options, it goes on where it wa
   sttp compare --task completion-tensor --ranks 4 --seeds 0
   sttp compare --task completion-matrix --methods 'fixed-rank-*,product-cg'
   sttp compare --task fashion-mnist --epochs 5 --device cuda
+  sttp compare --task fashion-mnist --model wrn-10-2 --ranks 4,8,16,32 --start own
+  sttp compare --task cifar10 --model wrn-28-10 --ranks 4-64 --amp bfloat16 --augment crop-flip
+  sttp compare --task cifar10 --start pretrained --pretrain-epochs 100 --epochs 20
+  sttp compare --shard 3/16 --out runs/all         one of sixteen jobs; then: sttp report runs/all
+  sttp compare --dask tcp://host:8786              on the workers of a cluster
+  torchrun --nproc-per-node 4 -m sttp_manifold compare --device cuda    one run on four GPUs
   sttp compare --lr 0.01 --lr dense-sgd=0.1
   sttp compare --tune              choose learning rates first
 
@@ -58,8 +64,9 @@ Stopped half-way and started again with the same options, it goes on where it wa
 
   records.jsonl      one line a run: specification, curves, spectra
   summary.csv, .md   the table; .md also says who beats whom, and by how much
-  figures/*.png      curves, spectra, drift, scores by size, convergence
+  figures/*.png      the frontier, curves, spectra, drift, scores by size, convergence
   report.html        all of it on one page that needs no other file
+  tensorboard/       a log a run, with --tensorboard
 
 [bold]Exit codes[/bold]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from sttp_manifold.experiments.json_values import LARGEST
 from sttp_manifold.experiments.methods import METHODS, methods_for
 from sttp_manifold.experiments.runs.device import DTYPES, resolve_device
 from sttp_manifold.experiments.runs.kinds import RUNS
+from sttp_manifold.experiments.shards import Shard
 from sttp_manifold.experiments.specs import RunSpec
 from sttp_manifold.experiments.task import Task
 from sttp_manifold.experiments.tasks import TASKS
@@ -44,7 +45,10 @@ class Settings:
         out: folder to write to.
         data_dir: folder of the task's files.
         tuned_file: file of learning rates in place of the task's own.
-        options: settings of other kinds of runs, by name.
+        options: settings of one kind of runs, by name.
+        shard: which part of the plan is done here; None for all of it.
+        dask: address of a scheduler, on whose workers runs are done.
+        tensorboard: whether each run writes a log of its curves.
         tuning_seeds: seeds on which learning rates are chosen, none of them reported.
     """
 
@@ -64,6 +68,9 @@ class Settings:
     data_dir: Path | None = None
     tuned_file: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    shard: Shard | None = None
+    dask: str | None = None
+    tensorboard: bool = False
     tuning_seeds: Sequence[int] = TUNING_SEEDS
 
     def seeds_of(self, task: Task) -> Sequence[int]:
@@ -122,6 +129,11 @@ def _checked(settings: Settings) -> Task:
             f"are {count:,} runs; expected {_MOST_RUNS:,} or less. Choose fewer with --methods, "
             "--ranks, --seeds"
         )
+    if settings.dask is not None and settings.jobs is not None:
+        raise ConfigError(
+            f"--jobs {settings.jobs}: on a cluster the number of workers decides; leave it out, or "
+            "--dask"
+        )
     dtype = settings.dtype or task.dtype
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}. The dtypes are: {', '.join(DTYPES)}")
@@ -172,6 +184,7 @@ def _spec(
     purpose: str,
 ) -> RunSpec:
     method = METHODS[method_name]
+    run = RUNS[method.run]
     common: dict[str, Any] = {
         "task": task.name,
         "data": task.data,
@@ -179,14 +192,14 @@ def _spec(
         "parameterization": method.parameterization,
         "optimizer": method.optimizer,
         "momentum": method.momentum,
-        "rank": rank,
+        "rank": run.rank_of(method, rank, settings.given),
         "seed": seed,
         "lr": None if lr is None else float(lr),
         "dtype": settings.dtype or task.dtype,
         "device": resolve_device(settings.device),
         "purpose": purpose,
     }
-    own = RUNS[method.run].spec_fields(task, method, lr, settings.given)
+    own = run.spec_fields(task, method, lr, settings.given)
     names = {field.name for field in fields(RunSpec)}
     absent = dict.fromkeys(("spectrum", "epochs", "batch_size", "repeats", "schedule"))
     known = {name: value for name, value in own.items() if name in names}
@@ -213,15 +226,22 @@ def plan(settings: Settings) -> list[Planned]:
             # The last one that fits wins, so that `all` can be followed by exceptions.
             rates[name] = (given[-1], "given")
         elif name in tuned:
-            rates[name] = (tuned[name]["lr"], "tuned")
+            # Found for another network, it is a better guess than the method's, and no more.
+            same = tuned[name].get("model") == settings.given.get("model")
+            rates[name] = (tuned[name]["lr"], "tuned" if same else "untuned")
         else:
             rates[name] = (METHODS[name].untuned_lr, "untuned")
-    return [
+    return _once(
         Planned(_spec(settings, task, name, rank, seed, rates[name][0], "compare"), rates[name][1])
         for seed in dict.fromkeys(settings.seeds_of(task))
         for rank in dict.fromkeys(settings.ranks or task.ranks)
         for name in names
-    ]
+    )
+
+
+def _once(runs: Iterable[Planned]) -> list[Planned]:
+    """Each run once: those that no rank changes are planned at every rank."""
+    return list({run.spec.hash: run for run in runs}.values())
 
 
 def tuning_plan(settings: Settings) -> list[Planned]:
@@ -244,11 +264,11 @@ def tuning_plan(settings: Settings) -> list[Planned]:
     ]
     if not names:
         raise ConfigError("--tune: none of the methods chosen has a learning rate")
-    return [
+    return _once(
         Planned(_spec(settings, task, name, rank, seed, lr, "tune"), "given")
         for seed in settings.tuning_seeds
         for rank in dict.fromkeys(settings.ranks or task.ranks)
         for name in names
         for lr in RUNS[METHODS[name].run].rates(task, METHODS[name])
         if lr <= METHODS[name].largest_lr
-    ]
+    )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -10,11 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress import TimeElapsedColumn as Elapsed
 
 from sttp_manifold.experiments.records import Record
+from sttp_manifold.experiments.runs.pulse import read_pulses
 from sttp_manifold.experiments.task import Metric
 
 __all__ = ["RunProgress"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_PULSES = 60.0
 
 
 class RunProgress:
@@ -40,7 +47,11 @@ class RunProgress:
         self._total = 0
         self._done = 0
         self._skipped = 0
-        self._last_line = time.monotonic()
+        self._last_line = self._begin = time.monotonic()
+        self._folder: Path | None = None
+        self._open: dict[str, None] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -56,6 +67,8 @@ class RunProgress:
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
+        if not self._quiet:
+            self._thread.start()
         return self
 
     def __exit__(
@@ -64,11 +77,49 @@ class RunProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
         self._bar.stop()
+
+    def follow(self, folder: Path, keys: Sequence[str]) -> None:
+        """Look from time to time at how far runs are that are not done.
+
+        Args:
+            folder: of the comparison.
+            keys: hashes of its runs.
+        """
+        self._open, self._folder = dict.fromkeys(keys), folder
+
+    def _look(self) -> None:
+        while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+            if self._folder is None:
+                continue
+            shares = read_pulses(self._folder, list(self._open))
+            self._bar.update(self._task, completed=self._done + sum(shares))
+            now = time.monotonic()
+            if shares and not self._console.is_terminal:
+                if now - self._last_line < _SECONDS_BETWEEN_PULSES:
+                    continue
+                self._last_line = now
+                listed = ", ".join(f"{100 * share:.0f} %" for share in shares)
+                self._say(
+                    f"{self._title}: {self._done}/{self._total} runs, {len(shares)} going on "
+                    f"({listed}){self._left(sum(shares), now)}"
+                )
+
+    def _left(self, going_on: float, now: float) -> str:
+        """Time left, as the runs since the start have gone."""
+        new = self._done - self._skipped + going_on
+        if new <= 0:
+            return ""
+        left = (now - self._begin) * (self._total - self._done - going_on) / new
+        return f", about {timedelta(seconds=round(left))} left"
 
     def start(self, total: int, skipped: int, torn_bytes: int) -> None:
         """Told before the first run."""
         self._total, self._skipped = total, skipped
+        self._begin = time.monotonic()
         self._bar.reset(self._task, total=total, best="")
         if torn_bytes:
             self._say(
@@ -82,6 +133,7 @@ class RunProgress:
     def record(self, record: Record) -> None:
         """Told each record."""
         self._done += 1
+        self._open.pop(record["hash"], None)
         spec = record["spec"]
         label = f"{spec['method']} rank {spec['rank']} seed {spec['seed']}"
         value = record["val_metric"]
@@ -101,7 +153,10 @@ class RunProgress:
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES or self._done == self._total:
             self._last_line = now
-            self._say(f"{self._title}: {self._done}/{self._total} runs, {best or 'none finished'}")
+            left = self._left(0.0, now) if self._done < self._total else ""
+            self._say(
+                f"{self._title}: {self._done}/{self._total} runs, {best or 'none finished'}{left}"
+            )
 
     def _say(self, text: str) -> None:
         if not self._quiet:

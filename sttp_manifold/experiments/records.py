@@ -39,8 +39,10 @@ __all__ = [
     "Record",
     "RecordFile",
     "latest",
+    "read_folder",
     "read_for",
     "read_records",
+    "record_files",
     "rounded",
     "validate",
 ]
@@ -119,6 +121,37 @@ def read_records(path: Path) -> tuple[list[Record], int]:
         records.append(record)
         start = end + 1
     return records, 0
+
+
+def record_files(folder: Path, name: str) -> list[Path]:
+    """The record files of a folder: the one of that name, and those of shards beside it.
+
+    Args:
+        folder: of a comparison.
+        name: ``records.jsonl`` or ``tuning.jsonl``.
+    """
+    stem, _, suffix = name.rpartition(".")
+    found = [folder / name, *sorted(folder.glob(f"{stem}-*-of-*.{suffix}"))]
+    return [path for path in found if path.is_file()]
+
+
+def read_folder(folder: Path, name: str) -> list[Record]:
+    """Records of all the record files of a folder, those that are done after those that failed.
+
+    Where shards have a run each on record, :func:`latest` takes one that is done.
+
+    Args:
+        folder: of a comparison.
+        name: ``records.jsonl`` or ``tuning.jsonl``.
+
+    Raises:
+        ConfigError: as :func:`read_records`.
+    """
+    files = record_files(folder, name)
+    records = [record for path in files for record in read_records(path)[0]]
+    if len(files) > 1:
+        records.sort(key=lambda record: record["status"] in DONE)
+    return records
 
 
 class RecordFile:

@@ -63,6 +63,7 @@ def load_tuned(task: Task, given: Path | None = None) -> dict[str, dict[str, Any
             check_numbers(f"learning rate of {name}", [found["lr"]], least=1e-100)
             if not isinstance(found["at_edge"], bool):
                 raise ValueError(f"at_edge of {name} is no truth value")
+            check_words(f"model of {name}", [found.get("model") or ""])
             for key in ("epochs", "max_evaluations"):
                 check_numbers(f"{key} of {name}", [found.get(key)], null=True, least=0)
             for key in ("ranks", "seeds"):
@@ -170,6 +171,7 @@ def best_rate(task: Task, records: Iterable[Record]) -> dict[str, Any] | None:
         "grid": grid,
         "ranks": sorted({record["spec"]["rank"] for record in everything}),
         "seeds": sorted({record["spec"]["seed"] for record in everything}),
+        "model": first["spec"].get("options", {}).get("model"),
         "epochs": first["spec"]["epochs"],
         "max_evaluations": first["spec"].get("max_evaluations"),
         "batch_size": first["spec"]["batch_size"],

@@ -19,7 +19,7 @@ from sttp_manifold.errors import OffManifoldError
 from sttp_manifold.manifolds import SpectralTTManifold
 from sttp_manifold.nn.initial import initial_point, kept_values, kind_of
 from sttp_manifold.nn.layout import Layout, batch_map
-from sttp_manifold.nn.torch_state import circumstances, has_values
+from sttp_manifold.nn.torch_state import circumstances, has_values, outside_autocast
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.precision import computing_dtype, widened
 from sttp_manifold.tt.shape import TTShape
@@ -317,7 +317,8 @@ class RiemannianWeight(SpectralWeight):
             return None
         if not has_values(point):
             return None
-        error = float(self.manifold.unpack(point.detach().double()).orthonormality_error())
+        with outside_autocast(self.point.device):
+            error = float(self.manifold.unpack(point.detach().double()).orthonormality_error())
         precision = max(torch.finfo(t.dtype).eps for t in (point, self.point))
         if error <= _tolerance(precision):
             self._was_rounded(point.dtype)

@@ -8,7 +8,14 @@ from torch import nn
 
 from sttp_manifold import TTShape
 from sttp_manifold.errors import ShapeError
-from sttp_manifold.nn import compress, decompress, make_weight, spectral_penalty, switch
+from sttp_manifold.nn import (
+    SpectralLinear,
+    compress,
+    decompress,
+    make_weight,
+    spectral_penalty,
+    switch,
+)
 from sttp_manifold.spectrum import PENALTIES
 from sttp_manifold.tt import SPECTRA
 
@@ -124,3 +131,12 @@ def test_penalties_and_their_gradients_are_finite(
         if name == "d_optimal":  # the other takes logarithms of gaps, cut off by dtype
             wide = spectral_penalty(model.float(), name)
             torch.testing.assert_close(penalty, wide, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("kind", ["svdp", "sttp"])
+def test_autocast_does_not_take_a_point_for_one_off_its_manifold(kind):
+    layer = SpectralLinear(64, 48, rank=4, kind=kind, method="riemannian").eval()
+    x = torch.randn(3, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mixed = layer(x)
+    torch.testing.assert_close(mixed.float(), layer(x).detach(), rtol=0.05, atol=0.02)

@@ -24,6 +24,12 @@ from sttp_manifold.experiments.reading.effort_table import (
     effort_rows,
     target_of,
 )
+from sttp_manifold.experiments.reading.frontier import NOTE as FRONTIER_NOTE
+from sttp_manifold.experiments.reading.frontier import (
+    frontier_cells,
+    frontier_header,
+    frontiers,
+)
 from sttp_manifold.experiments.reading.gan_pictures import draw_gans
 from sttp_manifold.experiments.reading.gan_table import GAN_HEADER, GAN_NOTE, gan_lines
 from sttp_manifold.experiments.reading.pair_table import PairTable, pair_note, pair_tables
@@ -31,6 +37,7 @@ from sttp_manifold.experiments.reading.pictures import Picture
 from sttp_manifold.experiments.reading.plots import draw
 from sttp_manifold.experiments.reading.result_table import (
     Row,
+    at_every_rank,
     cells,
     grid,
     header,
@@ -38,7 +45,7 @@ from sttp_manifold.experiments.reading.result_table import (
     metric_of,
     rows,
 )
-from sttp_manifold.experiments.records import Record, latest, read_records
+from sttp_manifold.experiments.records import Record, latest, read_folder, record_files
 from sttp_manifold.experiments.task import Metric
 
 __all__ = ["Comparison", "ResultTable", "escaped", "load_comparison"]
@@ -103,14 +110,28 @@ class Comparison:
         return metric_of(self.records)
 
     @cached_property
+    def at_ranks(self) -> list[Record]:
+        """The records, with those of runs that no rank changes at each rank of the comparison."""
+        return at_every_rank(self.records)
+
+    @cached_property
     def rows(self) -> list[Row]:
         """One for each method and rank: results, counts, times."""
-        return rows(self.records)
+        return rows(self.at_ranks)
 
     @cached_property
     def efforts(self) -> list[EffortRow]:
         """One for each method and rank whose runs had a target: what it took to reach it."""
-        return effort_rows(self.records)
+        return effort_rows(self.at_ranks)
+
+    @cached_property
+    def frontier(self) -> ResultTable | None:
+        """The best method of each set at each ratio Z; None for fewer than three ranks."""
+        found = frontiers(self.at_ranks) if self.records else {}
+        if not found:
+            return None
+        lines = frontier_cells(found, self.metric)
+        return ResultTable(frontier_header(self.metric), lines, FRONTIER_NOTE)
 
     @cached_property
     def conclusions(self) -> list[str]:
@@ -118,7 +139,7 @@ class Comparison:
 
         At most three sentences on scores, and those on what solving took.
         """
-        return conclude(self.records) if self.records else []
+        return conclude(self.at_ranks) if self.records else []
 
     @cached_property
     def reservations(self) -> list[str]:
@@ -137,7 +158,7 @@ class Comparison:
 
     @property
     def tables(self) -> list[ResultTable]:
-        """What it took, where there was a target; what GANs are judged by; then the results."""
+        """What it took, the frontier, what GANs are judged by, where there are; then results."""
         if not self.records:
             return []
         found = []
@@ -145,6 +166,8 @@ class Comparison:
         if target is not None:
             lines = [effort_cells(row) for row in self.efforts]
             found.append(ResultTable(effort_header(target), lines, EFFORT_NOTE))
+        if self.frontier is not None:
+            found.append(self.frontier)
         lines = gan_lines(self.records)
         if lines:
             found.append(ResultTable(GAN_HEADER, lines, GAN_NOTE))
@@ -155,7 +178,7 @@ class Comparison:
     @cached_property
     def pictures(self) -> dict[str, Picture]:
         """Every figure that the records allow, by its name; drawn when first asked for."""
-        found = [*draw(self.records), *draw_gans(self.records, self.folder)]
+        found = [*draw(self.at_ranks), *draw_gans(self.records, self.folder)]
         return {picture.name: picture for picture in found}
 
     def plot(self, name: str | None = None) -> Picture:
@@ -248,7 +271,7 @@ def load_comparison(out: Path | str) -> Comparison:
     path = out / COMPARISON
     again = f"`sttp compare --out {shlex.quote(str(out))}`"
     with named_errors(path, f"name a folder that {again} wrote"):
-        if not path.is_file() or not (out / RECORDS).is_file():
+        if not path.is_file() or not record_files(out, RECORDS):
             raise ConfigError(
                 f"no comparison in {out}: expected {COMPARISON} and {RECORDS} there; make one with "
                 f"{again}"
@@ -263,7 +286,7 @@ def load_comparison(out: Path | str) -> Comparison:
             f"{path} is no note of a comparison ({why}); {again} with the same options writes it "
             "again, and does no run twice"
         ) from error
-    records = {record["hash"]: record for record in latest(read_records(out / RECORDS)[0])}
+    records = {record["hash"]: record for record in latest(read_folder(out, RECORDS))}
     return Comparison(note, [records[key] for key in note["hashes"] if key in records], out)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sttp_manifold.experiments.reading.effort_table import say_efforts
+from sttp_manifold.experiments.reading.frontier import frontiers, say_frontier
 from sttp_manifold.experiments.reading.gan_table import say_gans
 from sttp_manifold.experiments.reading.pair_table import lead
 from sttp_manifold.experiments.reading.result_table import Row, metric_of, rows, show_spread
@@ -26,14 +27,19 @@ def conclude(records: Sequence[Record]) -> list[str]:
     """What the records say: at most three sentences on scores, then those on GANs and on solving.
 
     The three: which method is best, which way of holding one set of weights is ahead, and how far
-    the small sets are behind. Two methods count as told apart when the 95 % interval of their mean
-    difference, seed by seed, leaves out zero; the table of all pairs is
+    the small sets are behind; of a frontier (three ranks and more), whether STTP leads SVDP at
+    equal compression takes the place of the first. Two methods count as told apart when the 95 %
+    interval of their mean difference, seed by seed, leaves out zero; the table of all pairs is
     :func:`~sttp_manifold.experiments.reading.pair_table.pair_tables`.
     """
     metric = metric_of(records)
     # Solvers stop at a target: there is no best one by how far beyond it they fall.
     table = [row for row in rows(records) if row.scored and row.test]
     said = [_best(table, metric), _held_two_ways(table, metric), _sets(table, metric)]
+    compared = say_frontier(frontiers(records), metric)
+    if compared:
+        # Where there is a frontier, it is what the comparison is for; dense is best by far.
+        said = [*compared, said[2], said[1]]
     return [sentence for sentence in said if sentence] + say_gans(records) + say_efforts(records)
 
 
@@ -59,8 +65,8 @@ def reservations(records: Sequence[Record], note: Mapping[str, Any]) -> list[str
     untuned = sorted({row.method for row in table if row.lr_source == "untuned"})
     if untuned:
         said.append(
-            f"Learning rates were not tuned for {', '.join(untuned)}: no conclusion about these is "
-            "fair until `sttp compare --tune`."
+            f"Learning rates were not tuned for {', '.join(untuned)} here: no conclusion about "
+            "these is fair until `sttp compare --tune`."
         )
     given = sorted({row.method for row in table if row.lr_source == "given"})
     if given:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
 
-from sttp_manifold.experiments.reading.paired import LEVEL
+from sttp_manifold.experiments.reading.paired import LEVEL, Paired
 from sttp_manifold.experiments.reading.result_table import Row, show_spread
 from sttp_manifold.experiments.task import Metric
 
-__all__ = ["Lead", "PairTable", "lead", "pair_note", "pair_tables"]
+__all__ = ["Lead", "PairTable", "lead", "lead_of", "pair_note", "pair_tables"]
 
 _LARGEST_EXPONENT = 300
 _MOST_DIGITS = 4
@@ -49,15 +49,24 @@ class Lead(NamedTuple):
 def lead(first: Row, second: Row, metric: Metric) -> Lead | None:
     """By how much a row beats another on the seeds that both have; None where they share no two."""
     found = first.against(second)
-    if found is None:
-        return None
+    return None if found is None else lead_of(found, metric, first.resolution)
+
+
+def lead_of(found: Paired, metric: Metric, resolution: float | None = None) -> Lead:
+    """A paired difference as text.
+
+    Args:
+        found: of values, or of logarithms where the metric is logarithmic.
+        metric: what the values are.
+        resolution: the least difference that two values can have; None where there is none.
+    """
     mean, reach = found.mean if metric.higher else -found.mean, (found.high - found.low) / 2
     if metric.log:
         return Lead(f"×{_power(mean)}", f"×÷ {_power(reach)}", mean > 0, found.apart, "")
     spec = metric.spec
-    if first.resolution is not None:
+    if resolution is not None:
         # Much finer than one test example is more than a score can say.
-        digits = math.ceil(-math.log10(max(first.resolution, 10.0**-_MOST_DIGITS)))
+        digits = math.ceil(-math.log10(max(resolution, 10.0**-_MOST_DIGITS)))
         spec = f".{max(1, digits)}f"
     sign = "−" if mean < 0 else "+"
     unit = "points" if metric.unit == "%" else metric.unit

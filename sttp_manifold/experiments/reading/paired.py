@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["LEVEL", "Paired", "paired"]
+__all__ = ["LEVEL", "Paired", "interval", "paired"]
 
 LEVEL = 0.95
 _ROUNDING = 1e-12
@@ -66,6 +66,13 @@ def paired(
         # A difference of exactly one example is not told apart, whatever rounding makes of it.
         reach = abs(mean) if resolution is None else resolution * (1 + 1e-9)
     return Paired(mean, mean - reach, mean + reach, count)
+
+
+def interval(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval of a mean (Student's); None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    return _student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 @functools.cache

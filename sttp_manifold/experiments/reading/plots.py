@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from sttp_manifold.experiments.files import file_name
 from sttp_manifold.experiments.reading.convergence import draw_convergence
+from sttp_manifold.experiments.reading.frontier import draw_frontier
 from sttp_manifold.experiments.reading.pictures import Picture, png
 from sttp_manifold.experiments.reading.result_table import Row, average, metric_of, rows
 from sttp_manifold.experiments.reading.style import (
@@ -318,6 +319,7 @@ def draw(records: Sequence[Record]) -> list[Picture]:
     )
     clock = "Training time leaves evaluation out."
 
+    frontier = draw_frontier(records)
     with mpl.rc_context(STYLE):
         pictures: list[Picture | None] = [
             _curves(
@@ -346,4 +348,4 @@ def draw(records: Sequence[Record]) -> list[Picture]:
             ),
             _drift(records),
         ]
-    return convergence + [picture for picture in pictures if picture is not None]
+    return convergence + frontier + [picture for picture in pictures if picture is not None]

@@ -8,19 +8,22 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import jinja2
-
 from sttp_manifold.experiments.files import file_name, named_errors, write_bytes, write_text
 from sttp_manifold.experiments.reading.comparison import Comparison, load_comparison
 from sttp_manifold.experiments.reading.effort_table import NOTE as EFFORT_NOTE
 from sttp_manifold.experiments.reading.effort_table import effort_cells, effort_header, target_of
 from sttp_manifold.experiments.reading.gan_table import GAN_HEADER, GAN_NOTE, gan_lines
+from sttp_manifold.experiments.reading.page import template
+from sttp_manifold.experiments.reading.reproduce import (
+    HEADER_NOTE,
+    lettered,
+    row_cells,
+    row_header,
+)
 from sttp_manifold.experiments.reading.result_table import cells, header, spread_words, to_csv
 from sttp_manifold.experiments.records import Record, read_for
 
 __all__ = ["write_outputs"]
-
-_TEMPLATES = Path(__file__).with_name("templates")
 
 _CONSTANTS = (
     "task",
@@ -72,19 +75,12 @@ def write_outputs(out: Path) -> list[Path]:
 
 
 def _page(comparison: Comparison) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     records, metric = comparison.records, comparison.metric
     first = records[0]
     target = target_of(records)
     trained = any(read_for(record, "score") for record in records)
     solved = any(read_for(record, "effort") for record in records)
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         note=comparison.note,
         header=header(metric),
         table=[cells(row, metric) for row in comparison.rows],
@@ -94,6 +90,11 @@ def _page(comparison: Comparison) -> str:
         gans=gan_lines(records),
         gan_header=GAN_HEADER,
         gan_note=GAN_NOTE,
+        frontier=comparison.frontier,
+        row_header=row_header(metric),
+        repeated=row_cells(records, *comparison.note["command"].split()[1:2]),
+        row_note=HEADER_NOTE,
+        starts=first["spec"].get("options", {}).get("start", "common"),
         trained=trained,
         solved=solved,
         rates=any(record["spec"]["lr"] is not None for record in records),
@@ -113,7 +114,7 @@ def _page(comparison: Comparison) -> str:
         constants=_constants(records),
         examples=first["examples"],
         seeds=sorted({record["spec"]["seed"] for record in records}),
-        versions=_distinct(records, "versions"),
+        versions=lettered(records),
         devices=sorted({record["device"] for record in records}),
         seconds=sum(record["seconds"] for record in records),
         gap=max(
@@ -134,15 +135,7 @@ def _constants(records: Sequence[Record]) -> dict[str, Any]:
         trained = name == "batch_size" and read_for(records[0], "score")
         if values or trained:
             found[name] = values[0] if values else None
-    return found
-
-
-def _distinct(records: Sequence[Record], name: str) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = []
-    for record in records:
-        if record[name] not in found:
-            found.append(record[name])
-    return found
+    return {**found, **records[0]["spec"].get("options", {})}
 
 
 def _starts_agree(records: Sequence[Record]) -> bool:

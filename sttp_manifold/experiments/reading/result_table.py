@@ -17,6 +17,7 @@ from sttp_manifold.experiments.task import Metric
 
 __all__ = [
     "Row",
+    "at_every_rank",
     "average",
     "cells",
     "grid",
@@ -132,6 +133,18 @@ def metric_of(records: Sequence[Record]) -> Metric:
     """The metric that the records were judged by."""
     values = records[0]["metric"]
     return Metric(values["name"], values["unit"], values["higher"], values["log"], values["spec"])
+
+
+def at_every_rank(records: Sequence[Record]) -> list[Record]:
+    """The records, with those of rank 0, which no rank changes, at each rank of the others."""
+    ranks = sorted({record["spec"]["rank"] for record in records} - {0})
+    if not ranks:
+        return list(records)
+    return [
+        record if rank is None else {**record, "spec": {**record["spec"], "rank": rank}}
+        for record in records
+        for rank in (ranks if record["spec"]["rank"] == 0 else (None,))
+    ]
 
 
 def rows(records: Sequence[Record]) -> list[Row]:

@@ -86,6 +86,19 @@ class Run(ABC):
         """
         return task.lrs
 
+    @classmethod
+    def rank_of(cls, method: Any, rank: int, given: Mapping[str, Any]) -> int:
+        """The rank of the specification; 0 where none of its numbers depend on a rank.
+
+        Such a run is done once for all ranks of a comparison, and read at each of them.
+
+        Args:
+            method: of the kind that takes this kind of run.
+            rank: one of the comparison.
+            given: settings by name.
+        """
+        return rank
+
     @property
     def progress(self) -> tuple[int, int] | None:
         """Steps done and in all, while the run goes on; None where they are not known."""

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.distributed import processes
 
 __all__ = ["DTYPES", "device_in_words", "one_thread", "resolve_device", "versions"]
 
@@ -48,9 +49,11 @@ def resolve_device(name: str) -> str:
 
 def device_in_words(device: str) -> str:
     """What a device is, for the record."""
+    count = processes()
+    shared = "" if count == 1 else f", {count} processes"
     if device == "cuda":
-        return f"cuda: {torch.cuda.get_device_name()}"
-    return f"cpu: {platform.machine()}, 1 thread"
+        return f"cuda: {torch.cuda.get_device_name()}{shared}"
+    return f"cpu: {platform.machine()}, 1 thread{shared}"
 
 
 @contextmanager

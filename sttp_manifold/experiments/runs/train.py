@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,66 +13,38 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ConfigError
-from sttp_manifold.experiments.common_start import common_start
+from sttp_manifold.experiments.common_start import common_start, drawn_model, project_
 from sttp_manifold.experiments.data import Examples, Splits
-from sttp_manifold.experiments.models import weights
+from sttp_manifold.experiments.distributed import (
+    is_first,
+    process,
+    processes,
+    sum_over_all,
+    wrapped,
+)
 from sttp_manifold.experiments.problems import digest_of
 from sttp_manifold.experiments.runs.contract import Run
-from sttp_manifold.experiments.runs.trace import MAX_SINGULAR_VALUES, DivergedError, Effort
+from sttp_manifold.experiments.runs.images import crop_and_flip, draw_crops, first_of, of_size
+from sttp_manifold.experiments.runs.measures import counts, drift, matrices, spectra
+from sttp_manifold.experiments.runs.pretrained import PRETRAIN, PRETRAINER, kept_state, pretraining
+from sttp_manifold.experiments.runs.trace import DivergedError, Effort
+from sttp_manifold.experiments.runs.train_options import OPTIONS, checked_options
 from sttp_manifold.experiments.specs import RunSpec, derived_seed
 from sttp_manifold.experiments.task import Task
 from sttp_manifold.experiments.trainers import Trainer
-from sttp_manifold.nn import SpectralWeight
 from sttp_manifold.optim import check_optimizer
 
 __all__ = ["TrainingRun"]
 
-_EVALUATION_BATCH = 4096
-
-
-def _held(model: nn.Module) -> dict[str, SpectralWeight]:
-    return {
-        name.removesuffix(".spectral_weight"): module
-        for name, module in model.named_modules()
-        if isinstance(module, SpectralWeight)
-    }
-
-
-def _matrices(model: nn.Module) -> dict[str, Tensor]:
-    """Every weight matrix of a model, in order, however it is held.
-
-    Shape:
-        out: each (d_out, d_in).
-    """
-    held = {name: weight() for name, weight in _held(model).items()}
-    for name, layer in weights(model).items():
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        held[name] = weight.flatten(1)
-    return held
-
-
-def _spectra(model: nn.Module, method: Trainer) -> dict[str, list[float]]:
-    if method.is_dense:
-        values = {
-            name: torch.linalg.svdvals(matrix.double()) for name, matrix in _matrices(model).items()
-        }
-    else:
-        values = {name: weight.tt().singular_values() for name, weight in _held(model).items()}
-    return {name: s[:MAX_SINGULAR_VALUES].tolist() for name, s in values.items()}
-
-
-def _drift(model: nn.Module) -> float | None:
-    """Largest ``|Q^T Q - I|`` over the frames of all layers."""
-    errors = [
-        float(weight.tt().to(dtype=torch.float64).orthonormality_error())
-        for weight in _held(model).values()
-    ]
-    return max(errors) if errors else None
+# Of an evaluation: so many examples at a time, fewer where they are large.
+_MOST_EXAMPLES = 4096
+_MOST_NUMBERS = 2**21
+# Between two pieces a run can be cut; a clock decides where, and changes no number.
+_SECONDS_OF_A_PIECE = 10.0
 
 
 class TrainingRun(Run):
-    """A model goes through its data, an epoch at a time; between two it can be cut.
+    """A model goes through its data, a piece of an epoch at a time; between two it can be cut.
 
     Args:
         spec: of the run.
@@ -81,20 +53,19 @@ class TrainingRun(Run):
         splits: of the task's data.
 
     Raises:
-        ConfigError: more examples are to be trained on than there are.
+        ConfigError: more examples are wanted, or larger images, than there are.
     """
 
     kind = "train"
     reads = ("score", "curves")
-    options: ClassVar[Mapping[str, str]] = {
-        "epochs": "--epochs",
-        "train_examples": "--train-examples",
-    }
+    options: ClassVar[Mapping[str, str]] = OPTIONS
 
     def __init__(self, spec: RunSpec, task: Task, method: Trainer, splits: Splits) -> None:
         super().__init__(spec, task)
-        self.method = method
-        self.splits = splits = _fewer(splits, spec.options.get("train_examples"))
+        self.method, self.whole = method, splits
+        splits = first_of(splits, spec.options)
+        size = spec.options.get("image_size")
+        self.splits = splits = splits if size is None else of_size(splits, int(size))
         self.examples = {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
         self.iteration = 0
         self.elapsed = 0.0
@@ -116,18 +87,27 @@ class TrainingRun(Run):
     def spec_fields(
         cls, task: Task, method: Trainer, lr: float | None, given: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """See :meth:`Run.spec_fields`."""
-        # Left out where all are taken, so that the hashes of such runs stay.
-        few = {"train_examples": given["train_examples"]} if given.get("train_examples") else {}
+        """See :meth:`Run.spec_fields`.
+
+        Raises:
+            ConfigError: an option whose value is none.
+        """
+        epochs = given.get("epochs") or task.epochs
         return {
             "kind": method.kind,
             "spectrum": None if method.is_dense else method.spectrum,
-            "epochs": given.get("epochs") or task.epochs,
-            "batch_size": task.batch_size,
+            "epochs": epochs,
+            "batch_size": given.get("batch_size") or task.batch_size,
             "repeats": task.repeats,
-            "schedule": "cosine",
-            **few,
+            "schedule": given.get("schedule") or "cosine",
+            **checked_options(given, epochs),
         }
+
+    @classmethod
+    def rank_of(cls, method: Trainer, rank: int, given: Mapping[str, Any]) -> int:
+        """See :meth:`Run.rank_of`."""
+        own = given.get("start") not in (None, "common")
+        return 0 if method.is_dense and own else rank
 
     def begin(self, device: torch.device, dtype: torch.dtype) -> None:
         """See :meth:`Run.begin`.
@@ -149,15 +129,25 @@ class TrainingRun(Run):
         self.train = splits.train.to(device, dtype)
         self.val = splits.val.to(device, dtype)
         self.model = self._start()
+        # After what came before it: a network out of the cache draws no noise.
+        torch.manual_seed(derived_seed("noise", spec.task, spec.seed, process()))
+        self.forward = wrapped(self.model, device)
         self.optimizer = self.method.make_optimizer(self.model.parameters(), spec.lr)
         check_optimizer(self.optimizer, self.model)
+        amp = spec.options.get("amp")
+        self.amp = None if amp is None else getattr(torch, str(amp))
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp is torch.float16)
         self.batch = spec.batch_size or len(self.train)
         steps = spec.epochs * spec.repeats * math.ceil(len(self.train) / self.batch)
+        self.steps = steps
         name = spec.schedule
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: _factor(name, step, steps)
         )
         self.order = torch.Generator().manual_seed(derived_seed("order", spec.task, spec.seed))
+        self.pending = torch.empty(0, dtype=torch.int64)
+        self.passes = 0
+        self.losses: list[Tensor] = []
         loss, _ = self._evaluate(self.train)
         self._observe(0, loss, spec.lr)
 
@@ -166,17 +156,26 @@ class TrainingRun(Run):
         """Epochs done."""
         return len(self.trace.curves["epoch"]) - 1
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Steps done, and in all."""
+        return self.iteration, self.steps
+
     def advance(self) -> bool:
-        """Train an epoch; whether there are more.
+        """Train to the end of the epoch, or for some seconds; whether there is more to do.
 
         Raises:
             DivergedError: a loss is not finite.
         """
         assert self.spec.epochs is not None
         begin = self._clock()
-        loss, lr = self._epoch()
+        lr = self._train(begin)
+        over = not len(self.pending) and self.passes == self.spec.repeats
+        losses = self._looked_at() if over else []
         self.elapsed += self._clock() - begin
-        self._observe(self.epoch + 1, loss, lr)
+        if over:
+            self.losses, self.passes = [], 0
+            self._observe(self.epoch + 1, math.fsum(losses) / len(losses), lr)
         return self.epoch < self.spec.epochs
 
     def end(self) -> dict[str, float]:
@@ -190,11 +189,18 @@ class TrainingRun(Run):
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Run.state_dict`."""
+        cuda = self.device.type == "cuda"
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "order": self.order.get_state(),
+            "noise": torch.get_rng_state(),
+            "cuda_noise": torch.cuda.get_rng_state() if cuda else None,
+            "pending": self.pending,
+            "passes": self.passes,
+            "losses": [loss.cpu() for loss in self.losses],
             "iteration": self.iteration,
             "elapsed": self.elapsed,
             "trace": self.trace.state_dict(),
@@ -209,38 +215,43 @@ class TrainingRun(Run):
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.order.set_state(state["order"])
+        self.pending, self.passes = state["pending"], state["passes"]
+        self.losses = [loss.to(self.device) for loss in state["losses"]]
         self.iteration, self.elapsed = state["iteration"], state["elapsed"]
         self.trace.load_state_dict(state["trace"])
+        if is_first():
+            torch.set_rng_state(state["noise"])
+            if state["cuda_noise"] is not None:
+                torch.cuda.set_rng_state(state["cuda_noise"])
+        else:
+            # The state is the first one's: noise goes on, but not where it was.
+            parts = ("noise", self.spec.task, self.spec.seed, process(), self.iteration)
+            torch.manual_seed(derived_seed(*parts))
 
     def _start(self) -> nn.Module:
         spec = self.spec
-        model = common_start(self.task, spec.rank, spec.seed)
-        before = {name: matrix.detach().clone() for name, matrix in _matrices(model).items()}
+        model = self._stock()
+        before = {name: matrix.detach().clone() for name, matrix in matrices(model).items()}
         dense = sum(matrix.numel() for matrix in before.values())
+        digest = digest_of(before.values())
+        how = spec.options.get("start", "common")
+        if how != "common" and not self.method.is_dense:
+            project_(model, spec.rank, spec.kind, keep_norm=how == "own")
+            before = {name: matrix.detach().clone() for name, matrix in matrices(model).items()}
         model = model.to(self.dtype)
         self.method.convert(model, spec.rank)
         model = model.to(self.device)
         with torch.no_grad():
             gap = max(
                 (matrix.double().cpu() - before[name]).abs().max().item()
-                for name, matrix in _matrices(model).items()
+                for name, matrix in matrices(model).items()
             )
-        held = _held(model)
-        total = sum(p.numel() for p in model.parameters())
-        stored = dense
-        dimension = dense
-        if held:
-            stored = sum(p.numel() for weight in held.values() for p in weight.parameters())
-            dimension = sum(weight.shape.dim(weight.spectrum) for weight in held.values())
-        self.trace.facts = {
-            "stored_parameters": stored,
-            "dimension": dimension,
-            "dense_elements": dense,
-            "other_parameters": total - stored,
-            "w0_digest": digest_of(before.values()),
-            "w0_gap": gap,
-        }
+        found = counts(model, dense)
+        own = {"running_statistics": found.pop("running_statistics")}
+        self.trace.facts = {**found, "w0_digest": digest, "w0_gap": gap, "own": own}
         # A method that cannot hold the common start would be compared from another one.
         scale = max(matrix.abs().max().item() for matrix in before.values())
         if gap > 1e3 * torch.finfo(self.dtype).eps * scale:
@@ -249,31 +260,83 @@ class TrainingRun(Run):
             )
         return model
 
-    def _epoch(self) -> tuple[float, float]:
-        """Mean loss over the steps of an epoch, and the learning rate of the last one."""
-        model, optimizer, train = self.model, self.optimizer, self.train
-        model.train()
-        losses = []
-        begin = self._clock()
-        lr: float = optimizer.param_groups[0]["lr"]
+    def _stock(self) -> nn.Module:
+        """The stock model that the run starts from, in float64."""
+        spec = self.spec
+        how = spec.options.get("start", "common")
+        if how == "common" and spec.purpose != PRETRAIN:
+            return common_start(self.task, spec.rank, spec.seed)
+        model = drawn_model(self.task, spec.seed)
+        if how == "pretrained":
+            before = pretraining(spec)
+
+            def run() -> TrainingRun:
+                return TrainingRun(before, self.task, PRETRAINER, self.whole)
+
+            model.load_state_dict(kept_state(before.hash, run, self.device, self.dtype))
+        return model
+
+    def _train(self, begin: float) -> float:
+        """Steps to the end of the epoch, or until time is up; the learning rate of the last one.
+
+        Raises:
+            DivergedError: a loss is not finite.
+        """
         assert self.spec.repeats is not None
-        for _ in range(self.spec.repeats):
-            shuffled = torch.randperm(len(train), generator=self.order).to(self.device)
-            for index in shuffled.split(self.batch):
-                examples = train[index]
-                optimizer.zero_grad()
-                loss = self.task.loss(model(examples.inputs), examples.targets)
-                value = loss.item()
-                if not math.isfinite(value):
-                    epoch = len(self.trace.curves["epoch"])
-                    raise DivergedError(f"training loss {value} in epoch {epoch}")
-                self._count(value, begin)
-                loss.backward()
-                lr = optimizer.param_groups[0]["lr"]
-                optimizer.step()
-                self.schedule.step()
-                losses.append(value)
-        return math.fsum(losses) / len(losses), lr
+        self.model.train()
+        lr: float = self.optimizer.param_groups[0]["lr"]
+        while len(self.pending) or self.passes < self.spec.repeats:
+            if not len(self.pending):
+                self.pending = torch.randperm(len(self.train), generator=self.order)
+                self.passes += 1
+            index, self.pending = self.pending[: self.batch], self.pending[self.batch :]
+            lr = self.optimizer.param_groups[0]["lr"]
+            self._step(index, begin)
+            if self._clock(wait=False) - begin > _SECONDS_OF_A_PIECE:
+                break
+        return lr
+
+    def _step(self, index: Tensor, begin: float) -> None:
+        # Of several processes each takes a share; drawn for all alike, whoever uses it.
+        draws = draw_crops(len(index), self.order) if self.spec.options.get("augment") else None
+        share = slice(process(), None, processes())
+        mine = index[share] if len(index[share]) else index[:1]
+        part = len(index[share]) * processes() / len(index)
+        examples = self.train[mine.to(self.device)]
+        inputs = examples.inputs
+        if draws is not None:
+            inputs = crop_and_flip(inputs, draws[share] if len(index[share]) else draws[:1])
+        self.optimizer.zero_grad()
+        with self._autocast():
+            loss = self.task.loss(self.forward(inputs), examples.targets)
+        # The mean over all processes is that over the batch, also where shares differ.
+        loss = loss if processes() == 1 else loss * part
+        self.losses.append(sum_over_all(loss.detach()) / processes())
+        if self.trace.effort is not None or self.device.type == "cpu":
+            self._count(self._looked_at(latest=True)[0], begin)
+        else:
+            self.iteration += 1
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+
+    def _looked_at(self, *, latest: bool = False) -> list[float]:
+        """Losses of the epoch's steps as numbers: an accelerator is not waited for at each.
+
+        Raises:
+            DivergedError: one of them is not finite.
+        """
+        values = torch.stack(self.losses[-1:] if latest else self.losses).tolist()
+        bad = next((value for value in values if not math.isfinite(value)), None)
+        if bad is not None:
+            raise DivergedError(f"training loss {bad} in epoch {self.epoch + 1}")
+        return list(map(float, values))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.amp is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.amp)
 
     def _count(self, loss: float, begin: float) -> None:
         """Take note of the loss before a step, and of the step."""
@@ -295,7 +358,11 @@ class TrainingRun(Run):
     def _evaluate(self, examples: Examples) -> tuple[float, float]:
         """Mean loss and metric over a split."""
         self.model.eval()
-        outputs = torch.cat([self.model(x) for x in examples.inputs.split(_EVALUATION_BATCH)])
+        with self._autocast():
+            numbers = examples.inputs[:1].numel()
+            size = max(1, min(_MOST_EXAMPLES, _MOST_NUMBERS // max(1, numbers)))
+            parts = [self.model(x) for x in examples.inputs.split(size)]
+        outputs = torch.cat(parts).to(self.dtype)
         loss = self.task.loss(outputs, examples.targets).item()
         return loss, self.task.score(outputs, examples.targets)
 
@@ -305,7 +372,7 @@ class TrainingRun(Run):
         if not math.isfinite(val_loss):
             raise DivergedError(f"validation loss {val_loss} after epoch {epoch}")
         self.trace.add(
-            _spectra(self.model, self.method),
+            spectra(self.model, self.spec.epochs + 1 if self.spec.epochs else 1),
             epoch=epoch,
             iteration=self.iteration,
             evaluations=self.iteration,
@@ -313,33 +380,19 @@ class TrainingRun(Run):
             train_loss=loss,
             val_loss=val_loss,
             val_metric=val_metric,
-            drift=_drift(self.model),
+            drift=drift(self.model),
             lr=lr,
         )
 
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
+    def _clock(self, *, wait: bool = True) -> float:
+        if wait and self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
-
-
-def _fewer(splits: Splits, count: Any) -> Splits:
-    """The splits with the first so many examples to train on, which were put in random order.
-
-    Raises:
-        ConfigError: there are not as many.
-    """
-    if count is None:
-        return splits
-    if count > len(splits.train):
-        raise ConfigError(
-            f"--train-examples {count}: the train split has {len(splits.train):,}; expected that "
-            "many or less"
-        )
-    return dataclasses.replace(splits, train=splits.train[torch.arange(count)])
 
 
 def _factor(schedule: str, step: int, steps: int) -> float:
     if schedule == "constant":
         return 1.0
+    if schedule == "linear":
+        return 1.0 - step / steps
     return 0.5 * (1.0 + math.cos(math.pi * step / steps))

@@ -1,0 +1,240 @@
+"""The command ``sttp compare``: options as typed, and what is shown of a comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sttp_manifold.experiments.options import numbers, rates, words
+from sttp_manifold.experiments.terminal import ending
+
+__all__ = ["compare"]
+
+
+def compare(
+    task: Annotated[
+        str,
+        typer.Option(
+            help="digits, fashion-mnist, cifar10, stl10, completion, completion-tensor or "
+            "completion-matrix; hf:NAME\\[@SIZE], an image set of Hugging Face; see `sttp tasks`."
+        ),
+    ] = "digits",
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Names or wildcards, parted by commas; see `sttp methods`. "
+            "\\[all that apply to the task]"
+        ),
+    ] = None,
+    ranks: Annotated[
+        list[str] | None, typer.Option(help="Ranks, as in 4,8 or 2-4. \\[the task's]")
+    ] = None,
+    seeds: Annotated[
+        list[str] | None, typer.Option(help="Seeds, as in 0,1,2 or 0-2. \\[the task's]")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs to train. \\[the task's]", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Network of a task of images: resnet-D or wrn-D-K, as in wrn-28-10. "
+            "\\[the task's]",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples in a step. \\[the task's]", show_default=False)
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Learning rate: cosine or linear, to zero, or constant. \\[cosine]",
+            show_default=False,
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="Initial weights: common (one of the rank for all methods), own (the draw, "
+            "projected on each method's set) or pretrained (a dense network, truncated by each "
+            "method; dense goes on from it). \\[common]",
+            show_default=False,
+        ),
+    ] = None,
+    pretrain_epochs: Annotated[
+        int | None,
+        typer.Option(help="Of that dense network. \\[--epochs]", show_default=False),
+    ] = None,
+    pretrain_lr: Annotated[
+        float | None,
+        typer.Option(help="Its learning rate, by Adam. \\[0.001]", show_default=False),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="crop-flip: move images by up to 4 pixels and mirror them. \\[no]",
+            show_default=False,
+        ),
+    ] = None,
+    amp: Annotated[
+        str | None,
+        typer.Option(
+            help="Mixed precision: bfloat16 or float16, for activations. \\[no]",
+            show_default=False,
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Average images down to so many pixels. \\[as they are]", show_default=False
+        ),
+    ] = None,
+    train_examples: Annotated[
+        int | None,
+        typer.Option(
+            help="Train on the first so many examples of the split, the same for all methods and "
+            "seeds. \\[all]",
+            show_default=False,
+        ),
+    ] = None,
+    val_examples: Annotated[
+        int | None,
+        typer.Option(
+            help="Validate on the first so many examples of the split. \\[all]",
+            show_default=False,
+        ),
+    ] = None,
+    max_evaluations: Annotated[
+        int | None,
+        typer.Option(
+            help="Solvers: calls of the cost function, at most. \\[the task's]", show_default=False
+        ),
+    ] = None,
+    max_iterations: Annotated[
+        int | None,
+        typer.Option(help="Solvers: iterations, at most. \\[no limit]", show_default=False),
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Solvers: seconds, at most, looked at after each iteration; where it ends a run, "
+            "its numbers depend on the machine. \\[no limit]",
+            show_default=False,
+        ),
+    ] = None,
+    lr: Annotated[
+        list[str] | None,
+        typer.Option(help="Learning rate of all methods, or METHOD=RATE. \\[the tuned ones]"),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto (a CUDA GPU if there is one), cpu or cuda.")
+    ] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or float64. \\[the task's]", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to. \\[runs/TASK]", show_default=False)
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs at a time, one thread each; numbers do not depend on it. "
+            "\\[one a core; one on a GPU]",
+            show_default=False,
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Do the third of sixteen parts, as in 3/16: one job of a batch system each, all "
+            "with one --out. \\[all of it]",
+            show_default=False,
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a Dask scheduler, on whose workers runs are done. \\[here]",
+            show_default=False,
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Log each run's curves to OUT/tensorboard as well."),
+    ] = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="First choose each method's learning rate from the task's grid, on the "
+            "validation split and seeds of its own, and keep it with the task.",
+        ),
+    ] = False,
+    tuned_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read (with --tune: write) learning rates here instead of with the task.",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the task's data files.", show_default=False),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+) -> None:
+    """Run a comparison."""
+    from sttp_manifold.experiments.carry_out import carry_out
+    from sttp_manifold.experiments.distributed import is_first, joined
+    from sttp_manifold.experiments.files import file_name
+    from sttp_manifold.experiments.plan import Settings
+    from sttp_manifold.experiments.shards import Shard
+
+    stopped = "Stopped. What is done is kept; the same command goes on from here."
+    with ending(stopped), joined():
+        quiet = quiet or not is_first()
+        settings = Settings(
+            task=task,
+            methods=words(["all"] if methods is None else methods),
+            ranks=numbers(ranks, "--ranks"),
+            seeds=numbers(seeds, "--seeds"),
+            epochs=epochs,
+            max_iterations=max_iterations,
+            max_evaluations=max_evaluations,
+            max_seconds=max_seconds,
+            lrs=rates(lr),
+            device=device,
+            dtype=dtype,
+            jobs=jobs,
+            out=out or Path("runs") / file_name(task),
+            data_dir=data_dir,
+            tuned_file=tuned_file,
+            shard=None if shard is None else Shard.parse(shard),
+            dask=dask,
+            tensorboard=tensorboard,
+            options=_given(
+                model=model,
+                batch_size=batch_size,
+                schedule=schedule,
+                start=start,
+                pretrain_epochs=pretrain_epochs,
+                pretrain_lr=pretrain_lr,
+                augment=augment,
+                amp=amp,
+                image_size=image_size,
+                train_examples=train_examples,
+                val_examples=val_examples,
+            ),
+        )
+        records = carry_out(settings, tune=tune, quiet=quiet)
+    statuses = [record["status"] for record in records]
+    # A shard may have no run, and processes beside the first of torchrun keep no records.
+    if "failed" in statuses or (statuses and "ok" not in statuses):
+        raise typer.Exit(1)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
