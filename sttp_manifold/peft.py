@@ -19,7 +19,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, regis
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.adapted_layer import SpectralUpdate, kind_for, view_for
+from sttp_manifold.nn.adapted_layer import SpectralUpdate, kind_for
 from sttp_manifold.nn.adapting import check_options, zero_update
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.modules import naming
@@ -232,7 +232,7 @@ class SpectralTunerLayer(nn.Module, BaseTunerLayer):
         return self._delta(self.update_of(adapter))
 
     def _delta(self, update: SpectralUpdate) -> Tensor:
-        return view_for(self.get_base_layer()).join(update.matrices())
+        return update.dense(self.get_base_layer())
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

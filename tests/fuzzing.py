@@ -151,6 +151,12 @@ class Setting:
         self.network = sm.nn.adapt(self.dense_model(), 2, method=self.method)
         return self.network
 
+    def written_adapter(self) -> Path:
+        model = self.adapted()
+        if self.device != "meta":
+            sm.nn.save_adapter(model, FILE)
+        return FILE
+
     def loss(self) -> Tensor:
         return self.network(self.tensor(3, 24)).square().mean()
 
@@ -374,6 +380,10 @@ SPECIAL: dict[str, Values] = {
     "remove_adapter": {"model": lambda s, o: s.adapted()},
     "set_adapter": {"model": lambda s, o: s.adapted()},
     "without_adapters": {"model": lambda s, o: s.adapted()},
+    "save_adapter": {"model": lambda s, o: s.adapted(), "path": lambda s, o: FILE,
+                     "name": lambda s, o: "default"},
+    "load_adapter": {"path": lambda s, o: s.written_adapter(),
+                     "into": lambda s, o: s.dense_model(), "name": lambda s, o: "mine"},
     "SpectralUpdate": {"weight": lambda s, o: s.weight()},
     "save": {"model": lambda s, o: s.saved, "path": lambda s, o: FILE, "exact": lambda s, o: True},
     "load": {"path": lambda s, o: s.written(), "into": lambda s, o: copy.deepcopy(s.saved)},

@@ -1,6 +1,7 @@
 """Weights, layers, and the conversion of whole networks."""
 
 from sttp_manifold.nn.adapted_layer import AdaptedLayer, SpectralUpdate
+from sttp_manifold.nn.adapter_file import load_adapter, save_adapter
 from sttp_manifold.nn.adapting import (
     adapt,
     adapters,
@@ -76,11 +77,13 @@ __all__ = [
     "grow_",
     "keep_whole",
     "load",
+    "load_adapter",
     "make_weight",
     "merge",
     "register",
     "remove_adapter",
     "save",
+    "save_adapter",
     "set_adapter",
     "spectral_penalty",
     "summary",

@@ -51,13 +51,16 @@ class SpectralUpdate(nn.Module):
         self.weight = weight
         self.alpha = float(alpha)
 
-    def matrices(self) -> Tensor:
-        """The update as matrices.
+    def dense(self, layer: nn.Module) -> Tensor:
+        """What the update adds to the weight of a layer; differentiable.
+
+        Args:
+            layer: a stock or spectral layer.
 
         Shape:
-            - output: ``(d_out, d_in)``, with a dimension in front for a stack
+            - output: the stock layer's weight
         """
-        return self.alpha * self.weight()
+        return self.alpha * self.twin(layer).weight
 
     def apply_like(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """What a layer with this update as its weight, and no bias, makes of an input.
@@ -169,7 +172,7 @@ class AdaptedLayer(nn.Module):
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         for update in self.added():
-            weight = weight + self.view.join(update.matrices()).to(weight.dtype)
+            weight = weight + update.dense(self.base).to(weight.dtype)
         return weight
 
     def added(self) -> Iterator[SpectralUpdate]:
@@ -260,7 +263,7 @@ class AdaptedLayer(nn.Module):
         assert isinstance(update, SpectralUpdate)
         update.to(weight.device)
         wide = torch.promote_types(weight.dtype, torch.float32)
-        delta = self.view.join(update.matrices()).to(weight.device, wide)
+        delta = update.dense(self.base).to(weight.device, wide)
         new = (weight.to(wide) + sign * delta).to(weight.dtype)
         if not bool(new.isfinite().all()):
             raise ConversionError(

@@ -39,10 +39,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = [
+    "DEFAULT",
     "adapt",
     "adapters",
     "attach",
     "can_adapt",
+    "check_name",
     "check_options",
     "merge",
     "remove_adapter",
@@ -200,11 +202,7 @@ def check_options(name: str, alpha: float, recipe: Recipe) -> None:
         ConversionError: a bad name or ``alpha``, or an ``init`` that is none of frames.
         SpectrumError: a spectrum that does not hold zero.
     """
-    if not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ConversionError(
-            f"the name of an adapter is a word without dots that nn.ModuleDict has no use for, as "
-            f"'default'; got {name!r}"
-        )
+    check_name(name)
     if not 0 < abs(alpha) < float("inf"):
         raise ConversionError(f"alpha is a finite number but zero, as in alpha=1.0; got {alpha!r}")
     if recipe.spectrum in CONSTANT or recipe.spectrum == "normalized":
@@ -217,6 +215,19 @@ def check_options(name: str, alpha: float, recipe: Recipe) -> None:
             f"init says where the frames of an update start: {', '.join(map(repr, INITS))}; got "
             f"{recipe.init if isinstance(recipe.init, str) else type(recipe.init).__name__!r}. "
             "align_adapters(model, loss) aligns them with a gradient"
+        )
+
+
+def check_name(name: str) -> None:
+    """Raise for what is no name of an adapter.
+
+    Raises:
+        ConversionError: such a name.
+    """
+    if not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ConversionError(
+            f"the name of an adapter is a word without dots that nn.ModuleDict has no use for, as "
+            f"'default'; got {name!r}"
         )
 
 

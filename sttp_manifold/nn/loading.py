@@ -84,7 +84,8 @@ class _Fit:
         except AttributeError as error:
             raise ConversionError(
                 f"the file holds a {kind} where the network has no module; load it into the "
-                "network that was saved, as it was before compress(model, ...)",
+                "network that was saved, as it was before compress(model, ...), and with the same "
+                "adapters (adapt(model, ...)) if it had any",
                 layer=name,
             ) from error
 

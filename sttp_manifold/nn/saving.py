@@ -31,7 +31,7 @@ from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.nn.weight_file import pack
 
-__all__ = ["load", "save"]
+__all__ = ["load", "opened", "save"]
 
 
 @explained
@@ -111,7 +111,7 @@ def load(path: str | os.PathLike[str], *, into: nn.Module) -> nn.Module:
             that are not finite, or frames that are not orthonormal.
         FileNotFoundError: no such file.
     """
-    with _opened(Path(path)) as file:
+    with opened(Path(path)) as file:
         text = (file.metadata() or {}).get(KEY)
         if text is None:
             raise ConversionError(
@@ -137,7 +137,12 @@ def _stored(module: nn.Module, first: dict[SpectralWeight, str]) -> StoredLayer:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """An open file of tensors.
+
+    Raises:
+        ConversionError: a file that is none, or not whole.
+    """
     try:
         file = safe_open(str(path), framework="pt", device="cpu")
     except SafetensorError as error:

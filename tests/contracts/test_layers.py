@@ -28,9 +28,12 @@ from torch._dynamo.utils import counters
 from sttp_manifold.nn import (
     SpectralLayer,
     SpectralWeight,
+    adapt,
     compress,
     decompress,
     load,
+    merge,
+    remove_adapter,
     save,
     spectral_penalty,
     summary,
@@ -38,6 +41,7 @@ from sttp_manifold.nn import (
     weights_of,
 )
 from sttp_manifold.nn.stock import TABLE, row_of, stock_weights
+from sttp_manifold.optim import RiemannianSGD
 from sttp_manifold.tt import SPECTRA
 
 DOUBLE: Any = {"dtype": torch.float64}
@@ -255,6 +259,24 @@ def test_files_make_the_stock_layer_spectral(row: Row, method: str, tmp_path: Pa
     made = load(tmp_path / "layer.safetensors", into=row.make(**DOUBLE))
     assert type(made) is type(layer)
     close(made(row.input()), layer(row.input()))
+
+
+@every_row
+@every_method
+def test_adapters_of_the_layer(row: Row, method: str) -> None:
+    """Zero at the start, then the stock layer of the sum, and merged into it."""
+    stock, x = row.make(**DOUBLE), row.input()
+    y = stock(x)
+    model = adapt(nn.Sequential(copy.deepcopy(stock)), LOW, method=method)
+    assert torch.equal(model(x), y)
+    model(x).square().sum().backward()  # which moves the spectrum
+    RiemannianSGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    model(x).square().sum().backward()
+    z = model(x)
+    assert not torch.equal(z, y)
+    close(z, torch.func.functional_call(stock, {"weight": model[0].weight}, (x,)))
+    close(remove_adapter(merge(model))(x), z)
+    assert type(model[0]) is type(stock)
 
 
 @every_row
