@@ -21,7 +21,8 @@ from sttp_manifold.nn.conv_transpose import (
 )
 from sttp_manifold.nn.convert import SkippedLayerWarning, compress, decompress, switch
 from sttp_manifold.nn.distributed import keep_whole
-from sttp_manifold.nn.embedding import SpectralEmbedding, SpectralEmbeddingBag
+from sttp_manifold.nn.embedding import SpectralEmbedding
+from sttp_manifold.nn.embedding_bag import SpectralEmbeddingBag
 from sttp_manifold.nn.householder import HouseholderWeight
 from sttp_manifold.nn.layer import SpectralLayer, weights_of
 from sttp_manifold.nn.linear import SpectralLinear

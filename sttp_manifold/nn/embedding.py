@@ -1,4 +1,4 @@
-"""`SpectralEmbedding` and `SpectralEmbeddingBag`: tables whose rows are looked up, not formed."""
+"""`SpectralEmbedding`, and what tables of vectors have in common: rows are looked up, not formed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from sttp_manifold.tt.lookup import look_up, lookup_plan
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-__all__ = ["SpectralEmbedding", "SpectralEmbeddingBag", "Table"]
+__all__ = ["SpectralEmbedding", "Table", "check_padding"]
+
+# Indices of a batch, where they are not to be counted.
+_USUAL = 1024
 
 
 class Table(SpectralLayer):
@@ -143,7 +146,9 @@ class Table(SpectralLayer):
             us, vt = weight.factors()
             return nn.functional.embedding(index, us), vt
         tt = weight.tt()
-        formed = lookup_plan(weight.shape.merged, index.shape[0]).formed
+        # What follows from the number of indices would be frozen, or compiled anew for each.
+        fixed = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        formed = lookup_plan(weight.shape.merged, _USUAL if fixed else index.shape[0]).formed
         return look_up(scaled_left(tt.left, tt.spectrum), index, formed), right_matrix(tt.right)
 
     def _flat(self, x: object) -> Tensor:
@@ -173,7 +178,12 @@ class Table(SpectralLayer):
         return f"{text}, {self._weight_repr()}"
 
 
-def _check_padding(caller: str, padding_idx: int | None, count: int) -> None:
+def check_padding(caller: str, padding_idx: int | None, count: int) -> None:
+    """Raise for padding that is none of so many rows.
+
+    Raises:
+        ShapeError: such an index.
+    """
     if padding_idx is not None and not -count <= padding_idx < count:
         raise ShapeError(
             f"padding_idx of {caller} is one of the {count} rows, from {-count} to {count - 1}; "
@@ -237,7 +247,7 @@ class SpectralEmbedding(Table):
         **options: Unpack[WeightOptions],
     ) -> None:
         super().__init__()
-        _check_padding(type(self).__name__, padding_idx, num_embeddings)
+        check_padding(type(self).__name__, padding_idx, num_embeddings)
         stock = nn.Embedding(
             num_embeddings,
             embedding_dim,
@@ -304,158 +314,3 @@ class SpectralEmbedding(Table):
             row = rows.detach() if self.padding_row is None else self.padding_row.to(rows.dtype)
             rows = torch.where((index == self.padding_idx).unsqueeze(-1), row, rows)
         return rows.reshape(*x.shape, self.embedding_dim)
-
-
-class SpectralEmbeddingBag(Table):
-    r"""Sums, means or maxima of vectors of bags of tokens.
-
-    Sums and means are taken in the ``r`` coordinates of the rows of :math:`U S`, and multiplied by
-    :math:`V^\top` afterwards: a bag costs what a single vector costs.
-
-    Args:
-        num_embeddings: number of vectors.
-        embedding_dim: size of each.
-        rank: rank of all bonds, lowered where a bond cannot carry it.
-        scale_grad_by_freq: divide the gradient of a vector by how often it occurs in the batch; not
-            for ``mode="max"``.
-        mode: ``"sum"``, ``"mean"`` or ``"max"``.
-        include_last_offset: whether offsets end with the number of indices.
-        padding_idx: an index that bags leave out.
-        weight: a weight to use, perhaps shared, instead of making one.
-        dtype: floating dtype.
-        device: device.
-        **options: those of a weight, as for :class:`SpectralEmbedding`.
-
-    Shape:
-        - input: ``(b, n)``, or ``(n,)`` with offsets ``(b,)``, integers
-        - output: ``(b, embedding_dim)``
-
-    Raises:
-        ShapeError: as :class:`SpectralEmbedding`, or an unknown ``mode``.
-        ConversionError, SpectrumError: as :class:`SpectralEmbedding`.
-
-    References:
-        [STTP] Sec. 3 (spectral tensor trains in layers).
-
-    Example:
-        >>> layer = SpectralEmbeddingBag(1000, 64, rank=8, mode="sum")
-        >>> layer(torch.tensor([[5, 7, 0], [1, 1, 2]])).shape
-        torch.Size([2, 64])
-    """
-
-    stock = nn.EmbeddingBag
-
-    mode: str
-    include_last_offset: bool
-
-    @explained
-    @takes(WeightOptions, init="random")
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        rank: int | None = None,
-        scale_grad_by_freq: bool = False,
-        mode: str = "mean",
-        include_last_offset: bool = False,
-        padding_idx: int | None = None,
-        *,
-        weight: SpectralWeight | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        **options: Unpack[WeightOptions],
-    ) -> None:
-        super().__init__()
-        caller = type(self).__name__
-        _check_padding(caller, padding_idx, num_embeddings)
-        if mode not in ("sum", "mean", "max"):
-            raise ShapeError(f"mode of {caller} is 'sum', 'mean' or 'max', got {mode!r}")
-        if scale_grad_by_freq and mode == "max":
-            raise ShapeError(f"{caller} has no scale_grad_by_freq for mode='max', as torch has not")
-        stock = nn.EmbeddingBag(
-            num_embeddings,
-            embedding_dim,
-            scale_grad_by_freq=scale_grad_by_freq,
-            mode=mode,
-            include_last_offset=include_last_offset,
-            padding_idx=padding_idx,
-            device="meta",
-        )
-        self.mode, self.include_last_offset = mode, include_last_offset
-        self._hold_table(stock, rank, weight, options, dtype=dtype, device=device)
-
-    @classmethod
-    def _around(cls, layer: nn.EmbeddingBag, weights: Mapping[str, Any]) -> Self:
-        made = cls(
-            layer.num_embeddings,
-            layer.embedding_dim,
-            None,
-            layer.scale_grad_by_freq,
-            layer.mode,
-            layer.include_last_offset,
-            layer.padding_idx,
-            weight=weights["weight"],
-        )
-        return made._keep(layer)
-
-    def _stock(self) -> nn.EmbeddingBag:
-        return nn.EmbeddingBag(
-            self.num_embeddings,
-            self.embedding_dim,
-            norm_type=self.norm_type,
-            scale_grad_by_freq=self.scale_grad_by_freq,
-            mode=self.mode,
-            include_last_offset=self.include_last_offset,
-            padding_idx=self.padding_idx,
-            device="meta",
-        )
-
-    def forward(
-        self, x: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
-    ) -> Tensor:
-        """The vectors of bags.
-
-        Args:
-            x: indices.
-            offsets: where bags begin, for indices in one dimension.
-            per_sample_weights: a factor for each index, for ``mode="sum"``.
-
-        Shape:
-            - x: ``(b, n)``, or ``(n,)``, integers
-            - offsets: ``(b,)``, integers
-            - per_sample_weights: as ``x``
-            - output: ``(b, embedding_dim)``
-
-        Raises:
-            ShapeError: indices that are no integers.
-        """
-        index = self._flat(x)
-        with outside_autocast(x.device):
-            rows, vt = self._halves(index)
-            # A maximum is none of coordinates, and a gradient scaled in them would miss V.
-            if vt is not None and (self.mode == "max" or self.scale_grad_by_freq):
-                rows, vt = rows @ vt, None
-            rows = self._scaled_by_frequency(rows, index)
-            bags = self._bags(rows, x, offsets, per_sample_weights)
-            return bags if vt is None else bags @ vt
-
-    def _bags(
-        self, rows: Tensor, x: Tensor, offsets: Tensor | None, factors: Tensor | None
-    ) -> Tensor:
-        """What each bag gives of the rows of its indices."""
-        places = torch.arange(rows.shape[0], device=rows.device).view(x.shape)
-        padding = None
-        if self.padding_idx is not None:
-            # A row after the others, which torch leaves out.
-            padding = rows.shape[0]
-            places = torch.where(x == self.padding_idx, padding, places)
-            rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-        return nn.functional.embedding_bag(
-            places,
-            rows,
-            offsets if offsets is None else offsets.to(places.dtype),
-            mode=self.mode,
-            per_sample_weights=factors,
-            include_last_offset=self.include_last_offset,
-            padding_idx=padding,
-        )

@@ -21,7 +21,8 @@ from sttp_manifold.nn.conv_transpose import (
     SpectralConvTranspose2d,
     SpectralConvTranspose3d,
 )
-from sttp_manifold.nn.embedding import SpectralEmbedding, SpectralEmbeddingBag
+from sttp_manifold.nn.embedding import SpectralEmbedding
+from sttp_manifold.nn.embedding_bag import SpectralEmbeddingBag
 from sttp_manifold.nn.held import HeldWeight, held_in, put_behind
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.linear import SpectralLinear

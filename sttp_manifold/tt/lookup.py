@@ -99,7 +99,7 @@ def look_up(cores: Sequence[Tensor], index: Tensor, formed: int) -> Tensor:
         - index: ``(P,)``
         - output: ``(P, R_D)``
     """
-    rest = math.prod(core.shape[-2] for core in cores[formed:])
+    rest = math.prod([core.shape[-2] for core in cores[formed:]])
     rows = left_matrix(cores[:formed]).index_select(0, index // rest if rest > 1 else index)
     if formed == len(cores):
         return rows
