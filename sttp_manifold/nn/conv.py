@@ -1,129 +1,24 @@
-"""Convolutions: what those of all dimensions have in common, and `SpectralConv1d`, `2d`, `3d`."""
+"""Convolutions: `SpectralConv1d`, `SpectralConv2d` and `SpectralConv3d`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.layer import SpectralLayer
+from sttp_manifold.nn.convolution import CONVOLVE, Convolution
 from sttp_manifold.nn.recipe import KernelOptions, takes
+from sttp_manifold.nn.stack import WeightStack
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.tt.cost_model import Costs, costs
-from sttp_manifold.tt.plans import conv_plan
-from sttp_manifold.tt.shape import TTShape
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-__all__ = ["CONVOLVE", "Convolution", "SpectralConv1d", "SpectralConv2d", "SpectralConv3d"]
-
-CONVOLVE = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}
-"""Torch's convolutions by the number of spatial dimensions."""
-
-# Places of the output from which on only they count, and no call.
-_MANY = 1 << 20
-
-
-class Convolution(SpectralLayer):
-    r"""What convolutions of all dimensions have in common, transposed ones as well.
-
-    The kernel is read as a matrix ``W`` of its first dimension by all others. Where that is
-    cheaper than to form it, one factor is applied as a pointwise convolution and the other as one
-    with the kernel sizes; how is said by the two bases for plain and for transposed ones.
-
-    Attributes:
-        dims: number of spatial dimensions.
-    """
-
-    dims: ClassVar[int]
-    _options = KernelOptions
-
-    spectral_weight: SpectralWeight
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: str | tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    padding_mode: str
-
-    def _settle(self, stock: Any) -> None:
-        """Take over settings, which torch has checked and completed."""
-        self.in_channels, self.out_channels = stock.in_channels, stock.out_channels
-        self.kernel_size = tuple(stock.kernel_size)
-        self.stride = tuple(stock.stride)
-        self.padding = stock.padding if isinstance(stock.padding, str) else tuple(stock.padding)
-        self.dilation = tuple(stock.dilation)
-        self.groups, self.padding_mode = stock.groups, stock.padding_mode
-
-    def _settings(self) -> dict[str, Any]:
-        """Those by which torch makes the stock layer, beside its channels."""
-        return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-            "padding_mode": self.padding_mode,
-        }
-
-    def _stock(self) -> Any:
-        return self._kind().stock(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            **self._settings(),
-            bias=False,
-            device="meta",
-        )
-
-    def form_together(self, weight: SpectralWeight) -> str:
-        """As is cheaper for many places; see the base class."""
-        if self.groups > 1:
-            return "dense"
-        if torch.compiler.is_compiling():
-            return _choose_form(weight.shape, costs())  # a cache is nothing to trace
-        return _form_for_many(weight.shape, costs())
-
-    def _form(self, x: object) -> str:
-        if self.groups > 1 or not isinstance(x, Tensor):
-            return "dense"  # of what is no tensor, torch says so
-        plan = conv_plan(self.spectral_weight.shape, self._positions(x))
-        return "dense" if plan == "dense" else "factors"
-
-    def _positions(self, x: Tensor) -> int:
-        """Places at which the kernel is applied."""
-        raise NotImplementedError
-
-    def _pointwise(self, matrix: Tensor) -> Tensor:
-        """A matrix as the kernel of a convolution with kernel sizes of one."""
-        return matrix.reshape(*matrix.shape, *[1] * self.dims)
-
-    def extra_repr(self) -> str:
-        """As torch's, with rank, method and spectrum."""
-        text = (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}"
-        )
-        zeros = (0,) * self.dims
-        defaults = {
-            "padding": zeros,
-            "output_padding": zeros,
-            "dilation": (1,) * self.dims,
-            "groups": 1,
-            "padding_mode": "zeros",
-        }
-        for name, default in defaults.items():
-            value = getattr(self, name, default)
-            if value != default:
-                text += f", {name}={value!r}"
-        return f"{text}, bias={self.bias is not None}, {self._weight_repr()}"
+__all__ = ["SpectralConv1d", "SpectralConv2d", "SpectralConv3d"]
 
 
 class _Plain(Convolution):
@@ -144,7 +39,7 @@ class _Plain(Convolution):
         bias: bool = True,
         padding_mode: str = "zeros",
         *,
-        weight: SpectralWeight | None = None,
+        weight: SpectralWeight | WeightStack | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         **options: Unpack[KernelOptions],
@@ -164,7 +59,8 @@ class _Plain(Convolution):
             device="meta",
         )
         self._settle(stock)
-        self._hold(self.weight_shape, rank, weight, bias, options, dtype=dtype, device=device)
+        view = self.views(stock)["weight"]
+        self._hold(view, rank, weight, bias, options, dtype=dtype, device=device)
 
     @classmethod
     def _around(cls, layer: Any, weights: Mapping[str, Any]) -> Self:
@@ -196,10 +92,10 @@ class _Plain(Convolution):
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     def _thin(self) -> nn.Sequential | None:
-        if self.groups > 1:
+        if not self._has_factors:
             return None
         stock: Any = self._kind().stock
-        rank = self.spectral_weight.shape.rank
+        rank = self.groups * self.spectral_weight.shape.rank
         first = stock(
             self.in_channels,
             rank,
@@ -208,7 +104,7 @@ class _Plain(Convolution):
             bias=False,
             device="meta",
         )
-        second = stock(rank, self.out_channels, 1, bias=False, device="meta")
+        second = stock(rank, self.out_channels, 1, groups=self.groups, bias=False, device="meta")
         return nn.Sequential(first, second)
 
     def _spatial_padding(self) -> list[tuple[int, int]]:
@@ -247,7 +143,7 @@ class _Plain(Convolution):
             return self._convolve(x, weight().reshape(self.weight_shape), self.bias)
         us, vt = weight.factors()
         z = self._convolve(x, vt.reshape(-1, *self.weight_shape[1:]), None)
-        return CONVOLVE[self.dims](z, self._pointwise(us), self.bias)
+        return CONVOLVE[self.dims](z, self._pointwise(us), self.bias, groups=self.groups)
 
     def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
@@ -304,9 +200,11 @@ class SpectralConv1d(_Plain):
 class SpectralConv2d(_Plain):
     r"""A convolution whose kernel, read as ``c_out x (c_in / groups k_1 k_2)``, is spectral.
 
-    With ``groups=1`` it is applied as ``r`` kernels from :math:`V^\top` followed by a pointwise
-    convolution with :math:`U \operatorname{diag}(s)`, where that is cheaper than to form the
-    kernel. The top singular value of the kernel matrix is not the Lipschitz constant of the layer.
+    It is applied as ``r`` kernels from :math:`V^\top` followed by a pointwise convolution with
+    :math:`U \operatorname{diag}(s)`, where that is cheaper than to form the kernel. With ``groups``
+    of at least 16 channels each has a weight of its own (``spectral_weight`` is a stack of them),
+    and its own ``rank``; narrower ones, and depthwise kernels, are one matrix, which is formed. The
+    top singular value of the kernel matrix is not the Lipschitz constant of the layer.
 
     Args:
         in_channels: channels of the input.
@@ -388,10 +286,3 @@ class SpectralConv3d(_Plain):
 
     stock = nn.Conv3d
     dims = 3
-
-
-def _choose_form(shape: TTShape, unit: Costs) -> str:
-    return "dense" if conv_plan(shape, _MANY) == "dense" else "factors"
-
-
-_form_for_many = lru_cache(maxsize=1024)(_choose_form)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ShapeError
-from sttp_manifold.nn.conv import CONVOLVE, Convolution
+from sttp_manifold.nn.convolution import CONVOLVE, Convolution
 from sttp_manifold.nn.recipe import KernelOptions, takes
+from sttp_manifold.nn.stack import WeightStack
 from sttp_manifold.nn.weight import SpectralWeight
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class _Transposed(Convolution):
         dilation: int | tuple[int, ...] = 1,
         padding_mode: str = "zeros",
         *,
-        weight: SpectralWeight | None = None,
+        weight: SpectralWeight | WeightStack | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         **options: Unpack[KernelOptions],
@@ -72,7 +73,7 @@ class _Transposed(Convolution):
         self._settle(stock)
         self.output_padding = tuple(stock.output_padding)
         self._hold(
-            self.weight_shape,
+            self.views(stock)["weight"],
             rank,
             weight,
             bias,
@@ -108,11 +109,11 @@ class _Transposed(Convolution):
         return {**super()._settings(), "output_padding": self.output_padding}
 
     def _thin(self) -> nn.Sequential | None:
-        if self.groups > 1:
+        if not self._has_factors:
             return None
-        rank = self.spectral_weight.shape.rank
+        rank = self.groups * self.spectral_weight.shape.rank
         plain: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[self.dims]
-        first = plain(self.in_channels, rank, 1, bias=False, device="meta")
+        first = plain(self.in_channels, rank, 1, groups=self.groups, bias=False, device="meta")
         second: Any = self._kind().stock(
             rank, self.out_channels, self.kernel_size, **self._settings(), bias=False, device="meta"
         )
@@ -150,7 +151,7 @@ class _Transposed(Convolution):
         if self._form_for(x) == "dense":
             return self._convolve(x, weight().reshape(self.weight_shape), more)
         us, vt = weight.factors()
-        z = CONVOLVE[self.dims](x, self._pointwise(us.mT))
+        z = CONVOLVE[self.dims](x, self._pointwise(us.mT), groups=self.groups)
         return self._convolve(z, vt.reshape(-1, *self.weight_shape[1:]), more)
 
     def _convolve(self, x: Tensor, kernel: Tensor, output_padding: tuple[int, ...]) -> Tensor:
@@ -237,10 +238,10 @@ class SpectralConvTranspose1d(_Transposed):
 class SpectralConvTranspose2d(_Transposed):
     r"""A transposed convolution whose kernel, ``c_in x (c_out / groups k_1 k_2)``, is spectral.
 
-    That is the matrix of the convolution of which it is the transpose. With ``groups=1`` it is
-    applied as a pointwise convolution with :math:`(U \operatorname{diag}(s))^\top` and then as a
-    transposed one with ``r`` kernels from :math:`V^\top`, where that is cheaper than to form the
-    kernel.
+    That is the matrix of the convolution of which it is the transpose. It is applied as a pointwise
+    convolution with :math:`(U \operatorname{diag}(s))^\top` and then as a transposed one with ``r``
+    kernels from :math:`V^\top`, where that is cheaper than to form the kernel; ``groups`` are as
+    for :class:`SpectralConv2d`.
 
     Args:
         in_channels: channels of the input.

@@ -1,4 +1,4 @@
-"""`SpectralEmbedding`, and what tables of vectors have in common: rows are looked up, not formed."""
+"""`SpectralEmbedding`, and what tables have in common: rows are looked up, not formed."""
 
 from __future__ import annotations
 

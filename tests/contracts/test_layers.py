@@ -40,6 +40,7 @@ from sttp_manifold.nn import (
     switch,
     weights_of,
 )
+from sttp_manifold.nn.layer import held_of
 from sttp_manifold.nn.stock import TABLE, row_of, stock_weights
 from sttp_manifold.optim import RiemannianSGD
 from sttp_manifold.tt import SPECTRA
@@ -119,6 +120,9 @@ ROWS: dict[str, Row] = {
         indices=30,
         has_curvature=False,
     ),
+    "conv, wide groups": Row(
+        lambda **k: nn.Conv1d(32, 32, 2, groups=2, bias=False, **k), (2, 32, 5)
+    ),
     "conv, groups": Row(lambda **k: nn.Conv2d(8, 12, 3, groups=4, **k), (2, 8, 5, 5), False),
 }
 
@@ -134,7 +138,7 @@ def other(method: str) -> str:
 def dense_twin(row: Row, layer: SpectralLayer) -> Callable[[Tensor], Tensor]:
     """The stock layer's own forward, of the dense weights as functions of the parameters."""
     stock = row.make(**DOUBLE)
-    tensors = {name: getattr(layer, name) for name in weights_of(layer)}
+    tensors = {name: getattr(layer, name) for name in held_of(layer)}
     if layer.bias is not None:
         tensors["bias"] = layer.bias
     return lambda x: torch.func.functional_call(stock, tensors, (x,))
@@ -297,10 +301,10 @@ def test_another_plan_is_refused(row: Row, method: str) -> None:
 @every_spectrum
 def test_switch_and_decompress_keep_the_outputs(row: Row, method: str, spectrum: str) -> None:
     layer, x = row.spectral(method=method, spectrum=spectrum), row.input()
-    y, names = layer(x).detach(), list(weights_of(layer))
+    y, names = layer(x).detach(), list(held_of(layer))
     assert switch(layer, other(method)) is layer
     assert {weight.method for weight in weights_of(layer).values()} == {other(method)}
-    assert list(weights_of(layer)) == names
+    assert list(held_of(layer)) == names
     close(layer(x), y)
     thin = decompress(copy.deepcopy(layer), form="factors")
     close(thin(x), y)
@@ -374,7 +378,7 @@ def test_tools_for_whole_networks_see_the_layer(row: Row, method: str) -> None:
     stock = row.make()
     layer = row.spectral(method=method)
     found = weights_of(layer)
-    assert list(found) == list(stock_weights(stock))
+    assert list(held_of(layer)) == list(stock_weights(stock))
     assert all(isinstance(weight, SpectralWeight) for weight in found.values())
     for name, weight in stock_weights(stock).items():
         assert layer.shape_of(name) == tuple(getattr(layer, name).shape) == tuple(weight.shape)
