@@ -399,6 +399,9 @@ SPECIAL: dict[str, Values] = {
     "compress": {
         "model": lambda s, o: s.dense_model(), "init": lambda s, o: "pretrained",
         "spectrum": lambda s, o: "free", "rank": lambda s, o: 4,
+        "data": lambda s, o: s.rng.choice([None, [s.tensor(3, 24)]]),
+        "only": lambda s, o: s.rng.choice([None, "0", [nn.Linear]]),
+        "of": lambda s, o: "treated", "allocate": lambda s, o: "uniform",
     },
     "RiemannianAdam": {"retraction": lambda s, o: "newton_schulz"},
     "RiemannianSGD": {"retraction": lambda s, o: "newton_schulz"},

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Container, Iterable, Mapping
-from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sttp_manifold._arguments import explained
-from sttp_manifold.errors import ConversionError, ShapeError
+from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.carry import carry_over, check_weight, mark_like
-from sttp_manifold.nn.counts import count_elements, largest_rank
-from sttp_manifold.nn.held import HeldWeight, let_go
+from sttp_manifold.nn.choose import Choice, Ranks, chosen, rank_rule
+from sttp_manifold.nn.held import let_go
 from sttp_manifold.nn.layer import (
     SpectralLayer,
     check_replaceable,
@@ -27,15 +25,22 @@ from sttp_manifold.nn.layer import (
 from sttp_manifold.nn.methods import make_weight, plain_weight, weight_class
 from sttp_manifold.nn.modules import naming, replace
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, takes
+from sttp_manifold.nn.selection import (
+    find_units,
+    left_dense,
+    listed,
+    made_of,
+    nothing_to_compress,
+    ranks_by_rule,
+    ranks_within,
+)
 from sttp_manifold.nn.sharing import check_sharing
-from sttp_manifold.nn.stock import TABLE, Group, groups_of, put_in_place, stock_layers
+from sttp_manifold.nn.stock import put_in_place
 from sttp_manifold.nn.together import together as compute_together
 from sttp_manifold.nn.torch_state import has_values
-from sttp_manifold.nn.weight import SpectralWeight, nearest_frames
+from sttp_manifold.nn.value import exact_value
+from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.optim.successors import succeed
-from sttp_manifold.spectrum import CONSTANT
-from sttp_manifold.tt.precision import computing_dtype
-from sttp_manifold.tt.spectral import SpectralTT
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -51,29 +56,47 @@ class SkippedLayerWarning(UserWarning):
 @takes(KernelOptions, init=PRETRAINED)
 def compress(
     model: nn.Module,
-    rank: int | None = None,
+    rank: Ranks | None = None,
     *,
     budget: float | None = None,
-    skip: Iterable[str] = (),
+    of: str = "treated",
+    allocate: str = "uniform",
+    data: Any = None,
+    skip: Choice = (),
+    only: Choice | None = None,
     grow: str = "skip",
     together: bool = True,
     **options: Unpack[KernelOptions],
 ) -> nn.Module:
-    """Hold the weights of all linear and convolution layers of a network in spectral form.
+    """Hold the weights of a network in spectral form.
 
-    Every ``nn.Linear`` and ``nn.Conv2d`` becomes a spectral layer, in place; subclasses of them
-    and layers that are spectral already stay. Dtype, device, training mode, hooks, biases (the
-    same objects), frozen weights, modules used twice and tied weights are kept. If any layer
-    fails, nothing has changed. Optimizers have to be built after this call.
+    Every layer of the table (linear, convolutions, and so on: docs/compress.md) becomes a spectral
+    one, in place; weights that are spectral already get lower ranks. Dtype, device, training mode,
+    hooks, biases (the same objects), frozen weights, modules used twice and tied weights are kept.
+    Layers that cannot be converted are left and named in one warning, with whatever else stays
+    dense. If anything fails, nothing has changed. Optimizers have to be built after this call.
 
     Args:
         model: the network; a single layer is accepted.
-        rank: one rank for all bonds of all layers, lowered where a bond cannot carry it; or
-        budget: the largest such rank at which the network keeps at most this fraction of its
-            elements, as the published ratio ``Z / 100`` counts them: the dimension of the
-            weights, and in full what is not compressed (biases, norms with their running
-            statistics, skipped layers).
-        skip: qualified names of layers to leave, or of modules whose layers to leave.
+        rank: one rank for all bonds of all layers, lowered where a bond cannot carry it; or a dict
+            of names or wildcards, of which the first that means the layer (or a module around it)
+            counts; or a function of name and layer. Layers that get none (no entry, None) are left
+            as they are.
+        budget: in place of ranks: the fraction of elements to keep at most, counted by the
+            dimension of the weights.
+        of: of what: ``"treated"``, the dense elements of the layers that are compressed; or
+            ``"model"``, all of the network, as the published ratio ``Z / 100`` counts it, with
+            what is not compressed in full (biases, norms with running statistics, other layers).
+        allocate: how a budget is spread: ``"uniform"`` is the largest common rank, ``"energy"``
+            gives most to the weights that lose most (by their singular values), ``"balanced"`` is
+            half-way between, and mostly the best.
+        data: a few batches of inputs: a list or a loader of them (a tensor; a mapping of arguments;
+            of a tuple the first), or a function that runs the model. Pretrained weights then lose
+            as little as can be of their *outputs* on these, instead of themselves
+            (:func:`tt_fit`).
+        skip: what to leave: a qualified name, a wildcard over names, a class, a function of name
+            and module, or several of them; each means all layers within.
+        only: likewise what alone to compress; by default everything.
         grow: ``"skip"`` leaves layers that would store more than their dense weight, with a
             warning; ``"allow"`` converts them.
         together: whether a forward of this model computes all spectral weights in it together,
@@ -87,16 +110,18 @@ def compress(
         The model; the new layer if the model itself is a layer.
 
     Raises:
-        ConversionError: neither or both of ``rank`` and ``budget``, a budget out of reach,
-            nothing to compress, an unknown name in ``skip``, an unknown option, a layer that has
-            no weight yet, or computes it from other parameters, or has something on it that cannot
-            be carried over, such as a ``forward`` of its own.
+        ConversionError: neither or both of ``rank`` and ``budget``, a budget out of reach (with the
+            largest things in its way), nothing to compress, a name that the network does not have,
+            an unknown option, different ranks for layers that share a weight, options that
+            contradict a weight that is spectral already, or ``data`` that is none or would not be
+            used.
         SpectrumError: a pretrained weight that the spectrum cannot hold, unless ``project``.
         ShapeError: a bad rank, or a weight with entries that are not finite.
 
     Warns:
-        SkippedLayerWarning: once, listing the layers that would grow or whose weight is tied to
-            something that cannot be compressed.
+        SkippedLayerWarning: once, listing what is left dense and was not to be: layers that would
+            grow, whose weight is tied to something that stays, that cannot be converted, or that no
+            row of the table is for; and layers whose inputs were not seen in ``data``.
 
     References:
         [STTP] Sec. 3; Z as in its tables.
@@ -109,6 +134,9 @@ def compress(
           in_features=64, out_features=32, bias=True, rank=4, method='householder', spectrum='free'
           (spectral_weight): HouseholderWeight(...)
         )
+        >>> x = torch.randn(100, 64)
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> model = compress(model, budget=0.4, allocate="balanced", data=[x], kind="svdp")
     """
     if (rank is None) == (budget is None):
         raise ConversionError(
@@ -117,72 +145,33 @@ def compress(
     if grow not in ("skip", "allow"):
         raise ConversionError(f"grow must be 'skip' or 'allow', got {grow!r}")
     recipe = Recipe.of("compress", KernelOptions, options, init=PRETRAINED)
-    groups, left = groups_of(model, stock_layers(model, skip))
-    if not groups:
-        raise _nothing(left)
+    meant = set(model.modules()) if only is None else chosen(model, "only", only)
+    meant -= chosen(model, "skip", skip)
+    found = find_units(model, meant, recipe, grow, data, options)
     if rank is None:
         assert budget is not None
-        rank = _rank_within(budget, model, groups, recipe, grow)
-    recipe = recipe.at(rank)
-    growing = {} if grow == "allow" else _growing(groups, recipe)
-    left += [
-        f"{group} would grow from {group.numel} to {size} stored numbers at rank {rank}"
-        for group, size in growing.items()
-    ]
-    new: dict[nn.Module, nn.Module | dict[str, HeldWeight]] = {}
-    for group in groups:
-        if group not in growing:
-            new |= group.convert(recipe)
+        ranks = ranks_within(budget, of, allocate, model, found.units)
+    else:
+        if (of, allocate) != ("treated", "uniform"):
+            raise ConversionError(
+                f"of={of!r} and allocate={allocate!r} say how to spend a budget, as in "
+                f"compress(model, budget=0.2, allocate={allocate!r}); got rank={rank!r}"
+            )
+        ranks = ranks_by_rule(rank_rule(model, rank), found.units)
+    new = made_of(ranks, found.left)
     if not new:
-        raise _nothing(left)
+        raise nothing_to_compress(found)
+    left = found.left + left_dense(model, meant, new, ranks, found.units)
     if left:
-        warnings.warn(
-            f"left as they are: {'; '.join(left)}"
-            + (". A lower rank shrinks them, grow='allow' converts them anyway" if growing else ""),
-            SkippedLayerWarning,
-            stacklevel=3,  # past the decorator, to the line that calls compress
-        )
+        # Past the decorator, to the line that calls compress.
+        warnings.warn(f"left as they are: {listed(left)}", SkippedLayerWarning, stacklevel=3)
     converted = put_in_place(model, new)
+    for before, after in new.items():
+        if isinstance(before, SpectralWeight) and isinstance(after, SpectralWeight):
+            succeed(before.parameters(), after.parameters())
     if together and converted is model:
         compute_together(model)
     return converted
-
-
-def _nothing(left: list[str]) -> ConversionError:
-    kinds = " or ".join(f"nn.{row.stock.__name__}" for row in TABLE)
-    return ConversionError(f"nothing to compress: {'; '.join(left) or f'no {kinds} is left'}")
-
-
-def _growing(groups: Iterable[Group], recipe: Recipe) -> dict[Group, int]:
-    """Layers that would store more than their dense weights, with what they would store."""
-    count = weight_class(recipe.method).count
-    sizes = {g: sum(count(plan, recipe.spectrum) for plan in g.plans(recipe)) for g in groups}
-    return {group: size for group, size in sizes.items() if size > group.numel}
-
-
-def _rank_within(
-    budget: float, model: nn.Module, groups: list[Group], recipe: Recipe, grow: str
-) -> int:
-    """The largest rank at which a network keeps to a budget."""
-    dense = count_elements(model)
-    outside = dense - sum(group.numel for group in groups)
-    limits = {g: max(max(p.ranks) for p in g.plans(recipe.at(g.numel))) for g in groups}
-
-    @cache
-    def kept(group: Group, rank: int) -> int:
-        at = recipe.at(rank)
-        if grow == "skip" and _growing([group], at):
-            return group.numel
-        return sum(plan.num_parameters(recipe.spectrum) for plan in group.plans(at))
-
-    return largest_rank(
-        lambda rank: outside + sum(kept(g, min(rank, limits[g])) for g in groups),
-        max(limits.values()),
-        dense,
-        budget,
-        # More rank is more dimensions, but not under orthogonality nor beyond skipped layers.
-        monotone=recipe.spectrum not in CONSTANT and recipe.method == "householder",
-    )
 
 
 @explained
@@ -356,16 +345,3 @@ def _switched(weight: SpectralWeight, method: str) -> SpectralWeight:
     mark_like(weight.parameters(), new.parameters())
     carry_over(weight, new, plain)
     return new.requires_grad_(weight.trainable)
-
-
-def exact_value(weight: SpectralWeight) -> SpectralTT:
-    """What a weight holds, with orthonormal frames, in float64.
-
-    In float32 a spectrum near its bound would be rounded onto it.
-    """
-    broken = [name for name, p in weight.named_parameters() if not p.isfinite().all()]
-    if broken:
-        raise ShapeError(f"{', '.join(broken)} has entries that are not finite")
-    value = copy.deepcopy(weight).double().tt()
-    is_half = computing_dtype(weight.dtype) != weight.dtype
-    return nearest_frames(value) if is_half else value

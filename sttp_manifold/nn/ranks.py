@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, SpectrumError
 from sttp_manifold.nn.carry import carry_over, check_weight, mark_like
-from sttp_manifold.nn.convert import exact_value
 from sttp_manifold.nn.methods import make_weight, plain_weight, weight_class
 from sttp_manifold.nn.modules import naming, replace
 from sttp_manifold.nn.torch_state import has_values
+from sttp_manifold.nn.value import exact_value
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.optim.successors import succeed
 from sttp_manifold.tt.contract import mirror, regroup_cores
@@ -28,7 +29,7 @@ from sttp_manifold.tt.ranks import clip_ranks
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["grow_", "truncate_"]
+__all__ = ["grow_", "remade", "truncate_", "unfolding_values"]
 
 
 @explained
@@ -163,30 +164,48 @@ def _change(
     with torch.no_grad():
         for weight, name in weights.items():
             with naming(name):
-                if not has_values(*weight.parameters(), *weight.buffers()):
-                    raise ConversionError(
-                        f"{verb} needs numbers, and this weight has none (device {weight.device}); "
-                        "load the model first"
-                    )
-                tt = exact_value(weight)
-                value = other(weight, tt)
-                if value.shape == tt.shape:
-                    continue
-                if weight.spectrum in refused:
-                    raise SpectrumError(
-                        f"{verb} cannot change the rank under spectrum={weight.spectrum!r}: "
-                        "switching to spectrum='free' first, as in make_weight(weight.method, "
-                        "weight.shape, 'free', weight.tt()), makes a weight that can"
-                    )
-                new[weight] = _remade(weight, value)
+                made = remade(weight, partial(other, weight), verb, refused)
+                if made is not None:
+                    new[weight] = made
     changed = replace(model, new)
     for before, after in new.items():
         succeed(before.parameters(), after.parameters())
     return changed
 
 
-def _remade(weight: SpectralWeight, value: SpectralTT) -> SpectralWeight:
-    """A weight of another plan, with what hangs on the old one."""
+def remade(
+    weight: SpectralWeight,
+    other: Callable[[SpectralTT], SpectralTT],
+    verb: str,
+    refused: Sequence[str],
+) -> SpectralWeight | None:
+    """A weight of another plan, with what hangs on the old one; None where the plan stays.
+
+    Args:
+        weight: the weight.
+        other: its value on another plan.
+        verb: the function that does it, for errors.
+        refused: spectra that it cannot do it under.
+
+    Raises:
+        ConversionError: a weight without numbers, or something on it that cannot be carried over.
+        SpectrumError: a spectrum of ``refused``.
+    """
+    if not has_values(*weight.parameters(), *weight.buffers()):
+        raise ConversionError(
+            f"{verb} needs numbers, and this weight has none (device {weight.device}); "
+            "load the model first"
+        )
+    tt = exact_value(weight)
+    value = other(tt)
+    if value.shape == tt.shape:
+        return None
+    if weight.spectrum in refused:
+        raise SpectrumError(
+            f"{verb} cannot change the rank under spectrum={weight.spectrum!r}: "
+            "switching to spectrum='free' first, as in make_weight(weight.method, "
+            "weight.shape, 'free', weight.tt()), makes a weight that can"
+        )
     plain = plain_weight(weight)
     check_weight(weight, weight_class(weight.method), plain)
     new = make_weight(
@@ -223,7 +242,7 @@ def _chain(tt: SpectralTT) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 # -- lower ---------------------------------------------------------------------------------------
 
 
-def _unfolding_values(tt: SpectralTT) -> list[Tensor]:
+def unfolding_values(tt: SpectralTT) -> list[Tensor]:
     """Singular values of ``W`` at every inner bond, in the order of the chain."""
     left, right = _chain(tt)
     outer_left = _values_outwards(left, tt.bond)
@@ -242,7 +261,7 @@ def _values_outwards(cores: Sequence[Tensor], bond: Tensor) -> list[Tensor]:
 
 def _keeping(tt: SpectralTT, energy: float, eps: float) -> SpectralTT:
     """The truncation that keeps a part of the energy, of low ranks."""
-    plan, values = tt.shape, _unfolding_values(tt)
+    plan, values = tt.shape, unfolding_values(tt)
     modes = plan.out_modes + plan.in_modes
     whole = float(tt.norm()) ** 2
     # What is rounding in the dtype of the weight is no rank.

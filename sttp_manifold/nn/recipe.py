@@ -196,8 +196,12 @@ class Recipe:
             f"give more of them, or rank={len(self.values)}"
         )
 
-    def make_for(self, stock: Tensor) -> SpectralWeight:
+    def make_for(self, stock: Tensor, value: SpectralTT | None = None) -> SpectralWeight:
         """A weight in place of a stock one, with its dtype, device and frozen state.
+
+        Args:
+            stock: the stock weight.
+            value: what ``"pretrained"`` takes in place of its TT-SVD.
 
         Shape:
             - stock: ``(d_out, d_in, *kernel)``
@@ -215,9 +219,10 @@ class Recipe:
                 "init='noisy_eye'"
             )
         if self.init == PRETRAINED:
-            matrix = stock.detach().flatten(1)
-            with outside_autocast(stock.device):
-                value = tt_svd(matrix.to(computing_dtype(matrix.dtype)), shape)
+            if value is None:
+                matrix = stock.detach().flatten(1)
+                with outside_autocast(stock.device):
+                    value = tt_svd(matrix.to(computing_dtype(matrix.dtype)), shape)
             recipe = replace(self, init=value)
         return recipe.make(shape, stock.dtype, stock.device).requires_grad_(stock.requires_grad)
 
@@ -233,8 +238,15 @@ class Recipe:
             return self.make(plan, **where)
         return WeightStack([self.make(plan, **where) for _ in range(view.count)])
 
-    def make_behind(self, stock: Tensor, view: MatrixView) -> SpectralWeight | WeightStack:
+    def make_behind(
+        self, stock: Tensor, view: MatrixView, values: Sequence[SpectralTT] | None = None
+    ) -> SpectralWeight | WeightStack:
         """As :meth:`make_for`, for a parameter that is several matrices or a transposed one.
+
+        Args:
+            stock: the parameter.
+            view: how it is read.
+            values: one for each matrix, as for :meth:`make_for`.
 
         Shape:
             - stock: ``view.shape``
@@ -244,7 +256,8 @@ class Recipe:
             ShapeError: as for :meth:`make_for`.
             SpectrumError: as for :meth:`make_for`.
         """
-        made = [self.make_for(matrix) for matrix in view.split(stock)]
+        each = [None] * view.count if values is None else values
+        made = [self.make_for(m, value) for m, value in zip(view.split(stock), each, strict=True)]
         for weight in made:  # a view that is made without gradient says nothing of it
             weight.requires_grad_(stock.requires_grad)
         return made[0] if view.count == 1 else WeightStack(made)

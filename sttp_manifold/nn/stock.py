@@ -6,7 +6,7 @@ over the table, and a layer may hold any number of weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from sttp_manifold.nn.recipe import Recipe
 from sttp_manifold.nn.stack import MatrixView, WeightStack
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.shape import TTShape
+from sttp_manifold.tt.spectral import SpectralTT
 
 __all__ = [
     "TABLE",
@@ -160,15 +161,22 @@ class Group:
                 found += [recipe.plan(view.sizes)] * view.count
         return found
 
-    def convert(self, recipe: Recipe) -> dict[nn.Module, nn.Module | dict[str, HeldWeight]]:
+    def convert(
+        self, recipe: Recipe, values: Mapping[Tensor, Sequence[SpectralTT]]
+    ) -> dict[nn.Module, nn.Module | dict[str, HeldWeight]]:
         """What takes the place of each layer, or what comes behind its parameters.
 
         What is shared stays shared; nothing is changed before :func:`put_in_place`.
+
+        Args:
+            recipe: the options of the weights.
+            values: for pretrained weights, what they are to be, one value a matrix; a weight that
+                is not named is truncated by TT-SVD.
         """
         made: dict[Tensor, SpectralWeight | WeightStack] = {}
         for weight, name in self.weights.items():
             with naming(name):
-                made[weight] = recipe.make_behind(weight, self.views[weight])
+                made[weight] = recipe.make_behind(weight, self.views[weight], values.get(weight))
         new: dict[nn.Module, nn.Module | dict[str, HeldWeight]] = {}
         for layer, name in self.layers.items():
             row = row_of(layer)
@@ -192,35 +200,29 @@ class Group:
         return " and ".join(map(show, self.layers.values()))
 
 
-def stock_layers(model: nn.Module, skip: Iterable[str]) -> dict[nn.Module, str]:
-    """Stock layers of a network that are not skipped, with their first names.
+def stock_layers(
+    model: nn.Module, meant: Container[nn.Module]
+) -> tuple[dict[nn.Module, str], list[str]]:
+    """Stock layers among the modules that are meant, and why others cannot be converted.
 
-    Raises:
-        ConversionError: an unknown name in ``skip``, or a layer that cannot be converted.
+    Returns:
+        The layers with their first names, and a sentence for each that is none.
     """
-    names = dict(model.named_modules(remove_duplicate=False))
-    skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    unknown = [name for name in skip if name not in names]
-    if unknown:
-        kinds: tuple[type[nn.Module], ...] = (SpectralLayer, *(row.stock for row in TABLE))
-        there = [name for name, module in names.items() if isinstance(module, kinds)]
-        raise ConversionError(
-            f"skip names {', '.join(map(repr, unknown))}, which this network does not have; its "
-            f"layers are {', '.join(map(repr, there)) or 'none'}",
-            layer=str(unknown[0]),
-        )
-    skipped = {module for name in skip for module in names[name].modules()}
     layers: dict[nn.Module, str] = {}
+    unfit: list[str] = []
     for name, module in model.named_modules():
         row = row_of(module)
-        if row is None or module in skipped:
+        if row is None or module not in meant:
             continue
         if held_in(module) and not (row.spectral is None and stock_weights(module)):
             continue  # in spectral form already
-        with naming(name):
+        try:
             check_stock(module, row.stock, row.names(module))
-        layers[module] = name
-    return layers
+        except ConversionError as error:
+            unfit.append(f"{show(name)}: {error}")
+        else:
+            layers[module] = name
+    return layers, unfit
 
 
 def _follows(module: nn.Module, attribute: str) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
 
 import torch
 from tabulate import tabulate
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.display import box_html, table_html
-from sttp_manifold.nn.counts import count_elements, ratio
+from sttp_manifold.nn.counts import count_elements, counted_tensors, ratio
 from sttp_manifold.nn.layer import held_of, views_of, weights_of
 from sttp_manifold.nn.stack import WeightStack, parts_of
 from sttp_manifold.nn.stock import stock_weights
@@ -67,10 +68,17 @@ class Summary:
     Attributes:
         rows: one row a weight.
         other: everything else: biases, norms with running statistics, and so on.
+        left: the same by type of module, the largest first: ``layer`` is the type with how many
+            there are, as in ``12 x LayerNorm``.
     """
 
     rows: tuple[SummaryRow, ...]
     other: SummaryRow
+    left: tuple[SummaryRow, ...] = ()
+
+    def share(self, row: SummaryRow) -> float:
+        """What a row is of the dense network, in percent."""
+        return ratio(row.dense, self.total.dense)
 
     @property
     def total(self) -> SummaryRow:
@@ -94,8 +102,9 @@ class Summary:
 
     def _lines(self) -> list[tuple[str, ...]]:
         cells = [_cells(row, row.layer or "(root)") for row in self.rows]
-        if self.other.dense:
-            cells.append(_cells(self.other, "(other)"))
+        for row in self.left:
+            kind = f"{row.kind}, {self.share(row):.1f} % of all"
+            cells.append(_cells(replace(row, kind=kind), f"({row.layer})"))
         return [*cells, _cells(self.total, "total")]
 
     def _table(self, style: str) -> str:
@@ -135,7 +144,8 @@ def summary(model: nn.Module) -> Summary:
     published :math:`Z = 100 \sum_l (P_l + C_l) / \sum_l (N_l + C_l)`, with :math:`P_l` the
     parameters of the non-redundant chart whatever the method, :math:`N_l` the elements of the
     dense weight, and :math:`C_l` what is not reparameterized: biases, norms and their running
-    statistics. A weight that several layers share counts once.
+    statistics. A weight that several layers share counts once. What is in no row of its own is
+    listed by the type of its module, with its number and its share.
 
     Args:
         model: any network, compressed or not.
@@ -163,7 +173,27 @@ def summary(model: nn.Module) -> Summary:
         first.setdefault(key, name)
         rows.append(row)
     rest = count_elements(model) - sum(row.stored for row in rows)
-    return Summary(tuple(rows), SummaryRow("", "not in spectral form", (), (), *(rest,) * 4))
+    other = SummaryRow("", "not in spectral form", (), (), *(rest,) * 4)
+    return Summary(tuple(rows), other, _left(model, first))
+
+
+def _left(model: nn.Module, rows: Container[object]) -> tuple[SummaryRow, ...]:
+    """What is in no row of its own, by type of module."""
+    seen: set[Tensor] = {
+        p for m in model.modules() if isinstance(m, SpectralWeight) for p in m.parameters()
+    }
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for module in model.modules():
+        own = [t for t in counted_tensors(module) if t not in seen and t not in rows]
+        if own and not isinstance(module, SpectralWeight):
+            seen.update(own)
+            counts[type(module).__name__] += 1
+            sizes[type(module).__name__] += sum(t.numel() for t in own)
+    return tuple(
+        SummaryRow(f"{counts[kind]} x {kind}", "not in spectral form", (), (), *(size,) * 4)
+        for kind, size in sizes.most_common()
+    )
 
 
 def _weights(

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.errors import ConversionError, SttpError
-from sttp_manifold.nn.convert import exact_value
 from sttp_manifold.nn.methods import make_weight, plain_weight
 from sttp_manifold.nn.state import EXTRA, from_tensor, held_by, to_tensor
 from sttp_manifold.nn.torch_state import has_values
+from sttp_manifold.nn.value import exact_value
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.precision import computing_dtype
 from sttp_manifold.tt.shape import TTShape

@@ -179,14 +179,15 @@ def test_subclasses_and_spectral_layers_stay() -> None:
 
     model = nn.Sequential(MyLinear(8, 8), SpectralLinear(8, 8, 2), nn.Linear(8, 8))
     kept = list(model)
-    compress(model, rank=3)
+    with pytest.warns(SkippedLayerWarning, match=r"1 MyLinear, dense \(\d+\.\d % of the param"):
+        compress(model, rank=3)
     assert model[0] is kept[0]
     assert model[1] is kept[1]
     assert isinstance(model[2], SpectralLinear)
     attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     x = torch.randn(2, 3, 8)
     y = attention(x)
-    compress(attention, rank=100)
+    compress(attention, rank=100, only="linear*")
     assert list(layers(attention)) == ["linear1", "linear2"]
     torch.testing.assert_close(attention(x), y)
 
@@ -332,7 +333,7 @@ def test_a_budget_is_the_largest_rank_within_it(
     make: Callable[[], nn.Module] = lambda: network().double()  # noqa: E731
     how = {"kind": kind, "spectrum": spectrum, "project": True, "init": "eye", **how}
     dense = summary(make()).total.dense
-    model = compress(make(), budget=budget, **how)
+    model = compress(make(), budget=budget, of="model", **how)
     rank = max(layer.spectral_weight.shape.rank for layer in layers(model).values())
     assert summary(model).total.parameters <= budget * dense
     above = [_kept(make(), r, **how) for r in range(rank + 1, 33)]
@@ -341,12 +342,12 @@ def test_a_budget_is_the_largest_rank_within_it(
 
 def test_a_budget_counts_skipped_layers_in_full() -> None:
     dense = summary(network()).total.dense
-    model = compress(network(), budget=0.5, skip=["5.2"])
+    model = compress(network(), budget=0.5, of="model", skip=["5.2"])
     assert summary(model).Z <= 50
     with pytest.raises(ConversionError, match=r"smallest reachable budget is 0\.7") as caught:
-        compress(network(), budget=0.5, skip=["5.0"])
-    smallest = float(str(caught.value).split("budget is ")[1].split(" ")[0])
-    model = compress(network(), budget=smallest, skip=["5.0"])
+        compress(network(), budget=0.5, of="model", skip=["5.0"])
+    smallest = float(str(caught.value).split("budget is ")[1].split(";")[0])
+    model = compress(network(), budget=smallest, of="model", skip=["5.0"])
     assert {layer.spectral_weight.shape.rank for layer in layers(model).values()} == {1}
     assert summary(model).total.parameters == pytest.approx(smallest * dense, abs=0.01)
 
@@ -411,16 +412,15 @@ UNFIT: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 @pytest.mark.parametrize(("make", "message"), UNFIT.values(), ids=UNFIT)
-def test_unfit_layers_are_named_and_nothing_changes(
-    make: Callable[[], nn.Module], message: str
-) -> None:
+def test_unfit_layers_are_left_and_named(make: Callable[[], nn.Module], message: str) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(make()))
     before = list(model.modules())
-    with pytest.raises(ConversionError, match=rf"'1\.0'.*{message}") as caught:
-        compress(model, rank=2)
+    with pytest.raises(ConversionError, match=rf"nothing.*'1\.0'.*{message}") as caught:
+        compress(model, rank=2, skip="0")
     assert caught.value.layer == "1.0"
     assert list(model.modules()) == before
-    compress(model, rank=2, skip=["1.0"])
+    with pytest.warns(SkippedLayerWarning, match=rf"'1\.0'.*{message}"):
+        compress(model, rank=2)
     assert isinstance(model[0], SpectralLinear)
     assert model[1][0] is before[3]
 

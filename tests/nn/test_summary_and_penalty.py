@@ -121,6 +121,18 @@ def test_weights_in_no_layer_have_a_row() -> None:
     assert "(other)" not in str(table)
 
 
+def test_what_is_left_is_listed_by_type_with_its_share() -> None:
+    table = summary(compress(network(), 4))
+    assert [(row.layer, row.dense) for row in table.left] == [
+        ("1 x BatchNorm2d", 64), ("1 x SpectralLinear", 64), ("1 x SpectralConv2d", 16),
+    ]  # fmt: skip
+    assert sum(row.dense for row in table.left) == table.other.dense
+    assert table.share(table.left[0]) == pytest.approx(100 * 64 / table.total.dense)
+    share = f"not in spectral form, {6400 / table.total.dense:.1f} % of all"
+    line = next(line for line in str(table).splitlines() if "(1 x BatchNorm2d)" in line)
+    assert share in line
+
+
 def test_networks_without_weights() -> None:
     for model in (nn.ReLU(), nn.LazyLinear(3)):
         table = summary(model)
