@@ -104,7 +104,7 @@ def command_line(settings: Settings) -> str:
             value = used.get(name)
             if value is True:
                 words += [flag]
-            elif value is not None and value is not False:
+            elif value not in (None, False):
                 words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     words += ["--dtype", settings.dtype or task.dtype]
     words += ["--device", resolve_device(settings.device)]
@@ -132,7 +132,7 @@ def save_comparison(settings: Settings, runs: Sequence[Planned]) -> None:
         "tuned": {
             name: {
                 key: tuned[name].get(key)
-                for key in ("lr", "at_edge", "epochs", "max_evaluations", "ranks", "seeds")
+                for key in ("lr", "at_edge", "epochs", "max_evaluations", "steps", "ranks", "seeds")
             }
             for name in sorted(used)
         },

@@ -64,7 +64,7 @@ def load_tuned(task: Task, given: Path | None = None) -> dict[str, dict[str, Any
             if not isinstance(found["at_edge"], bool):
                 raise ValueError(f"at_edge of {name} is no truth value")
             check_words(f"model of {name}", [found.get("model") or ""])
-            for key in ("epochs", "max_evaluations"):
+            for key in ("epochs", "max_evaluations", "steps"):
                 check_numbers(f"{key} of {name}", [found.get(key)], null=True, least=0)
             for key in ("ranks", "seeds"):
                 check_numbers(f"{key} of {name}", found.get(key, []), whole=True, least=0)
@@ -174,6 +174,7 @@ def best_rate(task: Task, records: Iterable[Record]) -> dict[str, Any] | None:
         "model": first["spec"].get("options", {}).get("model"),
         "epochs": first["spec"]["epochs"],
         "max_evaluations": first["spec"].get("max_evaluations"),
+        "steps": first["spec"].get("options", {}).get("steps"),
         "batch_size": first["spec"]["batch_size"],
         "schedule": first["spec"]["schedule"],
         "dtype": first["spec"]["dtype"],

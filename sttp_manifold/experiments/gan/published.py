@@ -96,6 +96,8 @@ def published_metrics(generated: Tensor, real: Tensor) -> dict[str, float]:
         kid_subset_size=min(1000, len(generated), len(real)),
         feature_extractor_weights_path=str(weights),
         cuda=generated.is_cuda,
+        # The images are in memory: processes that load them would only copy them.
+        save_cpu_ram=True,
         verbose=False,
     )
     return {

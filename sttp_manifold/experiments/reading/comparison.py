@@ -309,5 +309,5 @@ def _check_note(note: dict[str, Any]) -> None:
     for name, found in note["tuned"].items():
         if not isinstance(found["at_edge"], bool):
             raise ConfigError(f"tuned {name}: at_edge is no truth value")
-        for key in ("epochs", "max_evaluations"):
+        for key in ("epochs", "max_evaluations", "steps"):
             check_numbers(f"tuned {name} {key}", [found.get(key)], null=True, whole=True)

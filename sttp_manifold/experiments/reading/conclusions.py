@@ -103,8 +103,10 @@ def reservations(records: Sequence[Record], note: Mapping[str, Any]) -> list[str
 def _other_lengths(records: Sequence[Record], tuned: Mapping[str, Any]) -> list[str]:
     """Learning rates that were tuned for another length of training than they are used for."""
     said = []
-    for unit, name in (("epochs", "epochs"), ("evaluations", "max_evaluations")):
-        lengths = {record["spec"].get(name) for record in records} - {None}
+    units = {"epochs": "epochs", "evaluations": "max_evaluations", "steps": "steps"}
+    for unit, name in units.items():
+        specs = [{**r["spec"].get("options", {}), **r["spec"]} for r in records]
+        lengths = {spec.get(name) for spec in specs} - {None}
         before = {found.get(name) for found in tuned.values()} - {None} - lengths
         if before and lengths:
             said.append(

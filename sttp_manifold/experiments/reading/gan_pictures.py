@@ -210,7 +210,7 @@ def _images(
     figure = Figure(
         figsize=(2.6 * across, (2.6 * height / width + 0.45) * down), layout="constrained"
     )
-    panels = figure.subplots(down, across, squeeze=False).flat
+    panels = list(figure.subplots(down, across, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
     for axes, (method, record, image) in zip(panels, found, strict=False):

@@ -50,6 +50,7 @@ STYLE: Any = {
 # Okabe & Ito (2008), without the yellow that vanishes on white.
 _COLOURS = {
     ("dense", "dense"): "#000000",
+    ("dense", "plain"): "#000000",
     ("svdp", "householder"): "#0072B2",
     ("svdp", "riemannian"): "#56B4E9",
     ("sttp", "householder"): "#D55E00",
@@ -71,6 +72,7 @@ OPTIMIZER_NAMES = {
 }
 _HELD = {
     ("dense", "dense"): "dense",
+    ("dense", "plain"): "dense",
     ("svdp", "householder"): "SVDP chart",
     ("svdp", "riemannian"): "SVDP Riemannian",
     ("sttp", "householder"): "STTP chart",
