@@ -105,8 +105,10 @@ def _other_lengths(records: Sequence[Record], tuned: Mapping[str, Any]) -> list[
     said = []
     units = {"epochs": "epochs", "evaluations": "max_evaluations", "steps": "steps"}
     for unit, name in units.items():
-        specs = [{**r["spec"].get("options", {}), **r["spec"]} for r in records]
-        lengths = {spec.get(name) for spec in specs} - {None}
+        specs: list[dict[str, Any]] = [
+            {**r["spec"].get("options", {}), **r["spec"]} for r in records
+        ]
+        lengths: set[Any] = {spec.get(name) for spec in specs} - {None}
         before = {found.get(name) for found in tuned.values()} - {None} - lengths
         if before and lengths:
             said.append(
