@@ -115,6 +115,25 @@ def gan(
         int | None,
         typer.Option(help="Runs at a time. \\[one a core; one on a GPU]", show_default=False),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Do the third of sixteen parts, as in 3/16: one job of a batch system each, all "
+            "with one --out. \\[all of it]",
+            show_default=False,
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a Dask scheduler, on whose workers runs are done. \\[here]",
+            show_default=False,
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Log each run's curves to OUT/tensorboard as well."),
+    ] = False,
     tune: Annotated[
         bool,
         typer.Option(
@@ -139,11 +158,13 @@ def gan(
 ) -> None:
     """Train GANs."""
     from sttp_manifold.experiments.carry_out import carry_out
+    from sttp_manifold.experiments.distributed import processes
     from sttp_manifold.experiments.files import file_name
     from sttp_manifold.experiments.gan.entrants import DEFAULT
     from sttp_manifold.experiments.gan.published import inception_weights
     from sttp_manifold.experiments.gan.setting import PRESETS
     from sttp_manifold.experiments.plan import Settings
+    from sttp_manifold.experiments.shards import Shard
     from sttp_manifold.experiments.tune import TUNING_SEEDS
 
     with ending("Stopped. What is done is kept; the same command goes on from here."):
@@ -151,6 +172,11 @@ def gan(
             raise ConfigError(f"--preset {preset!r}: expected one of {', '.join(PRESETS)}")
         if fid:
             inception_weights()
+        if processes() > 1:
+            raise ConfigError(
+                f"sttp gan was started in {processes()} processes, as by torchrun: a GAN trains in "
+                "one; start it without, and let --jobs, --shard or --dask do several runs at a time"
+            )
         given = {
             "steps": steps,
             "discriminator_steps": discriminator_steps,
@@ -180,10 +206,14 @@ def gan(
             out=out or Path("runs") / file_name(task),
             data_dir=data_dir,
             tuned_file=tuned_file,
+            shard=None if shard is None else Shard.parse(shard),
+            dask=dask,
+            tensorboard=tensorboard,
             tuning_seeds=numbers(tuning_seeds, "--tuning-seeds") or TUNING_SEEDS,
             options=options,
         )
         records = carry_out(settings, tune=tune, quiet=quiet)
     statuses = [record["status"] for record in records]
-    if "failed" in statuses or "ok" not in statuses:
+    # A shard may have no run.
+    if "failed" in statuses or (statuses and "ok" not in statuses):
         raise typer.Exit(1)

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, max_pool2d
 
 from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.cache import CACHE_VARIABLE, cache_folder
 from sttp_manifold.experiments.data import Examples, Splits
 from sttp_manifold.experiments.files import locked, named_errors, write_bytes
 from sttp_manifold.experiments.specs import derived_seed
 
-__all__ = ["CACHE_VARIABLE", "Classifier", "FeatureNet", "classifier_of"]
-
-CACHE_VARIABLE = "STTP_CACHE"
+__all__ = ["Classifier", "FeatureNet", "classifier_of"]
 
 _FEATURES = 64
 _BATCH = 128
@@ -107,14 +104,6 @@ class Classifier:
         return torch.cat([net.features(x.float()) for x in images.split(_LARGE_BATCH)])
 
 
-def _home() -> Path:
-    given = os.environ.get(CACHE_VARIABLE)
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sttp-manifold"
-
-
 def classifier_of(name: str, splits: Splits, epochs: int) -> Classifier:
     """The classifier of a task: from the cache if it is there, else trained and kept.
 
@@ -142,7 +131,7 @@ def classifier_of(name: str, splits: Splits, epochs: int) -> Classifier:
     classes = 1 + int(max(s.targets.max() for s in (splits.train, splits.val, splits.test)))
     facts = (name, size, channels, classes, epochs, len(train), _image_digest(train))
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    path = _home() / f"classifier-{key}.pt"
+    path = cache_folder() / f"classifier-{key}.pt"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("classifier", name))
         net = FeatureNet(size, channels, classes)

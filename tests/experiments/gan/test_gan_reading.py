@@ -26,7 +26,8 @@ def sttp(*words: str):
 @pytest.fixture
 def compared(gan_task, tmp_path):
     words = ["--task", gan_task.name, "--methods", "spectral-norm,sttp-identity-chart",
-             "--seeds", "0,1", "--jobs", "1", "--out", str(tmp_path / "out"), *FLAGS]  # fmt: skip
+             "--seeds", "0,1", "--jobs", "1", "--tensorboard", "--out", str(tmp_path / "out"),
+             *FLAGS]  # fmt: skip
     outcome = sttp(*words)
     assert outcome.exit_code == 0, outcome.output
     return tmp_path / "out", outcome
@@ -35,6 +36,7 @@ def compared(gan_task, tmp_path):
 def test_a_command_writes_tables_pictures_and_a_page(compared):
     out, outcome = compared
     assert "spectral-norm" in outcome.output
+    assert len(list((out / "tensorboard").rglob("events.*"))) == 4
     found = load_comparison(out)
     pictures = ["distance", "stable-rank", "spectra", "samples", "interpolation"]
     assert list(found.pictures) == pictures
@@ -83,6 +85,9 @@ def test_the_same_command_goes_on_and_does_no_run_twice(compared, gan_task):
              "--seeds", "0,1", "--jobs", "1", "--out", str(out), *FLAGS]  # fmt: skip
     assert sttp(*words).exit_code == 0
     assert (out / "records.jsonl").read_bytes() == before
+    # In two shards as well: all is done.
+    for shard in ("1/2", "2/2"):
+        assert sttp(*words, "--shard", shard).exit_code == 0
 
 
 def test_what_is_wrong_with_a_command_is_said(gan_task, tmp_path, monkeypatch):
@@ -96,6 +101,10 @@ def test_what_is_wrong_with_a_command_is_said(gan_task, tmp_path, monkeypatch):
         outcome = sttp("--out", str(tmp_path / "none"), "--jobs", "1", *words)
         assert outcome.exit_code == 2, outcome.output
         assert message in " ".join(outcome.output.split())
+    monkeypatch.setattr("sttp_manifold.experiments.distributed.processes", lambda: 2)
+    outcome = sttp("--out", str(tmp_path / "none"))
+    assert outcome.exit_code == 2
+    assert "a GAN trains in one" in " ".join(outcome.output.split())
     assert not (tmp_path / "none").exists()
 
 
