@@ -63,6 +63,7 @@ def run_plan(
         ConfigError: the task's data is not there, the file is held by another process or cannot
             be written, or a worker was killed.
     """
+    _check_processes(runs, settings)
     _look_at_data(runs, settings.data_dir)
     if settings.tensorboard:
         check_board()
@@ -92,6 +93,27 @@ def run_plan(
             if on_record:
                 on_record(record)
     return [found[run.spec.hash] for run in runs if run.spec.hash in found]
+
+
+def _check_processes(runs: Sequence[Planned], settings: Settings) -> None:
+    """Refuse what several processes cannot do together.
+
+    Raises:
+        ConfigError: a run that none of them could help with, or places for runs beside them.
+    """
+    if processes() == 1:
+        return
+    alone = sorted({run.spec.method for run in runs if METHODS[run.spec.method].run != "train"})
+    if alone:
+        raise ConfigError(
+            f"{', '.join(alone)}: one process each; under torchrun only methods that train are "
+            "shared. Leave torchrun out, or them out of --methods"
+        )
+    if settings.dask is not None or settings.jobs not in (None, 1):
+        raise ConfigError(
+            "--dask and --jobs are for many runs at a time; the processes of torchrun do one run "
+            "together. Leave either out"
+        )
 
 
 def _beside_the_first(runs: Sequence[Planned], settings: Settings) -> list[Record]:

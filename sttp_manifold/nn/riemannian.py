@@ -227,10 +227,11 @@ class RiemannianWeight(SpectralWeight):
     def _error(self) -> tuple[float, float]:
         """How far frames are from orthonormal, and how far they may be."""
         point, worst = self.point.detach(), []
-        for part, count, d, r in self.manifold.frame_groups:
-            X = widened(point[part]).view(count, d, r)
-            eye = torch.eye(r, dtype=X.dtype, device=X.device)
-            worst.append(torch.baddbmm(eye.expand(count, r, r), X.mT, X, beta=-1).abs().max())
+        with outside_autocast(point.device):
+            for part, count, d, r in self.manifold.frame_groups:
+                X = widened(point[part]).view(count, d, r)
+                eye = torch.eye(r, dtype=X.dtype, device=X.device)
+                worst.append(torch.baddbmm(eye.expand(count, r, r), X.mT, X, beta=-1).abs().max())
         error = float(torch.stack(worst).max())
         return error, _tolerance(max(torch.finfo(self.point.dtype).eps, self._rounded))
 

@@ -339,6 +339,16 @@ def test_two_processes_train_what_one_does_to_rounding(tmp_path):
         assert other["test_loss"] == pytest.approx(record["test_loss"], rel=1e-6)
 
 
+def test_what_several_processes_cannot_share_is_refused(puzzle, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(executor, "processes", lambda: 2)
+    given = settings(tmp_path, task="puzzle", methods=["fixed-rank-cg"], ranks=[2], epochs=None)
+    with pytest.raises(ConfigError, match="fixed-rank-cg: one process each"):
+        run_plan(plan(given), given)
+    given = settings(tmp_path, jobs=2)
+    with pytest.raises(ConfigError, match="--dask and --jobs are for many runs"):
+        run_plan(plan(given), given)
+
+
 def test_one_process_is_what_it_would_be_anyway():
     from sttp_manifold.experiments import distributed
 
