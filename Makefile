@@ -7,9 +7,11 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 RUNS   ?= runs/demo
 JOBS   ?= auto
 
-# The small frontier; its page is docs/frontier.md.
-FRONTIER ?= --task digits --start own --ranks 2,4,8,16 --seeds 0-4 \
-    --methods 'dense-adam,dense-sgd,*-chart-adam,*-chart-sgd,*-riemannian-adam,*-riemannian-sgd,*-riemannian-muon'
+# The small frontiers; their page is docs/frontier.md.
+FRONTIER ?= --start own --methods 'dense-adam,*-chart-adam,*-riemannian-muon'
+DIGITS   ?= --task digits --ranks 2,4,8,16 --seeds 0-4
+FASHION  ?= --task fashion-mnist --model wrn-10-2 --ranks 4,8,16,32 --seeds 0-2 --schedule linear \
+    --image-size 14 --train-examples 2560 --val-examples 512 --batch-size 64 --epochs 3
 
 # Small matrices: more threads than cores to share only add waiting.
 export OMP_NUM_THREADS ?= 1
@@ -36,9 +38,11 @@ demo: $(VENV)/.installed ## STTP and SVDP, both ways of training, side by side: 
 	$(BIN)/sttp compare --out $(RUNS)
 
 frontier: $(VENV)/.installed ## accuracy against size, and the small GAN: an hour on two cores
-	$(BIN)/sttp compare $(FRONTIER) --out runs/frontier
+	$(BIN)/sttp compare $(FRONTIER) $(DIGITS) --out runs/frontier-digits
+	$(BIN)/sttp compare $(FRONTIER) $(FASHION) --out runs/frontier-fashion \
+	    --tune --tuned-file runs/frontier-fashion/rates.json
 	$(BIN)/sttp gan --out runs/gan
-	$(BIN)/sttp report runs/frontier runs/gan --out runs/report
+	$(BIN)/sttp report runs/frontier-digits runs/frontier-fashion runs/gan --out runs/report
 
 test: $(VENV)/.installed-dev ## every test, the slow ones too; JOBS=1 for one process
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)

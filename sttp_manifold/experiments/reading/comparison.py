@@ -50,7 +50,7 @@ from sttp_manifold.experiments.task import Metric
 
 __all__ = ["Comparison", "ResultTable", "escaped", "load_comparison"]
 
-_LEFT = ("method", "notes")
+_LEFT = ("method", "notes", "set")
 # Under its table, where the text of the first column begins.
 _NOTE = "style='display:block;margin:4px 10px 14px'"
 

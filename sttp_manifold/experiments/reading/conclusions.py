@@ -39,7 +39,7 @@ def conclude(records: Sequence[Record]) -> list[str]:
     compared = say_frontier(frontiers(records), metric)
     if compared:
         # Where there is a frontier, it is what the comparison is for; dense is best by far.
-        said = [*compared, said[2], said[1]]
+        said = [*compared, said[2], said[1] or said[0]]
     return [sentence for sentence in said if sentence] + say_gans(records) + say_efforts(records)
 
 

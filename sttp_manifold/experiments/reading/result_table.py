@@ -31,6 +31,7 @@ __all__ = [
     "to_markdown",
 ]
 
+_LEFT = ("method", "notes", "set", "command")
 # An error of exactly zero has no logarithm: it counts as this one.
 _LEAST = 1e-300
 
@@ -264,8 +265,8 @@ def metric_note(metric: Metric) -> str:
     return (
         f"{spread_words(metric)}; {metric.name}: "
         f"{'higher' if metric.higher else 'lower'} is better. Stored, dimension and dense count "
-        "the weight matrices, not the biases. Dense methods start at the rank given and are free "
-        "to leave it. Train s leaves evaluation out."
+        "the weight matrices, not the biases. Dense methods are free to leave the rank that they "
+        "start at. Train s leaves evaluation out."
     )
 
 
@@ -281,7 +282,7 @@ def grid(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     widths = [
         max(len(title), *(len(line[k]) for line in body), 2) for k, title in enumerate(titles)
     ]
-    left = {k for k, title in enumerate(titles) if title in ("method", "notes")}
+    left = {k for k, title in enumerate(titles) if title in _LEFT}
 
     def line(texts: Sequence[str]) -> str:
         padded = (

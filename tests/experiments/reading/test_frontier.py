@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from scipy import stats
 from sttp_manifold.experiments.methods import METHODS
 from sttp_manifold.experiments.paper import network_counts
 from sttp_manifold.experiments.reading import frontier
+from sttp_manifold.experiments.reading.comparison import load_comparison
 from sttp_manifold.experiments.reading.conclusions import conclude
 from sttp_manifold.experiments.reading.plots import draw
 from sttp_manifold.experiments.reading.result_table import at_every_rank, metric_of
 from sttp_manifold.experiments.records import validate
 
 from ..test_records import a_record
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def made(method, rank, scores, dimension, val=None, dense=1000):
@@ -129,3 +133,21 @@ def test_two_ranks_or_no_shared_ratio_are_no_comparison():
 def test_the_figure_is_the_first_of_a_frontier():
     names = [picture.name for picture in draw(at_every_rank(compared(3)))]
     assert names[0] == "frontier"
+
+
+def test_the_page_says_what_its_records_say():
+    folder = DOCS / "results" / "frontier" / "digits"
+    comparison = load_comparison(folder)
+    assert len(comparison.records) == len(comparison.note["hashes"]) == 85
+    page = (DOCS / "frontier.md").read_text("utf-8")
+    for line in comparison.frontier.lines:
+        assert f"| {' | '.join(line)} |" in page
+    flat = " ".join(page.split())
+    for words in ("Z = 6.4 % by 20.2 ± 3.3 points", "at 12 % by 4.7 ± 1.8"):
+        assert words in flat
+    said = comparison.conclusions[0]
+    for words in (
+        "at Z = 6.4 % ahead by 20.2 ± 3.3 points",
+        "at Z = 12 % ahead by 4.7 ± 1.8 points",
+    ):
+        assert words in said
