@@ -51,12 +51,12 @@ Stopped half-way and started again with the same options, it goes on where it wa
   sttp compare --task completion-tensor --ranks 4 --seeds 0
   sttp compare --task completion-matrix --methods 'fixed-rank-*,product-cg'
   sttp compare --task fashion-mnist --epochs 5 --device cuda
-  sttp compare --task fashion-mnist --model wrn-10-2 --ranks 4,8,16,32 --start own
-  sttp compare --task cifar10 --model wrn-28-10 --ranks 4-64 --amp bfloat16 --augment crop-flip
-  sttp compare --task cifar10 --start pretrained --pretrain-epochs 100 --epochs 20
-  sttp compare --shard 3/16 --out runs/all         one of sixteen jobs; then: sttp report runs/all
-  sttp compare --dask tcp://host:8786              on the workers of a cluster
-  torchrun --nproc-per-node 4 -m sttp_manifold compare --device cuda    one run on four GPUs
+  sttp compare --task fashion-mnist --model wrn-10-2 --ranks 4,8,16,32
+  sttp compare --task cifar10 --model wrn-28-10 --amp bfloat16
+  sttp compare --task cifar10 --start pretrained --epochs 20
+  sttp compare --shard 3/16 --out runs/all   one of sixteen jobs
+  sttp compare --dask tcp://host:8786        on the workers of a cluster
+  torchrun --nproc-per-node 4 -m sttp_manifold compare --device cuda
   sttp compare --lr 0.01 --lr dense-sgd=0.1
   sttp compare --tune              choose learning rates first
 
