@@ -64,7 +64,7 @@ Stopped half-way and started again with the same options, it goes on where it wa
 
   records.jsonl      one line a run: specification, curves, spectra
   summary.csv, .md   the table; .md also says who beats whom, and by how much
-  figures/*.png      the frontier, curves, spectra, drift, scores by size, convergence
+  figures/*.png      frontier, curves, spectra, drift, size, convergence
   report.html        all of it on one page that needs no other file
   tensorboard/       a log a run, with --tensorboard
 
