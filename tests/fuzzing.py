@@ -52,7 +52,7 @@ LEFT_OUT = {
     "Holder", "Law", "MinimizeResult", "SkippedLayerWarning", "Slope", "SpectralLayer",
     "SpectralWeight", "Summary", "SummaryRow", "CheckResult", "ChartPoint",
     "SpectrumAlarm", "SpectrumReading", "SpectrumCollapseWarning",
-    "form_together",  # which the package asks of its layers
+    "form_together", "joined",  # which the package asks of its layers and views
     "keep_whole", "OffManifoldWarning",  # for processes, and what is warned of
     "register", "unregister",  # whose effect outlives the call
 }  # fmt: skip
@@ -403,6 +403,19 @@ SPECIAL: dict[str, Values] = {
         "only": lambda s, o: s.rng.choice([None, "0", [nn.Linear]]),
         "of": lambda s, o: "treated", "allocate": lambda s, o: "uniform",
     },
+    "hold": {
+        "model": lambda s, o: s.dense_model(), "name": lambda s, o: "0.weight",
+        "init": lambda s, o: "pretrained", "spectrum": lambda s, o: "free",
+        "count": lambda s, o: 2, "stacked": lambda s, o: False, "order": lambda s, o: (1, 0),
+        "rows": lambda s, o: 1,
+    },
+    "MatrixView": {
+        "shape": lambda s, o: (8, 3, 4), "count": lambda s, o: 2, "stacked": lambda s, o: False,
+        "order": lambda s, o: (0, 2, 1), "rows": lambda s, o: 2,
+    },
+    "MatrixView.split": {"parameter": lambda s, o: s.tensor(*o.shape)},
+    "MatrixView.join": {"matrices": lambda s, o: s.tensor(o.count, *o.sizes)},
+    "WeightStack": {"weights": lambda s, o: [s.weight(), s.weight()]},
     "RiemannianAdam": {"retraction": lambda s, o: "newton_schulz"},
     "RiemannianSGD": {"retraction": lambda s, o: "newton_schulz"},
 }  # fmt: skip
@@ -478,6 +491,8 @@ OBJECTS: dict[str, Callable[[Setting], Any]] = {
     "FixedTTRankManifold": lambda s: s.F,
     "HouseholderWeight": lambda s: s.weight("householder"),
     "RiemannianWeight": lambda s: s.weight("riemannian"),
+    "MatrixView": lambda s: sm.nn.MatrixView((8, 3, 4), 2, order=(0, 2, 1), rows=2),
+    "WeightStack": lambda s: sm.nn.WeightStack([s.weight(), s.weight()]),
 }
 
 

@@ -12,6 +12,7 @@ from sttp_manifold.nn.adapting import (
     without_adapters,
 )
 from sttp_manifold.nn.aligned import align_adapters
+from sttp_manifold.nn.by_name import hold
 from sttp_manifold.nn.collapse import CollapseRule, SpectrumAlarm
 from sttp_manifold.nn.conv import SpectralConv1d, SpectralConv2d, SpectralConv3d
 from sttp_manifold.nn.conv_transpose import (
@@ -39,6 +40,7 @@ from sttp_manifold.nn.recipe import Recipe
 from sttp_manifold.nn.registered import register, unregister
 from sttp_manifold.nn.riemannian import OffManifoldWarning, RiemannianWeight
 from sttp_manifold.nn.saving import load, save
+from sttp_manifold.nn.stack import MatrixView, WeightStack
 from sttp_manifold.nn.summary import Summary, SummaryRow, summary
 from sttp_manifold.nn.together import together
 from sttp_manifold.nn.weight import SpectralWeight
@@ -47,6 +49,7 @@ __all__ = [
     "AdaptedLayer",
     "CollapseRule",
     "HouseholderWeight",
+    "MatrixView",
     "OffManifoldWarning",
     "Recipe",
     "RiemannianWeight",
@@ -70,12 +73,14 @@ __all__ = [
     "SpectrumReading",
     "Summary",
     "SummaryRow",
+    "WeightStack",
     "adapt",
     "adapters",
     "align_adapters",
     "compress",
     "decompress",
     "grow_",
+    "hold",
     "keep_whole",
     "load",
     "load_adapter",

@@ -29,6 +29,7 @@ __all__ = [
     "FORWARDS",
     "carry_over",
     "check_bare",
+    "check_kept",
     "check_own",
     "check_stock",
     "check_tensors",
@@ -201,6 +202,25 @@ def check_stock(layer: nn.Module, kind: type[nn.Module], names: Iterable[str]) -
                 f"{given} is a torch.nn.{kind.__name__} with a {method} of its own, which a "
                 "spectral layer would not call; write the layer around make_weight(method, shape)"
             )
+    _check_parameters(layer, names)
+
+
+def check_kept(module: nn.Module, names: Iterable[str]) -> None:
+    """Raise unless a module that stays has ordinary parameters under some names.
+
+    Raises:
+        ConversionError: as :func:`check_stock`, whatever the forward of the module is.
+    """
+    check_own(module)
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm)):
+            name = hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name
+            raise _computed(module, str(name), _remover(module, str(name)))
+    _check_parameters(module, tuple(names))
+
+
+def _check_parameters(layer: nn.Module, names: Iterable[str]) -> None:
+    given = type(layer).__name__
     for name in names:
         parameter = layer._parameters.get(name)
         if parameter is not None and nn.parameter.is_lazy(parameter):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.carry import carry_over, check_weight, mark_like
 from sttp_manifold.nn.choose import Choice, Ranks, chosen, rank_rule
+from sttp_manifold.nn.fast_path import FAST, leave_fast_path, take_fast_path
 from sttp_manifold.nn.held import let_go
 from sttp_manifold.nn.layer import (
     SpectralLayer,
@@ -240,7 +241,9 @@ def decompress(model: nn.Module, form: str = "dense") -> nn.Module:
     pairs = set(thin.values())
     for module in converted.modules():
         compute_together(module, False)
-        _leave_fast_path(module, pairs)
+        take_fast_path(module)
+        if isinstance(module, FAST) and any(m in pairs for m in module.modules()):
+            leave_fast_path(module)
     return converted
 
 
@@ -259,15 +262,6 @@ def _dense_again(
         assert parameter is not None
         found[name] = parameter
     return found
-
-
-def _leave_fast_path(module: nn.Module, thin: Container[nn.Module]) -> None:
-    """Tell torch's transformers not to read dense weights where there are pairs of thin layers."""
-    if isinstance(module, nn.TransformerEncoderLayer):
-        if module.linear1 in thin or module.linear2 in thin:
-            module.activation_relu_or_gelu = 0
-    elif isinstance(module, nn.TransformerEncoder) and any(m in thin for m in module.modules()):
-        module.use_nested_tensor = False
 
 
 def _thin(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ShapeError
+from sttp_manifold.nn import recurrent
 from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
@@ -57,7 +58,7 @@ class HeldWeight(nn.Module):
         Shape:
             - output: ``view.shape``
         """
-        return self.view.join(self.weight())
+        return self.view.joined(self.weight())
 
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> tuple[()]:
@@ -137,6 +138,8 @@ def put_behind(module: nn.Module, held: Mapping[str, HeldWeight]) -> None:
             module.parametrizations = nn.ModuleDict()
         module.parametrizations[name] = chain  # type: ignore[operator, index, assignment]
         _give_class(module, _base_of(module))
+        if isinstance(module, nn.RNNBase):
+            recurrent.adopt(module)
 
 
 def let_go(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -159,6 +162,8 @@ def let_go(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
                 del module._modules["parametrizations"]
                 module.__class__ = base
             module._parameters[name] = parameter
+            if isinstance(module, nn.RNNBase) and not lists:
+                recurrent.part_with(module)
         else:
             parametrize.remove_parametrizations(module, name)
             module._parameters[name] = parameter
@@ -200,7 +205,27 @@ def _unpickled(base: type[nn.Module], names: Iterable[str]) -> nn.Module:
     return module
 
 
-_METHODS = {"__deepcopy__": _deepcopy, "__reduce_ex__": _reduce_ex, "_is_held": True}
+def _load(
+    self: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+) -> None:
+    for name in held_in(self):
+        dense, own = prefix + name, f"{prefix}parametrizations.{name}."
+        if dense in state_dict and not any(key.startswith(own) for key in state_dict):
+            # The last argument collects what torch raises at the end.
+            args[-1].append(
+                f"the state holds {dense!r}, a dense tensor, and this module a spectral weight "
+                "behind it: load the state into the stock network, then compress(model, ...), or "
+                f"take it over by an assignment, as in module.{name} = state[{dense!r}]"
+            )
+    _base_of(self)._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
+
+
+_METHODS = {
+    "__deepcopy__": _deepcopy,
+    "__reduce_ex__": _reduce_ex,
+    "_is_held": True,
+    "_load_from_state_dict": _load,
+}
 
 
 def _is_ours(module: nn.Module) -> bool:
@@ -216,9 +241,8 @@ def _give_class(
     module: nn.Module, base: type[nn.Module], names: Iterable[str] | None = None
 ) -> None:
     """Give a module a class of its own, which torch lets read what is parametrized."""
-    kind = type(
-        f"Parametrized{base.__name__}", (base,), {**_METHODS, "__module__": base.__module__}
-    )
-    module.__class__ = kind
+    own = recurrent.MEMBERS if issubclass(base, nn.RNNBase) else {}
+    members = {**_METHODS, **own, "__module__": base.__module__}
+    module.__class__ = type(f"Parametrized{base.__name__}", (base,), members)
     for name in module.parametrizations if names is None else names:  # type: ignore[union-attr]
         parametrize._inject_property(module, name)

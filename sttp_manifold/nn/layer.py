@@ -233,7 +233,7 @@ class SpectralLayer(nn.Module, ABC):
     @property
     def weight(self) -> Tensor:
         """The dense weight in the stock layer's shape, formed at each call; differentiable."""
-        return self.view_of("weight").join(self.spectral_weight())
+        return self.view_of("weight").joined(self.spectral_weight())
 
     def _form_for(self, x: Tensor) -> str:
         """The form in which to have the weight for an input: dense, factors or cores.
@@ -449,7 +449,7 @@ def weights_of(module: nn.Module) -> dict[str, SpectralWeight]:
 @torch.no_grad()
 def dense_parameter(held: SpectralWeight | WeightStack, view: MatrixView) -> nn.Parameter:
     """The dense parameter of a stock layer, frozen if no parameter of the weights is trainable."""
-    dense = view.join(held()).detach().clone()
+    dense = view.joined(held()).detach().clone()
     parameter = nn.Parameter(dense.contiguous(), requires_grad=held.trainable)
     mark_like(held.parameters(), [parameter])
     return parameter

@@ -207,13 +207,12 @@ class RiemannianWeight(SpectralWeight):
             check_is_point(value, self.extra_repr())
         super().__setattr__(name, value)
 
-    def _formed(self, form: str) -> tuple[Tensor, ...]:
+    def _look(self) -> None:
         if not torch.compiler.is_compiling():
             if torch.is_grad_enabled():
                 self._watch()
             elif not self.training:
                 self._check_point()
-        return super()._formed(form)
 
     def _can_be_checked(self) -> bool:
         point = self.point

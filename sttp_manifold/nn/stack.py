@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sttp_manifold._arguments import explained
+from sttp_manifold._arguments import explained, explained_constructor
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.nn.weight import SpectralWeight, formed_each
 from sttp_manifold.tt.shape import TTShape
 
 __all__ = ["Held", "MatrixView", "WeightStack", "parts_of"]
 
 
+@explained_constructor
 @dataclass(frozen=True)
 class MatrixView:
     """How a parameter of a stock layer is read as one matrix, or as several of one shape.
@@ -32,6 +34,7 @@ class MatrixView:
             as in the ``(groups c_out, c_in, k)`` of a grouped convolution.
         order: the dimensions of one of them in the order ``(d_out, d_in, *kernel)``, as ``(1, 0)``
             for one that is stored transposed; by default as they are.
+        rows: how many dimensions, in that order, are its rows; by default the first one is.
 
     Raises:
         ShapeError: what cannot be cut so, or is no matrix then.
@@ -43,27 +46,37 @@ class MatrixView:
         (32, 16)
         >>> MatrixView((16, 32), order=(1, 0)).sizes  # stored transposed
         (32, 16)
+        >>> MatrixView((4, 6, 8), rows=2).sizes  # four bilinear forms
+        (24, 8)
     """
 
     shape: tuple[int, ...]
     count: int = 1
     stacked: bool = False
     order: tuple[int, ...] | None = None
+    rows: int = 1
 
     def __post_init__(self) -> None:
-        rows = self.shape[0] if self.shape else 0
-        wanted = rows == self.count if self.stacked else self.count > 0 and rows % self.count == 0
-        if not (self.shape and wanted):
+        object.__setattr__(self, "shape", tuple(map(operator.index, self.shape)))
+        if self.order is not None:
+            object.__setattr__(self, "order", tuple(map(operator.index, self.order)))
+        if not isinstance(self.stacked, bool):
+            raise ShapeError(f"stacked is True or False, got {self.stacked!r}")
+        for name in ("count", "rows"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
+        first = self.shape[0] if self.shape else 0
+        wanted = first == self.count if self.stacked else first % max(self.count, 1) == 0
+        if not self.shape or self.count < 1 or not wanted:
             raise ShapeError(
                 f"{self.shape} is not {self.count} equal matrices "
                 f"{'one for each index' if self.stacked else 'below each other'}"
             )
-        if len(self.inner) < 2 or sorted(self.order or range(len(self.inner))) != list(
-            range(len(self.inner))
-        ):
+        numbers = range(len(self.inner))
+        if sorted(self.order or numbers) != [*numbers] or not 0 < self.rows < len(numbers):
             raise ShapeError(
                 f"each matrix has dimensions (d_out, d_in, *kernel), got {self.inner}"
                 + (f" in the order {self.order}" if self.order else "")
+                + (f", of which {self.rows} are rows" if self.rows != 1 else "")
             )
 
     @property
@@ -76,19 +89,34 @@ class MatrixView:
     @property
     def sizes(self) -> tuple[int, ...]:
         """``(d_out, d_in, *kernel)`` of each matrix, from which a plan is made."""
-        inner = self.inner
-        return tuple(inner[k] for k in self.order) if self.order else inner
+        ordered = self._ordered
+        return (math.prod(ordered[: self.rows]), *ordered[self.rows :])
 
+    @property
+    def _ordered(self) -> tuple[int, ...]:
+        return tuple(self.inner[k] for k in self.order) if self.order else self.inner
+
+    @explained
     def split(self, parameter: Tensor) -> Tensor:
         """The matrices, as a view where that is possible.
 
         Shape:
             - parameter: ``shape``
             - output: ``(count, d_out, d_in, *kernel)``
-        """
-        each = parameter.reshape(self.count, *self.inner)
-        return each.permute(0, *(k + 1 for k in self.order)) if self.order else each
 
+        Raises:
+            ShapeError: another shape.
+        """
+        if tuple(parameter.shape) != self.shape:
+            raise ShapeError(
+                f"the parameter has shape {self.shape}, got one of {tuple(parameter.shape)}"
+            )
+        each = parameter.reshape(self.count, *self.inner)
+        if self.order:
+            each = each.permute(0, *(k + 1 for k in self.order))
+        return each if self.rows == 1 else each.flatten(1, self.rows)
+
+    @explained
     def join(self, matrices: Tensor) -> Tensor:
         """The parameter of its matrices; differentiable.
 
@@ -96,10 +124,27 @@ class MatrixView:
             - matrices: ``(count, d_out, d_in)``, or ``(d_out, d_in)`` of a single one; ``d_in`` may
               be several dimensions
             - output: ``shape``
+
+        Raises:
+            ShapeError: another number of entries.
+        """
+        if matrices.numel() != math.prod(self.shape):
+            raise ShapeError(
+                f"{self.count} matrices of {self.sizes} have {math.prod(self.shape)} entries, got "
+                f"a tensor of {tuple(matrices.shape)}"
+            )
+        return self.joined(matrices)
+
+    def joined(self, matrices: Tensor) -> Tensor:
+        """As :meth:`join`, for what is known to fit; compiled as a part of forwards.
+
+        Shape:
+            - matrices: as there
+            - output: ``shape``
         """
         if self.order is None:
             return matrices.reshape(self.shape)
-        each = matrices.reshape(self.count, *self.sizes)
+        each = matrices.reshape(self.count, *self._ordered)
         back = [self.order.index(k) + 1 for k in range(len(self.order))]
         return each.permute(0, *back).reshape(self.shape)
 
@@ -179,7 +224,7 @@ class WeightStack(nn.ModuleList):
         Shape:
             - output: ``(n, d_out, d_in)``
         """
-        return torch.stack([weight() for weight in self.parts])
+        return torch.stack([dense for (dense,) in formed_each(self.parts, "dense")])
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The two factors of each weight.
@@ -188,7 +233,7 @@ class WeightStack(nn.ModuleList):
             - first: ``(n, d_out, r)``
             - second: ``(n, r, d_in)``
         """
-        left, right = zip(*(weight.factors() for weight in self.parts), strict=True)
+        left, right = zip(*formed_each(self.parts, "factors"), strict=True)
         return torch.stack(left), torch.stack(right)
 
 

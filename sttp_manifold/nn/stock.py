@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.carry import check_stock, mark_like
+from sttp_manifold.nn import attention, recurrent
+from sttp_manifold.nn.carry import check_kept, check_stock, mark_like
 from sttp_manifold.nn.conv import SpectralConv1d, SpectralConv2d, SpectralConv3d
 from sttp_manifold.nn.conv_transpose import (
     SpectralConvTranspose1d,
@@ -38,6 +40,7 @@ __all__ = [
     "TABLE",
     "Group",
     "Row",
+    "follows",
     "groups_of",
     "put_in_place",
     "row_of",
@@ -54,7 +57,7 @@ class Row:
     """A stock layer, and the spectral one that stands for it or the parameters that are held.
 
     Attributes:
-        stock: type of the stock layer; its subclasses are other layers.
+        stock: type of the stock layer; its subclasses are other layers, unless they stay.
         spectral: the layer of this package; None for a module that stays, with spectral weights
             behind its parameters (:mod:`sttp_manifold.nn.held`).
         lazy: type of the stock layer before its first input.
@@ -64,7 +67,7 @@ class Row:
     """
 
     stock: type[nn.Module]
-    spectral: type[SpectralLayer] | None
+    spectral: type[SpectralLayer] | None = None
     lazy: type[nn.Module] | None = None
     views: Views | None = None
     echoes: frozenset[str] = frozenset()
@@ -80,6 +83,17 @@ class Row:
         assert self.views is not None
         return self.views(layer)
 
+    def check(self, layer: nn.Module) -> None:
+        """Raise for a module that the row is of, and that cannot be converted.
+
+        Raises:
+            ConversionError: such a module.
+        """
+        if self.spectral is None:
+            check_kept(layer, self.names(layer))
+        else:
+            check_stock(layer, self.stock, self.names(layer))
+
 
 TABLE = [
     Row(nn.Linear, SpectralLinear, nn.LazyLinear),
@@ -91,6 +105,12 @@ TABLE = [
     Row(nn.ConvTranspose3d, SpectralConvTranspose3d, nn.LazyConvTranspose3d),
     Row(nn.Embedding, SpectralEmbedding),
     Row(nn.EmbeddingBag, SpectralEmbeddingBag),
+    Row(nn.MultiheadAttention, views=attention.attention),
+    Row(NonDynamicallyQuantizableLinear, views=attention.output_projection),
+    Row(nn.RNNBase, views=recurrent.views, echoes=frozenset({"_flat_weights"})),
+    Row(nn.RNNCellBase, views=recurrent.views),
+    Row(nn.Bilinear, views=attention.bilinear),
+    Row(attention.Experts, views=attention.experts),
 ]
 """The rows; a layer of your own may be appended."""
 
@@ -108,10 +128,15 @@ def _add_loaded() -> None:
 
 
 def row_of(module: nn.Module) -> Row | None:
-    """The row of a stock layer, whatever parametrizations it has; None for any other module."""
+    """The row of a stock layer, whatever parametrizations it has; None for any other module.
+
+    A subclass that could have another forward is no stock layer; where the module stays, it is.
+    """
     _add_loaded()
     kind = parametrize.type_before_parametrizations(module)
-    return next((row for row in TABLE if kind in (row.stock, row.lazy)), None)
+    exact = next((row for row in TABLE if kind in (row.stock, row.lazy)), None)
+    kept = (row for row in TABLE if row.spectral is None and isinstance(module, row.stock))
+    return exact or next(kept, None)
 
 
 def stock_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -217,7 +242,7 @@ def stock_layers(
         if held_in(module) and not (row.spectral is None and stock_weights(module)):
             continue  # in spectral form already
         try:
-            check_stock(module, row.stock, row.names(module))
+            row.check(module)
         except ConversionError as error:
             unfit.append(f"{show(name)}: {error}")
         else:
@@ -225,7 +250,7 @@ def stock_layers(
     return layers, unfit
 
 
-def _follows(module: nn.Module, attribute: str) -> bool:
+def follows(module: nn.Module, attribute: str) -> bool:
     """Whether an attribute that refers to parameters follows them by itself."""
     row = row_of(module)
     return row is not None and attribute in row.echoes
@@ -268,7 +293,7 @@ def groups_of(model: nn.Module, layers: dict[nn.Module, str]) -> tuple[list[Grou
                         continue
                     weights[weight], views[weight] = layers[layer], view
                     for owner, name in owners.of(weight):
-                        if owner in layers and _follows(owner, name):
+                        if owner in layers and follows(owner, name):
                             continue
                         reading = _readings(owner).get(name) if owner in layers else None
                         if reading is not None and reading[0] is weight and reading[1] == view:

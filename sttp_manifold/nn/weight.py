@@ -31,7 +31,7 @@ from sttp_manifold.tt.precision import computing_dtype
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["SpectralWeight", "nearest_frames"]
+__all__ = ["SpectralWeight", "formed_each", "nearest_frames"]
 
 # A value farther from orthonormal than this is no SpectralTT, whatever its rounding; that of
 # bfloat16 alone comes to 4e-3.
@@ -228,24 +228,11 @@ class SpectralWeight(nn.Module, ABC):
         return us, vt
 
     def _formed(self, form: str) -> tuple[Tensor, ...]:
-        """The weight in a form: of the running forward, or formed now, alone."""
-        tensors = self._tensors()
-        if (
-            torch.compiler.is_compiling()
-            or not self._is_plain(tensors)
-            or circumstances() is None
-            or (layout := self.layout) is None
-        ):
-            return self._in_form(tensors, form)
-        found = formed.take(self, form, tensors)
-        if found is None and layout.is_views:
-            return self._in_form(tensors, form)
-        if found is None:
-            plan = _plan_of_one(layout, form, computing_dtype(self.dtype), self.device)
-            (found,), ticket = frame_batch.form(plan, [frame_batch.Wanted(tensors, self._in_form)])
-            ticket.give(0)
-            ticket.closed = True
-        return found
+        """The weight in a form: of the running forward, or formed now."""
+        return formed_each([self], form)[0]
+
+    def _look(self) -> None:
+        """Look at the parameters before the weight is formed; nothing to see here."""
 
     def _is_plain(self, tensors: Sequence[Tensor]) -> bool:
         """Whether nothing but these tensors, ordinary ones, decides what the weight is.
@@ -351,6 +338,44 @@ class SpectralWeight(nn.Module, ABC):
         )
 
 
+def formed_each(weights: Sequence[SpectralWeight], form: str) -> list[tuple[Tensor, ...]]:
+    """Weights in a form: each of the running forward, and the others formed now by one call.
+
+    Args:
+        weights: the weights, of one method, dtype and device.
+        form: ``"dense"``, ``"factors"`` or ``"cores"``.
+    """
+    found: list[tuple[Tensor, ...] | None] = [None] * len(weights)
+    alone: list[tuple[int, Layout, tuple[Tensor, ...]]] = []
+    for k, weight in enumerate(weights):
+        weight._look()
+        tensors = weight._tensors()
+        if (
+            torch.compiler.is_compiling()
+            or not weight._is_plain(tensors)
+            or circumstances() is None
+            or (layout := weight.layout) is None
+        ):
+            found[k] = weight._in_form(tensors, form)
+            continue
+        found[k] = formed.take(weight, form, tensors)
+        if found[k] is None and layout.is_views:
+            found[k] = weight._in_form(tensors, form)
+        if found[k] is None:
+            alone.append((k, layout, tensors))
+    if alone:
+        layouts = tuple(layout for _, layout, _ in alone)
+        first = weights[alone[0][0]]
+        plan = _plan_of(layouts, form, computing_dtype(first.dtype), first.device)
+        wanted = [frame_batch.Wanted(tensors, weights[k]._in_form) for k, _, tensors in alone]
+        made, ticket = frame_batch.form(plan, wanted)
+        for i, (k, _, _) in enumerate(alone):
+            found[k] = made[i]
+            ticket.give(i)
+        ticket.closed = True
+    return [one for one in found if one is not None]
+
+
 def nearest_frames(tt: SpectralTT) -> SpectralTT:
     """The value with each frame as the nearest orthonormal one, and the same spectrum.
 
@@ -371,5 +396,7 @@ def nearest_frames(tt: SpectralTT) -> SpectralTT:
 
 
 @lru_cache(maxsize=256)
-def _plan_of_one(layout: Layout, form: str, dtype: torch.dtype, device: torch.device) -> Plan:
-    return Plan((layout,), (form,), dtype, device)
+def _plan_of(
+    layouts: tuple[Layout, ...], form: str, dtype: torch.dtype, device: torch.device
+) -> Plan:
+    return Plan(layouts, (form,) * len(layouts), dtype, device)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from gpt2_layer import conv1d
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn import (
@@ -77,13 +76,6 @@ def test_a_subclass_comes_back_as_what_it_was() -> None:
     assert [type(m) for m in thin[0]] == [nn.Linear, nn.Linear]
     unregister(Named)
     assert type(compress(copy.deepcopy(model), rank=2)[0]) is Named
-
-
-def test_the_subclass_of_torch_is_one_call_away() -> None:
-    register(NonDynamicallyQuantizableLinear)
-    layer = compress(NonDynamicallyQuantizableLinear(20, 20), rank=2)
-    assert type(layer) is SpectralLinear
-    assert type(decompress(layer)) is NonDynamicallyQuantizableLinear
 
 
 def test_a_forward_of_its_own_needs_a_layer_of_its_own() -> None:
