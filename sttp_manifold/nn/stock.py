@@ -25,6 +25,7 @@ from sttp_manifold.nn.conv_transpose import (
 )
 from sttp_manifold.nn.embedding import SpectralEmbedding
 from sttp_manifold.nn.embedding_bag import SpectralEmbeddingBag
+from sttp_manifold.nn.fast_path import leave_fast_paths
 from sttp_manifold.nn.held import HeldWeight, held_in, put_behind
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.linear import SpectralLinear
@@ -272,6 +273,7 @@ def put_in_place(
     for module, made in new.items():
         if not isinstance(made, nn.Module):
             put_behind(module, made)
+    leave_fast_paths(converted)
     return converted
 
 

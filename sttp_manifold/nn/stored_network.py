@@ -61,6 +61,7 @@ def _view(said: Mapping[str, Any]) -> MatrixView:
         int(said["count"]),
         bool(said["stacked"]),
         None if order is None else tuple(map(int, order)),
+        int(said.get("rows", 1)),
     )
 
 
