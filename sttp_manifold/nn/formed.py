@@ -25,7 +25,9 @@ from torch import Tensor
 
 from sttp_manifold.nn.torch_state import Circumstances, circumstances
 
-__all__ = ["Entry", "Scope", "close_scope", "form_of", "open_scope", "take"]
+__all__ = ["Entry", "Scope", "close_scope", "form_of", "once", "open_scope", "take"]
+
+Make = Callable[[], Tensor]
 
 
 class _Stamp(NamedTuple):
@@ -115,6 +117,7 @@ class Scope(ABC):
         self.state = state
         self._known: dict[int, str | None] | None = None
         self._entries: dict[int, Entry] = {}
+        self._made: dict[int, Entry] = {}
         self._asked: str | None = None
         self._formed = False
 
@@ -155,6 +158,28 @@ class Scope(ABC):
             self._entries |= self.form_all(None)
         entry = self._entries.get(key)
         return None if entry is None or own != form else entry.take(tensors)
+
+    def once(
+        self, owner: object, parts: Sequence[object], tensors: Sequence[Tensor], make: Make
+    ) -> Tensor:
+        """What an owner makes of weights, made at its first request; see :func:`once`."""
+        made = self._made.get(id(owner))
+        found = None if made is None else made.take(tensors)
+        if found is not None:
+            return found[0]
+        output = make()
+        entries = [self._entries.get(id(part)) for part in parts]
+        givers = [entry._given for entry in entries if entry is not None]
+        if len(givers) == len(parts):
+
+            def given() -> None:
+                for give in givers:
+                    give()
+
+            made = Entry(tensors, (output,), given)
+            made._taken = True
+            self._made[id(owner)] = made
+        return output
 
 
 class _Stack(threading.local):
@@ -210,3 +235,24 @@ def take(owner: object, form: str, tensors: Sequence[Tensor]) -> tuple[Tensor, .
             if found is not None:
                 return found
     return None
+
+
+def once(owner: object, parts: Sequence[object], tensors: Sequence[Tensor], make: Make) -> Tensor:
+    """What is made of several weights, once in the running forward; made anew outside of one.
+
+    Args:
+        owner: what makes it.
+        parts: the weights that it is made of.
+        tensors: all that they are formed from.
+        make: makes it, of what :func:`take` gives for each of them.
+
+    Shape:
+        - tensors: any
+        - output: as that of ``make``
+    """
+    if _stack.scopes:
+        state = circumstances()
+        for scope in _stack.scopes:
+            if state == scope.state and all(id(part) in scope.known for part in parts):
+                return scope.once(owner, parts, tensors, make)
+    return make()

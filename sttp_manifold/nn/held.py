@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.nn import recurrent
+from sttp_manifold.nn.formed import once
 from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
@@ -58,7 +59,12 @@ class HeldWeight(nn.Module):
         Shape:
             - output: ``view.shape``
         """
-        return self.view.joined(self.weight())
+        if torch.compiler.is_compiling() or not isinstance(self.weight, WeightStack):
+            return self.view.joined(self.weight())
+        parts = self.weight.parts
+        tensors = [tensor for weight in parts for tensor in weight._tensors()]
+        # Whoever walks over the matrices of a stack reads it for each of them.
+        return once(self, parts, tensors, lambda: self.view.joined(self.weight()))
 
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> tuple[()]:
