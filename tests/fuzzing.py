@@ -157,6 +157,10 @@ class Setting:
             sm.nn.save_adapter(model, FILE)
         return FILE
 
+    def followed(self) -> torch.optim.Optimizer:
+        self.network = self.model()
+        return sm.optim.RiemannianAdam(self.network.parameters(), lr=0.01)
+
     def loss(self) -> Tensor:
         return self.network(self.tensor(3, 24)).square().mean()
 
@@ -346,6 +350,7 @@ SPECIAL: dict[str, Values] = {
         "coordinates": lambda s, o: s.point(o)[..., o.spectrum_slice],
     },
     "TTShape": {"rank": lambda s, o: 2},
+    "follow": {"optimizer": lambda s, o: s.followed(), "model": lambda s, o: s.network},
     "clip_grad_norm_": {
         "parameters": lambda s, o: s.optimizer().param_groups[0]["params"],
         "max_norm": lambda s, o: 1.0,

@@ -102,6 +102,8 @@ def command_line(settings: Settings) -> str:
         used = RUNS[kind].spec_fields(task, method, None, settings.given)
         for name, flag in RUNS[kind].options.items():
             value = used.get(name)
+            if flag in words:
+                continue
             if value is True:
                 words += [flag]
             elif value not in (None, False):

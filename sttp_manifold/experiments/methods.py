@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.gan.entrants import GAN_ENTRANTS
 from sttp_manifold.experiments.method import Method
+from sttp_manifold.experiments.rank_schedule import ADAPTIVE
 from sttp_manifold.experiments.registry import Registry
 from sttp_manifold.experiments.solvers import SOLVERS
 from sttp_manifold.experiments.task import Task
@@ -69,7 +70,7 @@ def left_out(task: Task, patterns: Sequence[str]) -> list[Method]:
     ]
 
 
-for _trainer in TRAINERS:
+for _trainer in (*TRAINERS, *ADAPTIVE):
     METHODS.add(_trainer)
 for _solver in SOLVERS:
     METHODS.add(_solver)

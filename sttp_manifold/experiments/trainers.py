@@ -101,7 +101,7 @@ class Trainer:
     @property
     def momentum(self) -> float | None:
         """Momentum of SGD and Muon; None for Adam."""
-        return {"sgd": MOMENTUM, "muon": _MUON_MOMENTUM}.get(self.optimizer)
+        return {"sgd": MOMENTUM, "muon": _MUON_MOMENTUM}.get(self.optimizer.split("-")[0])
 
     def convert(self, model: nn.Module, rank: int) -> None:
         """Hold every weight of a stock model this method's way, in place; the weights stay.
@@ -129,7 +129,8 @@ class Trainer:
         Shape:
             - parameters: any, as the model has them
         """
-        return _OPTIMIZERS[self.parameterization == "riemannian", self.optimizer](parameters, lr)
+        optimizer = self.optimizer.removesuffix("-adaptive")
+        return _OPTIMIZERS[self.parameterization == "riemannian", optimizer](parameters, lr)
 
 
 _KINDS = {"svdp": "U diag(s) V^T", "sttp": "U diag(s) V^T with U, V as tensor trains"}

@@ -62,6 +62,7 @@ _OPTIMIZERS: dict[str, tuple[Any, str]] = {
     "adam-elementwise": ((0, (5, 1.2, 1, 1.2)), "^"),
     "sgd": ((0, (4, 1.6)), "s"),
     "muon": ((0, (1, 1)), "D"),
+    "muon-adaptive": ((0, (3, 1, 1, 1)), "v"),
 }
 
 OPTIMIZER_NAMES = {
@@ -69,6 +70,7 @@ OPTIMIZER_NAMES = {
     "adam-elementwise": "elementwise Adam",
     "sgd": "SGD",
     "muon": "Muon",
+    "muon-adaptive": "Muon, adaptive ranks",
 }
 _HELD = {
     ("dense", "dense"): "dense",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sttp_manifold.experiments.runs.adapt import AdaptiveRun
 from sttp_manifold.experiments.runs.contract import Run
 from sttp_manifold.experiments.runs.gan import GanRun
 from sttp_manifold.experiments.runs.solve import SolverRun
@@ -11,6 +12,7 @@ __all__ = ["RUNS"]
 
 RUNS: dict[str, type[Run]] = {
     TrainingRun.kind: TrainingRun,
+    AdaptiveRun.kind: AdaptiveRun,
     SolverRun.kind: SolverRun,
     GanRun.kind: GanRun,
 }
