@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.fixed_rank import FIXED_RANK
 from sttp_manifold.experiments.gan.entrants import GAN_ENTRANTS
 from sttp_manifold.experiments.method import Method
 from sttp_manifold.experiments.rank_schedule import ADAPTIVE
@@ -33,14 +34,19 @@ METHODS: Registry[Method] = Registry("method")
 def methods_for(task: Task, patterns: Sequence[str]) -> list[str]:
     """The names that the patterns stand for on a task, in the order asked for.
 
-    A wildcard, or ``all``, stands for the methods that apply to the task and are installed.
+    A wildcard, or ``all``, stands for the methods that apply to the task and are installed; ``all``
+    leaves out those that say ``extra``, which take a wildcard or their name.
 
     Raises:
         ConfigError: a pattern stands for nothing, or a method is named that does not apply.
     """
     chosen: dict[str, None] = {}
     for pattern in patterns:
-        hits = METHODS.select([pattern])
+        hits = [
+            name
+            for name in METHODS.select([pattern])
+            if pattern != "all" or not getattr(METHODS[name], "extra", False)
+        ]
         fits = [name for name in hits if METHODS[name].applies_to(task)]
         if not fits:
             here = ", ".join(method.name for method in METHODS if method.applies_to(task))
@@ -70,7 +76,7 @@ def left_out(task: Task, patterns: Sequence[str]) -> list[Method]:
     ]
 
 
-for _trainer in (*TRAINERS, *ADAPTIVE):
+for _trainer in (*TRAINERS, *ADAPTIVE, *FIXED_RANK):
     METHODS.add(_trainer)
 for _solver in SOLVERS:
     METHODS.add(_solver)

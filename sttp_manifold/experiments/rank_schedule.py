@@ -1,4 +1,4 @@
-"""Methods whose ranks change in training: more at the start, fewer by energy, the rank at the end."""
+"""Methods whose ranks change in training: more at first, fewer by energy, the rank at the end."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class RankSchedule:
     def in_words(self) -> str:
         """For specifications."""
         return (
-            f"{self.times} times the rank; energy {self.energy:g} after 1/3 of the epochs; the rank "
-            "after 2/3"
+            f"{self.times} times the rank; energy {self.energy:g} after 1/3 of the epochs; "
+            "the rank after 2/3"
         )
 
     def grow(self, model: nn.Module, rank: int, seed: int) -> nn.Module:
@@ -60,6 +60,7 @@ class AdaptiveTrainer(Trainer):
     ranks: RankSchedule = field(default_factory=RankSchedule)
 
     run = "adapt"
+    extra = True
 
 
 def plans_of(model: nn.Module) -> dict[str, list[list[int]]]:

@@ -129,8 +129,8 @@ class Trainer:
         Shape:
             - parameters: any, as the model has them
         """
-        optimizer = self.optimizer.removesuffix("-adaptive")
-        return _OPTIMIZERS[self.parameterization == "riemannian", optimizer](parameters, lr)
+        on_manifold = self.parameterization in ("riemannian", "fixed-rank")
+        return _OPTIMIZERS[on_manifold, self.optimizer.removesuffix("-adaptive")](parameters, lr)
 
 
 _KINDS = {"svdp": "U diag(s) V^T", "sttp": "U diag(s) V^T with U, V as tensor trains"}

@@ -14,6 +14,7 @@ protocol               what to implement                             what for
 :class:`HasDecay`      ``weight_decay_grad(x)``                      weight decay of the weight
 :class:`HasHessian`    ``hessian_operator(cost, x)``                 trust regions, check_hessian
 :class:`HasScale`      ``typical_dist(x)``                           the first trust region
+:class:`HasSteepest`   ``steepest(x, u)``                            Muon's step, of the weight
 :class:`HasAmbient`    ``unpack(x)``, ``ambient_vector(x, u)``       checks of points with a gauge
 :class:`HasProjection` ``project_matrix(x, Z)``                      the same, faster
 ``dimension_of``       ``dim``, ``total_dim`` where there is a gauge check_manifold, pymanopt
@@ -41,6 +42,7 @@ __all__ = [
     "HasLength",
     "HasProjection",
     "HasScale",
+    "HasSteepest",
     "LinearMap",
     "OfWeights",
     "dimension_of",
@@ -162,6 +164,19 @@ class HasScale(Protocol):
 
         Shape:
             - x: a point of the manifold
+        """
+        ...
+
+
+@runtime_checkable
+class HasSteepest(Protocol):
+    """Knows a direction of steep ascent whose size is that of its largest singular value."""
+
+    def steepest(self, x: Tensor, u: Tensor) -> Tensor:
+        """A tangent vector of spectral norm one along which ``u`` ascends.
+
+        Shape:
+            - x, u: a point of the manifold and a tangent vector
         """
         ...
 

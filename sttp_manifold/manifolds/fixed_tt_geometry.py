@@ -40,6 +40,7 @@ __all__ = [
     "core_wise_qr",
     "curve",
     "derivative_chain",
+    "polar_part",
     "project_chain",
     "project_entries",
     "project_matrix",
@@ -204,6 +205,34 @@ def curve(point: Point, vector: Vector, centre: FullBond) -> Vector:
             moved.append((frame + d - frame @ (d.mT @ d) / 2).unflatten(-2, core.shape[-3:-1]))
         sides.append(tuple(moved))
     return Vector(sides[0], centre.curve(point.bond, vector.bond), sides[1])
+
+
+def polar_part(point: Point, vector: Vector, centre: FullBond) -> Vector:
+    r"""Projection of the polar factor of the matrix that a tangent vector stands for.
+
+    Scaled to spectral norm one; zero for zero. In orthonormal bases of its row and column spaces
+    the matrix is one of ``2r x 2r``, whose polar factor is taken.
+    """
+    left, bond, right = _core_of(tangent_chain(point, vector))
+    u, s, vt = torch.linalg.svd(bond, full_matrices=False)
+    least = s.shape[-1] * torch.finfo(s.dtype).eps * s[..., :1]
+    sign = (u * (s > least).to(s.dtype).unsqueeze(-2)) @ vt
+    projected = project_chain(point, Vector(left, sign, right))
+    projected = projected._replace(bond=centre.project(point.bond, projected.bond))
+    size = torch.linalg.matrix_norm(_core_of(tangent_chain(point, projected)).bond, 2)
+    scale = torch.where(size == 0, 0, 1 / size)[..., None, None]
+    return Vector(
+        tuple(scale[..., None] * core for core in projected.left),
+        scale * projected.bond,
+        tuple(scale[..., None] * core for core in projected.right),
+    )
+
+
+def _core_of(chain: Vector) -> Vector:
+    """The same chain with orthonormal sides."""
+    left, a = qr_sweep(chain.left)
+    right, b = qr_sweep(chain.right)
+    return Vector(tuple(left), a @ chain.bond @ b.mT, tuple(right))
 
 
 def tangent_part(point: Point, vector: Sequence[Tensor] | Vector, centre: FullBond) -> Vector:

@@ -143,6 +143,18 @@ class FixedTTRankManifold(FixedTTPoints):
             )
         )
 
+    def steepest(self, x: Tensor, u: Tensor) -> Tensor:
+        r"""A tangent vector of spectral norm one along which ``u`` ascends steeply.
+
+        The polar factor of ``u`` as a matrix, projected and scaled, as in Riemannion (Bogachev et
+        al. 2025). It ascends: its product with ``u`` is the nuclear norm of ``u``, but for scale.
+
+        Shape:
+            - x, u, output: ``(*b, n_elements)``
+        """
+        x, u = self._fit(x, u)
+        return self._flat(geometry.polar_part(self._point(x), self._cores(u), self.centre))
+
     def project_matrix(self, x: Tensor, Z: Tensor) -> Tensor:
         """Projection of a dense matrix onto the tangent space.
 

@@ -163,7 +163,8 @@ class RiemannianWeight(SpectralWeight):
     def _follow_values(self) -> None:
         super()._follow_values()
         manifold = getattr(self.point, "manifold", None)
-        if manifold is not None and manifold.values != self.map.values:
+        # One put there from outside, as of fixed TT rank, has none to follow.
+        if getattr(manifold, "values", self.map.values) != self.map.values:
             self.__dict__.pop("_own_manifold", None)
             self.point.manifold = self._own_manifold
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from sttp_manifold._geoopt import ManifoldTensor
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.frames.orthonormal import polar_factor
 from sttp_manifold.frames.retractions import RETRACTIONS, Retraction, project_tangent
+from sttp_manifold.manifolds import FixedTTRankManifold
 from sttp_manifold.optim._blocks import (
     check_dense,
     frame_views,
@@ -34,6 +36,7 @@ from sttp_manifold.optim._blocks import (
     working_dtype,
 )
 from sttp_manifold.optim._carried import carried_state
+from sttp_manifold.optim._generic import Points, batched
 from sttp_manifold.optim._settings import SettingError, check_settings
 from sttp_manifold.optim._stacks import Stacks
 from sttp_manifold.optim.successors import replace_parameters
@@ -247,8 +250,9 @@ class FrameOptimizer:
                 stack.step += 1
                 if stack.stays:
                     self._give_back(stack)
-            for p in generic:
-                self._step_generic(group, p)
+            together = group["foreach"] is not False
+            for points in batched(generic, partial(self._steps_of, group), together=together):
+                self._step_generic(group, points)
             return self._count_step(group, stacks, generic)
 
     def _stacks_of(self, group: dict[str, Any], params: list[Tensor]) -> list[Stacks]:
@@ -342,9 +346,17 @@ class FrameOptimizer:
                     for X, M in zip(frame_views(p, x), frame_views(p, momentum), strict=True):
                         M.copy_(project_tangent(X.to(M.dtype), M))
             else:
-                x.copy_(p.manifold.projx(x.to(working_dtype(p))))
+                before = x.to(working_dtype(p))
+                after = p.manifold.projx(before)
                 if momentum is not None:
-                    momentum.copy_(p.manifold.proju(x.to(momentum.dtype), momentum))
+                    # The vector of a point with a gauge is of no use at another one of its weight.
+                    gauged = isinstance(p.manifold, FixedTTRankManifold)
+                    momentum = momentum.copy_(
+                        p.manifold.transp(before, after, momentum)
+                        if gauged
+                        else p.manifold.proju(after.to(x.dtype).to(momentum.dtype), momentum)
+                    )
+                x.copy_(after)
 
     def _retraction_in(self, group: dict[str, Any]) -> Retraction:
         return _retraction_of(type(self).__name__, group["retraction"])
@@ -355,7 +367,7 @@ class FrameOptimizer:
     def _step_framed(self, group: dict[str, Any], stacks: Stacks) -> None:
         raise NotImplementedError
 
-    def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
+    def _step_generic(self, group: dict[str, Any], points: Points) -> None:
         raise NotImplementedError
 
     def _count_step(

@@ -20,7 +20,7 @@ from sttp_manifold.optim._blocks import (
     shortened,
     working_dtype,
 )
-from sttp_manifold.optim._generic import move, riemannian_gradient, squared
+from sttp_manifold.optim._generic import Points, adam_step
 from sttp_manifold.optim._gradients import Gradients
 from sttp_manifold.optim._moments import (
     accumulate,
@@ -353,26 +353,15 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
                 self.__dict__["state"][p]["step"] = torch.tensor(stacks.step)
         super()._unstack(stacks)
 
-    def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
-        x, lr = p.detach().to(working_dtype(p)), number(group["lr"])
-        manifold = p.manifold  # type: ignore[attr-defined]
-        decay, (beta1, beta2) = float(group["weight_decay"]), betas(group)
-        state = self._state_of(group, p, tuple(p.shape))
-        state["step"] += 1
-        step = float(state["step"])
-        coupled = 0.0 if is_decoupled(group) else decay
-        grad = riemannian_gradient(p, maximize=group["maximize"], weight_decay=coupled)
-        momentum, second = state["exp_avg"], state["exp_avg_sq"]
-        momentum.mul_(beta1).add_((1 - beta1) * grad)
-        second.mul_(beta2).add_((1 - beta2) * squared(p, grad))
-        if group["amsgrad"]:
-            second = torch.maximum(state["max_exp_avg_sq"], second, out=state["max_exp_avg_sq"])
-        denominator = second.div(1 - beta2**step).sqrt_().add_(group["eps"])
-        direction = momentum.div(1 - beta1**step) / denominator
-        if decay and is_decoupled(group):
-            penalty = decay_gradient(p).to(x.dtype)
-            direction = direction + manifold.egrad2rgrad(x, decay * penalty)
-        move(p, -lr * direction, momentum)
+    def _step_generic(self, group: dict[str, Any], points: Points) -> None:
+        states = [self._state_of(group, p, tuple(p.shape)) for p in points.params]
+        for state in states:
+            state["step"] += 1
+        names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+        kept = {name: points.take([state[name] for state in states]) for name in names}
+        adam_step(points, kept, float(states[0]["step"]), group)
+        for name, array in kept.items():
+            points.give(array, [state[name] for state in states])
 
     def _state_of(self, group: dict[str, Any], p: Tensor, shape: tuple[int, ...]) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.frames.retractions import Retraction
+from sttp_manifold.manifolds.contract import HasSteepest
 from sttp_manifold.optim._base import detached
-from sttp_manifold.optim._blocks import decay_gradient, number, project_
+from sttp_manifold.optim._blocks import decay_gradient, number, project_, working_dtype
 from sttp_manifold.optim._direction import steepest_direction
+from sttp_manifold.optim._generic import Points
 from sttp_manifold.optim._gradients import Gradients
 from sttp_manifold.optim._moments import correction
 from sttp_manifold.optim._settings import SettingError, check_settings
@@ -56,8 +58,13 @@ class RiemannianMuon(RiemannianAdam):
         zero, as by :class:`torch.optim.lr_scheduler.CosineAnnealingLR`, or another method, as
         :func:`minimize` or :class:`RiemannianAdam`.
 
-    Whatever is no frame moves by Adam: spectra, biases, plain parameters, and points of manifolds
-    without frames, these by :class:`RiemannianAdam`.
+    Points of :class:`sttp_manifold.FixedTTRankManifold` are weights rather than frames. Their step
+    is the polar factor of the momentum as a matrix, projected onto the tangent space (Riemannion,
+    Bogachev et al. 2025, arXiv 2507.12142, of tensor trains), and ``lr`` is its spectral norm: how
+    much ``W`` changes. ``weight_decay`` is of ``W`` there as well.
+
+    Whatever is neither moves by Adam: spectra, biases, plain parameters, and points of other
+    manifolds, these by :class:`RiemannianAdam`.
 
     Args:
         params: parameters or groups of them.
@@ -255,8 +262,27 @@ class RiemannianMuon(RiemannianAdam):
         scale = scale.mul_(lr).div_(correction(beta1, steps))
         x.sub_(first * scale.to(first.dtype))
 
-    def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
-        super()._step_generic(self._adam_group(group), p)
+    def _step_generic(self, group: dict[str, Any], points: Points) -> None:
+        if not isinstance(points.manifold, HasSteepest):
+            super()._step_generic(self._adam_group(group), points)
+            return
+        lr, momentum = number(group["lr"]), float(group["momentum"])
+        states = [self.state[p] for p in points.params]
+        for p, state in zip(points.params, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"] = torch.zeros_like(p.detach(), dtype=working_dtype(p))
+            state["step"] += 1
+        kept = [state["exp_avg"] for state in states]
+        m = points.take(kept)
+        grad = points.gradient(maximize=group["maximize"], weight_decay=0.0)
+        m.lerp_(grad, 1 - momentum)
+        ahead = grad.lerp(m, momentum) if group["nesterov"] else m
+        direction = points.manifold.steepest(points.x, ahead)
+        if group["weight_decay"]:
+            direction = direction + points.decay(float(group["weight_decay"]))
+        points.move(-lr * direction, m)
+        points.give(m, kept)
 
     def _adam_group(self, group: dict[str, Any]) -> dict[str, Any]:
         """The settings of a group for what moves by Adam, under Adam's names."""

@@ -17,7 +17,7 @@ from sttp_manifold.optim._blocks import (
     project_,
     shortened,
 )
-from sttp_manifold.optim._generic import move, riemannian_gradient
+from sttp_manifold.optim._generic import Points
 from sttp_manifold.optim._gradients import Gradients
 from sttp_manifold.optim._settings import check_settings
 from sttp_manifold.optim._stacks import Stacks
@@ -192,17 +192,23 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
         if "momentum_buffer" in states[0]:
             stacks.lend("momentum_buffer", [state["momentum_buffer"] for state in states])
 
-    def _step_generic(self, group: dict[str, Any], p: Tensor) -> None:
+    def _step_generic(self, group: dict[str, Any], points: Points) -> None:
         lr, decay = number(group["lr"]), float(group["weight_decay"])
-        grad = riemannian_gradient(p, maximize=group["maximize"], weight_decay=decay)
+        grad = points.gradient(maximize=group["maximize"], weight_decay=decay)
         if not group["momentum"]:
-            move(p, -lr * grad, None)
+            points.move(-lr * grad, None)
             return
-        started = "momentum_buffer" in self.state[p]
-        kept = self.state[p].get("momentum_buffer", torch.zeros_like(grad))
-        buffer = self.state[p]["momentum_buffer"] = kept.to(grad.dtype)
+        states = [self.state[p] for p in points.params]
+        started = "momentum_buffer" in states[0]
+        for p, state in zip(points.params, states, strict=True):
+            if not started:
+                state["momentum_buffer"] = torch.zeros_like(p.detach(), dtype=grad.dtype)
+            state["momentum_buffer"] = state["momentum_buffer"].to(grad.dtype)
+        buffers = [state["momentum_buffer"] for state in states]
+        buffer = points.take(buffers)
         direction = _sgd_direction(buffer, grad, group, started)
-        move(p, -lr * direction, buffer)
+        points.move(-lr * direction, buffer)
+        points.give(buffer, buffers)
 
     def _count_step(
         self, group: dict[str, Any], stacks: list[Stacks], generic: list[Tensor]

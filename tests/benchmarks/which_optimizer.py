@@ -124,7 +124,9 @@ def train(path: Path, steps: int) -> None:
         runs.append(one(name, width, rank, lr, seed, steps))
         lines = ",\n".join(json.dumps(run) for run in runs)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'{{"torch": "{torch.__version__}", "runs": [\n{lines}\n]}}\n', "utf-8")
+        part = path.with_suffix(".part")
+        part.write_text(f'{{"torch": "{torch.__version__}", "runs": [\n{lines}\n]}}\n', "utf-8")
+        part.replace(path)
 
 
 def mean(runs: list[dict[str, Any]], key: str, **where: Any) -> float:

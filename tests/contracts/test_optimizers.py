@@ -16,6 +16,7 @@ import torch
 
 from sttp_manifold._geoopt import EuclideanStiefel, ManifoldParameter, geoopt
 from sttp_manifold.errors import OptimizerError
+from sttp_manifold.manifolds.fixed_tt_rank import FixedTTRankManifold
 from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
 from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, RiemannianSGD, check_optimizer
 from sttp_manifold.tt.shape import TTShape
@@ -118,6 +119,11 @@ class Model(torch.nn.Module):
             sphere = geoopt.Sphere()
             self.sphere = ManifoldParameter(
                 sphere.projx(torch.randn(5, dtype=dtype)), manifold=sphere
+            )
+            F = FixedTTRankManifold(SHAPE)
+            self.weight, self.other = (
+                F.random_parameter(dtype=dtype),
+                F.random_parameter(dtype=dtype),
             )
 
 

@@ -43,7 +43,12 @@ def test_the_plan_is_methods_times_ranks_times_seeds(settings):
 
 def test_defaults_are_the_tasks(tiny, tmp_path):
     runs = plan(Settings(out=tmp_path, task="tiny"))
-    assert len(runs) == len(TRAINING) * len(tiny.ranks) * len(tiny.seeds)
+    usual = [method for method in TRAINING if not getattr(method, "extra", False)]
+    assert len(runs) == len(usual) * len(tiny.ranks) * len(tiny.seeds)
+    more = plan(
+        Settings(out=tmp_path, task="tiny", methods=["all", "*-adaptive", "*-fixed-rank-*"])
+    )
+    assert len(more) == len(TRAINING) * len(tiny.ranks) * len(tiny.seeds)
     assert {run.spec.epochs for run in runs} == {tiny.epochs}
     assert {run.spec.dtype for run in runs} == {tiny.dtype}
 

@@ -79,6 +79,8 @@ _HELD = {
     ("svdp", "riemannian"): "SVDP Riemannian",
     ("sttp", "householder"): "STTP chart",
     ("sttp", "riemannian"): "STTP Riemannian",
+    ("svdp", "fixed-rank"): "SVDP fixed rank",
+    ("sttp", "fixed-rank"): "STTP fixed rank",
 }
 
 

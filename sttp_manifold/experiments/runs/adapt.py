@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sttp_manifold.experiments.distributed import wrapped
 from sttp_manifold.experiments.rank_schedule import AdaptiveTrainer, plans_of, with_plans
 from sttp_manifold.experiments.runs.train import TrainingRun
 from sttp_manifold.experiments.specs import derived_seed
@@ -63,6 +64,7 @@ class AdaptiveRun(TrainingRun):
             self.stage += 1
             self.method.ranks.lower(self.model, self.spec.rank, self.stage)
             follow(self.optimizer, self.model)
+            self.forward = wrapped(self.model, self.device)
             self.elapsed += self._clock() - begin
             self._count_numbers(self.model)
         return super().advance()
@@ -80,6 +82,7 @@ class AdaptiveRun(TrainingRun):
         assert self.spec.lr is not None
         self.stage = state["stage"]
         with_plans(self.model, state["plans"])
+        self.forward = wrapped(self.model, self.device)
         self.optimizer = self.method.make_optimizer(self.model.parameters(), self.spec.lr)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, self.schedule.lr_lambdas[0]
