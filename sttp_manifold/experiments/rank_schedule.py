@@ -22,7 +22,7 @@ class RankSchedule:
 
     Attributes:
         times: the ranks at the start, in ranks of the comparison.
-        energy: what each weight keeps of its :math:`|W|^2` after a third of the epochs.
+        energy: the part of its squared norm that each weight keeps after a third of the epochs.
     """
 
     times: int = 2
