@@ -215,3 +215,21 @@ def test_tf32_is_simulated_by_ten_bits(module: Any) -> None:
         product = A @ B
     torch.testing.assert_close(product, tf32.rounded(A) @ tf32.rounded(B))
     assert not torch.allclose(product, A @ B, rtol=0, atol=1e-6)
+
+
+def test_the_page_of_optimizers_is_that_of_its_results(module: Any, tmp_path: Path) -> None:
+    script = module("which_optimizer")
+    docs = BENCHMARKS.parents[1] / "docs"
+    if not docs.is_dir():
+        pytest.skip("the documentation is not beside the tests")
+    runs = script.load(docs / "results" / "which-optimizer.json")
+    page = (docs / "which-optimizer.md").read_text("utf-8")
+    assert script.table(runs) in page
+    assert script.times(runs) in page
+    copied = tmp_path / "page.md"
+    copied.write_text(page, "utf-8")
+    script.write(runs, copied)
+    assert copied.read_text("utf-8") == page
+    one = script.one("RiemannianMuon", 32, 4, 0.1, 0, 2)
+    assert {*one} == {*runs[-1]}
+    assert one["steps"] == 2

@@ -228,7 +228,7 @@ class RiemannianWeight(SpectralWeight):
         """How far frames are from orthonormal, and how far they may be."""
         point, worst = self.point.detach(), []
         with outside_autocast(point.device):
-            for part, count, d, r in self.manifold.frame_groups:
+            for part, count, d, r in self._own_manifold.frame_groups:
                 X = widened(point[part]).view(count, d, r)
                 eye = torch.eye(r, dtype=X.dtype, device=X.device)
                 worst.append(torch.baddbmm(eye.expand(count, r, r), X.mT, X, beta=-1).abs().max())

@@ -171,6 +171,16 @@ def times(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def write(runs: list[dict[str, Any]], page: Path) -> None:
+    """Put both tables between their marks on a page."""
+    text = page.read_text("utf-8")
+    for mark, lines in (("rates", table(runs)), ("times", times(runs))):
+        start, end = f"<!-- {mark}:start -->\n", f"\n<!-- {mark}:end -->"
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}{lines}{end}{rest.partition(end)[2]}"
+    page.write_text(text, "utf-8")
+
+
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """One panel an optimizer, one curve a shape."""
     import matplotlib as mpl
@@ -210,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=DOCS / "results" / "which-optimizer.json")
     parser.add_argument("--figure", type=Path, default=DOCS / "figures" / "which-optimizer.png")
+    parser.add_argument("--page", type=Path, help="a page to put the tables on")
     parser.add_argument("--steps", type=int, default=STEPS, help="0 to train nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -219,6 +230,8 @@ def main() -> None:
             train(arguments.out, arguments.steps)
     runs = load(arguments.out)
     print(table(runs), times(runs), sep="\n\n")
+    if arguments.page:
+        write(runs, arguments.page)
     draw(runs, arguments.figure)
 
 
