@@ -188,7 +188,9 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(OPTIMIZERS), figsize=(15, 3.6), sharey=True)
+    figure, axes = plt.subplots(
+        1, len(OPTIMIZERS), figsize=(15, 4), sharey=True, layout="constrained"
+    )
     colours = plt.get_cmap("viridis")
     for axis, name in zip(axes, OPTIMIZERS, strict=True):
         for k, (width, rank) in enumerate(SHAPES):
@@ -210,8 +212,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("learning rate")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy (%)")
-    axes[-1].legend(fontsize=7, loc="lower left")
-    figure.tight_layout()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(SHAPES), frameon=False)
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
 
