@@ -242,22 +242,6 @@ def _check_parameters(layer: nn.Module, names: Iterable[str]) -> None:
                 "make it a plain torch.nn.Parameter",
             )
     check_tensors(layer, [layer._parameters[name] for name in names])
-    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-        _check_table(layer)
-
-
-def _check_table(layer: nn.Embedding | nn.EmbeddingBag) -> None:
-    """Raise for what a table says of rows that are stored."""
-    for name, harmless, why in (
-        ("max_norm", None, "shortens rows of a stored table in place"),
-        ("sparse", False, "needs a gradient for each row, and spectral parameters are no rows"),
-    ):
-        if getattr(layer, name) != harmless:
-            raise ConversionError(
-                f"this {type(layer).__name__} has {name}={getattr(layer, name)!r}, which {why}; "
-                f"set layer.{name} = {harmless} before, or convert the network without this layer "
-                "(skip=[its name])"
-            )
 
 
 def check_own(module: nn.Module, names: Iterable[str] = ()) -> None:

@@ -90,7 +90,7 @@ def compress(
             what is not compressed in full (biases, norms with running statistics, other layers).
         allocate: how a budget is spread: ``"uniform"`` is the largest common rank, ``"energy"``
             gives most to the weights that lose most (by their singular values), ``"balanced"`` is
-            half-way between, and mostly the best.
+            half-way between. Uniform is the better one where much is kept, balanced where little.
         data: a few batches of inputs: a list or a loader of them (a tensor; a mapping of arguments;
             of a tuple the first), or a function that runs the model. Pretrained weights then lose
             as little as can be of their *outputs* on these, instead of themselves

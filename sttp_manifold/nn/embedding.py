@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
-from sttp_manifold.errors import ShapeError
+from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.recipe import WeightOptions, takes
 from sttp_manifold.nn.torch_state import outside_autocast
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.tt.contract import right_matrix, times_bond
+from sttp_manifold.tt.contract import right_matrix, scaled_left
 from sttp_manifold.tt.lookup import look_up, lookup_plan
 
 if TYPE_CHECKING:
@@ -72,6 +72,16 @@ class Table(SpectralLayer):
 
     def _keep(self, layer: Any) -> Self:
         """Keep what a stock layer says of its rows."""
+        for name, harmless, why in (
+            ("max_norm", None, "shortens rows of a stored table in place"),
+            ("sparse", False, "needs a gradient for each row, and the parameters here are no rows"),
+        ):
+            if getattr(layer, name) != harmless:
+                raise ConversionError(
+                    f"this {type(layer).__name__} has {name}={getattr(layer, name)!r}, which "
+                    f"{why}; set layer.{name} = {harmless} before, or convert the network without "
+                    "this layer (skip=[its name])"
+                )
         self.norm_type = layer.norm_type
         if self.padding_idx is not None:
             self.padding_row = layer.weight.detach()[self.padding_idx].clone()
@@ -109,14 +119,17 @@ class Table(SpectralLayer):
         return layer
 
     def form_together(self, weight: SpectralWeight) -> str:
-        """See the base class: ``U S`` is not formed, of which few rows are wanted."""
+        """See the base class: ``U`` is not formed where it consists of several cores."""
         form = super().form_together(weight)
-        return "cores" if form == "factors" else form
+        several = len(weight.shape.merged.out_modes) > 1
+        return "cores" if form == "factors" and several else form
 
     def _form(self, x: object) -> str:
         shape = self.spectral_weight.shape.merged
         count = x.numel() if isinstance(x, Tensor) else 1
-        return "dense" if lookup_plan(shape, count).name == "dense" else "cores"
+        if lookup_plan(shape, count).name == "dense":
+            return "dense"
+        return "cores" if len(shape.out_modes) > 1 else "factors"
 
     def _halves(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows of ``U S`` at indices and ``V^T``; or rows of ``W``, and None.
@@ -136,8 +149,7 @@ class Table(SpectralLayer):
         # What follows from the number of indices would be frozen, or compiled anew for each.
         fixed = torch.compiler.is_compiling() or torch.jit.is_tracing()
         formed = lookup_plan(weight.shape.merged, _USUAL if fixed else index.shape[0]).formed
-        rows = times_bond(look_up(tt.left, index, formed), tt.spectrum, 0)
-        return rows, right_matrix(tt.right)
+        return look_up(scaled_left(tt.left, tt.spectrum), index, formed), right_matrix(tt.right)
 
     def _flat(self, x: object) -> Tensor:
         """Indices in one dimension."""
@@ -182,10 +194,7 @@ def check_padding(caller: str, padding_idx: int | None, count: int) -> None:
 class SpectralEmbedding(Table):
     r"""A table of vectors for tokens, of which those asked for are computed.
 
-    The rank bounds the dimension that the vectors span. A stored table is read, and this one is
-    computed: its frames in each forward of a chart, and a product for the vectors. Training is
-    faster than with a large table, whose gradient is as large; lookups alone are slower, and for
-    inference :func:`decompress` gives two stock layers. The same weight may serve an output layer
+    The rank bounds the dimension that the vectors span. The same weight may serve an output layer
     (``SpectralLinear(..., weight=embedding.spectral_weight)``); :func:`compress` keeps such ties.
 
     Args:

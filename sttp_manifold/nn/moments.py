@@ -72,6 +72,14 @@ class Moments(TorchDispatchMode):
         self._sums: dict[_Part, Tensor] = {}
         self._last: tuple[Any, Tensor] | None = None
 
+    def watches(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether it was made to watch these very parameters.
+
+        Shape:
+            - parameters: any
+        """
+        return all(id(p) in self._number for p in parameters)
+
     def of(self, parameter: Tensor, matrix: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Moments on both sides of a matrix that is a part of a parameter; None if not seen.
 
@@ -326,7 +334,8 @@ def second_moments(model: nn.Module, parameters: Iterable[Tensor], data: object)
     Args:
         model: the network.
         parameters: those to watch.
-        data: as for :func:`compress`.
+        data: as for :func:`compress`, which takes the result in place of the data: one pass for
+            several conversions of copies that share their parameters.
 
     Raises:
         ConversionError: data that is none, or has no batch.

@@ -10,13 +10,14 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.allocate import check_allocation, spread
 from sttp_manifold.nn.choose import own_tensors
 from sttp_manifold.nn.counts import count_elements
 from sttp_manifold.nn.modules import show
-from sttp_manifold.nn.moments import second_moments
+from sttp_manifold.nn.moments import Moments, second_moments
 from sttp_manifold.nn.recipe import PRETRAINED, Recipe
 from sttp_manifold.nn.stock import TABLE, groups_of, stock_layers
 from sttp_manifold.nn.units import Made, SpectralUnit, StockUnit, spectral_units
@@ -80,7 +81,9 @@ def find_units(
                     else "all are in spectral form already; call decompress(model) first"
                 )
             )
-        moments = second_moments(model, [w for g in groups for w in g.weights], data)
+        weights = [w for g in groups for w in g.weights]
+        known = isinstance(data, Moments) and data.watches(weights)
+        moments = data if known else second_moments(model, weights, data)
     stock = [StockUnit(group, recipe, grow, moments) for group in groups]
     found.units = [*stock, *there]
     unseen = [name for unit in stock for name in unit.unseen()]
@@ -238,7 +241,7 @@ def left_dense(
         own = [p for p in own_tensors(module) if p not in treated]
         matrices = [p for p in own if sum(size > 1 for size in p.shape) > 1]
         if matrices:
-            kind = type(module).__name__
+            kind = parametrize.type_before_parametrizations(module).__name__
             counts[kind] += 1
             sizes[kind] += sum(p.numel() for p in matrices)
     return [

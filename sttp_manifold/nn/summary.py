@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.display import box_html, table_html
@@ -188,8 +189,9 @@ def _left(model: nn.Module, rows: Container[object]) -> tuple[SummaryRow, ...]:
         own = [t for t in counted_tensors(module) if t not in seen and t not in rows]
         if own and not isinstance(module, SpectralWeight):
             seen.update(own)
-            counts[type(module).__name__] += 1
-            sizes[type(module).__name__] += sum(t.numel() for t in own)
+            kind = parametrize.type_before_parametrizations(module).__name__
+            counts[kind] += 1
+            sizes[kind] += sum(t.numel() for t in own)
     return tuple(
         SummaryRow(f"{counts[kind]} x {kind}", "not in spectral form", (), (), *(size,) * 4)
         for kind, size in sizes.most_common()

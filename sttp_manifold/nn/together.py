@@ -84,8 +84,6 @@ class _Forward(Scope):
         for weight, own in self._weights.values():
             if (own is None) == (form is not None):
                 layout, tensors = weight.layout, weight._tensors()
-                if layout is not None and layout.is_views and (own or form) == "cores":
-                    continue  # they are there already, and need not be copied
                 if layout is not None and weight._is_plain(tensors):
                     members.append(_Member(weight, own or form or "", layout, tensors))
         recorded = torch.is_grad_enabled()

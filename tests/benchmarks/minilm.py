@@ -21,7 +21,7 @@ import re
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import sttp_manifold as sm
+from sttp_manifold.nn.moments import second_moments
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "minilm.json"
@@ -41,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "TT-SVD": {"kind": "sttp"},
     "SVDP, data": {"kind": "svdp", "data": True},
     "SVDP, data, balanced": {"kind": "svdp", "data": True, "allocate": "balanced"},
-    "STTP, data, balanced": {"kind": "sttp", "data": True, "allocate": "balanced"},
+    "STTP, data": {"kind": "sttp", "data": True},
 }
 
 
@@ -89,6 +90,8 @@ class Sentences:
         self.held_out = self.batches(texts[:held_out])
         self.pool = texts[held_out:]
         self.calibration = self.batches(self.pool[:calibration])
+        weights = [p for p in self.model.parameters() if p.ndim == 2]
+        self.moments = second_moments(self.model, weights, self.calibration)
         self.wanted = torch.cat([embeddings(self.model, batch) for batch in self.held_out])
 
     def batches(self, texts: list[str], size: int = BATCH) -> list[Mapping[str, Tensor]]:
@@ -121,26 +124,30 @@ def compressed(of: Sentences, fraction: float, way: Mapping[str, Any], **how: An
     """A copy of the model with so much of its encoder's weights."""
     how = {"only": "encoder", **way, **how}
     if how.pop("data", False):
-        how["data"] = of.calibration
+        how["data"] = of.moments
+    # A copy that shares its parameters, which compress replaces and does not change.
+    copied = copy.deepcopy(of.model, {id(p): p for p in of.model.parameters()})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sm.nn.SkippedLayerWarning)
-        return sm.nn.compress(copy.deepcopy(of.model), budget=fraction, **how)
+        return sm.nn.compress(copied, budget=fraction, **how)
 
 
 # -- measurements --------------------------------------------------------------------------------
 
 
-def truncate(of: Sentences, save: Callable[[str, Any], None], kinds: str) -> None:
+def truncate(
+    of: Sentences, save: Callable[[str, Any], None], kinds: str, fractions: Sequence[float]
+) -> None:
     """The cosines after truncation alone."""
     rows = []
-    for fraction in FRACTIONS:
+    for fraction in fractions:
         for name, way in WAYS.items():
             if way["kind"] in kinds:
                 rows.append(_row(of, name, "encoder", fraction, way))
                 save("truncate", rows)
     both = {"only": ["encoder", "embeddings.word_embeddings"]}
-    for fraction in FRACTIONS[2:]:
-        for name in ("SVDP, data, balanced", "STTP, data, balanced"):
+    for fraction in (f for f in fractions if f in (0.3, 0.1)):
+        for name in ("SVDP, data", "STTP, data"):
             how = {**WAYS[name], **both}
             if how["kind"] not in kinds:
                 continue
@@ -258,6 +265,8 @@ def tables(results: Mapping[str, Any]) -> str:
     lines = []
     for part in ("encoder", "encoder and table of words"):
         rows = [row for row in results["truncate"] if row["part"] == part]
+        if not rows:
+            continue
         fractions = sorted({row["fraction"] for row in rows}, reverse=True)
         lines += [
             f"| {part}, kept | {' | '.join(f'{f:.0%}' for f in fractions)} | seconds |",
@@ -317,6 +326,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--kinds", default="svdp,sttp", help="which to truncate by")
+    parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
     parser.add_argument("--out", type=Path, default=RESULTS, help="the file of results")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -333,7 +343,7 @@ def main() -> None:
     if set(given.parts) - {"page"}:
         of = Sentences(given.calibration, given.held_out)
         if "truncate" in given.parts:
-            truncate(of, save, given.kinds)
+            truncate(of, save, given.kinds, given.fractions)
         if "distill" in given.parts:
             distill(of, save, given.fraction, given.steps, given.seeds)
     if "page" in given.parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -191,6 +192,18 @@ def test_outputs_on_the_data_are_nearer(kind: str, how: str) -> None:
         white = torch.linalg.svd(x.double() @ layer.weight.double().mT).S
         best = white[4:].square().sum().sqrt()
         assert float((fitted(x) - wanted).norm()) < 1.02 * float(best)
+
+
+def test_moments_serve_copies_that_share_their_parameters() -> None:
+    model, x = nn.Sequential(nn.Linear(16, 12), nn.Linear(12, 4)), torch.randn(50, 16)
+    moments = second_moments(model, [model[0].weight, model[1].weight], [x])
+
+    def shared() -> nn.Module:
+        return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+    once, again = (compress(shared(), 2, kind="svdp", data=d) for d in (moments, [x]))
+    for a, b in zip(once, again, strict=True):
+        torch.testing.assert_close(a.weight, b.weight)
 
 
 def test_a_layer_that_the_data_does_not_reach_is_named() -> None:
