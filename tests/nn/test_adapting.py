@@ -26,6 +26,7 @@ from sttp_manifold.nn import (
     merge,
     remove_adapter,
     set_adapter,
+    summary,
     switch,
     together,
     unmerge,
@@ -511,3 +512,19 @@ def test_updates_are_formed_together() -> None:
     close(together(model, False)(x), y)
     together(model)
     assert not remove_adapter(model)._forward_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+def test_the_rest_of_the_package_and_torch_take_it() -> None:
+    model = trained(adapt(net(), 3, ["3", "5"]))
+    x, y = image(), model(image())
+    rows = {row.layer: row for row in summary(model).rows}
+    assert rows["3.base"].kind == "dense"
+    assert rows["3.updates.default.weight"].kind.startswith("sttp")
+    small = compress(copy.deepcopy(model), rank=100, grow="allow")
+    assert isinstance(small[3].base, SpectralLinear)
+    close(small(x), y)
+    close(decompress(small)(x), y)
+    close(torch.export.export(model, (x,)).module()(x), y)
+    close(torch.compile(model, fullgraph=True, backend="eager")(x), y)
+    close(torch.func.functional_call(model, dict(model.named_parameters()), (x,)), y)

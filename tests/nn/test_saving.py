@@ -24,6 +24,7 @@ from sttp_manifold.nn import (
     SpectralLinear,
     SpectralWeight,
     compress,
+    decompress,
     load,
     make_weight,
     save,
@@ -553,3 +554,34 @@ def test_a_state_is_refused_by_another_plan_as_a_file_is(tmp_path: Path) -> None
         switch(other, "householder")
         load(tmp_path / "a.safetensors", into=other)
     assert all(w.method == "householder" for m in other.modules() for w in weights_of(m).values())
+
+
+def test_hugging_face_networks_and_their_ties(tmp_path: Path) -> None:
+    """Saved beside their configuration, and loaded into a network made from it."""
+    transformers = pytest.importorskip("transformers")
+
+    def make(config: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return transformers.AutoModelForMaskedLM.from_config(config).eval()
+
+    config = transformers.BertConfig(
+        vocab_size=60,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    model = compress(make(config), rank=4, grow="allow")
+    tokens = torch.arange(12).reshape(2, 6)
+    model.config.save_pretrained(tmp_path)
+    save(model, tmp_path / "spectral.safetensors")
+    other = make(transformers.AutoConfig.from_pretrained(tmp_path))
+    other = load(tmp_path / "spectral.safetensors", into=other)
+    with torch.no_grad():
+        assert torch.equal(other(input_ids=tokens).logits, model(input_ids=tokens).logits)
+    inner, outer = other.get_input_embeddings(), other.get_output_embeddings()
+    assert inner.spectral_weight is outer.spectral_weight
+    with pytest.raises(TypeError, match="SpectralEmbedding"):
+        other.resize_token_embeddings(70)
+    decompress(other).resize_token_embeddings(70)
+    assert compress(other, rank=4, grow="allow").get_input_embeddings().num_embeddings == 70
