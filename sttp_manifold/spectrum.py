@@ -246,10 +246,16 @@ class SpectrumMap:
                 "fixed": f"the singular values {given} and no others",
             }.get(self.name, "finite singular values")
             sizes = spectrum.detach().abs()
+            anew = (
+                ", or start anew by init='random' (in compress with grow='allow', which leaves no "
+                "layer out)"
+                if self.name == "identity"
+                else ""
+            )
             raise SpectrumError(
                 f"spectrum={self.name!r} holds {wanted}, but this weight has singular values from "
                 f"{float(sizes.min()):.3g} to {float(sizes.max()):.3g}; pass project=True for the "
-                "nearest weight that it can hold, or use spectrum='free'"
+                f"nearest weight that it can hold, or use spectrum='free'{anew}"
             )
 
 

@@ -165,6 +165,10 @@ class Setting:
         return self.network(self.tensor(3, 24)).square().mean()
 
     @cached_property
+    def layer_of_chart(self) -> nn.Module:
+        return sm.nn.SpectralLinear(8, 6, rank=2)
+
+    @cached_property
     def saved(self) -> nn.Module:
         return self.model()
 
@@ -217,7 +221,7 @@ GOOD: Values = {
     "kind": lambda s, o: s.kind,
     "kernel": lambda s, o: s.rng.choice(["flat", "factored"]),
     "spectrum": lambda s, o: s.spectrum,
-    "bound": lambda s, o: 2.0,
+    "bound": lambda s, o: 2.0 if s.spectrum == "bounded" else 1.0,  # which others have not
     "shape": lambda s, o: s.shape,
     "W": lambda s, o: s.W,
     "tt": lambda s, o: s.tt,
@@ -337,6 +341,12 @@ SPECIAL: dict[str, Values] = {
     "FixedTTRankManifold.from_matrix": {"W": lambda s, o: s.W},
     "FixedTTRankManifold.pack": {"tt": lambda s, o: s.F.unpack(s.point(s.F))},
     "FixedTTRankManifold.project_chain": {"chain": lambda s, o: chain_of(s)},
+    "HouseholderWeight.decay_": {"amount": lambda s, o: 0.1},
+    "decay_weights": {
+        "model": lambda s, o: s.layer_of_chart,
+        "optimizer": lambda s, o: torch.optim.SGD(s.layer_of_chart.parameters(), lr=0.1),
+        "weight_decay": lambda s, o: 0.1,
+    },
     "FixedTTRankManifold.weight_decay_grad": {"weight_decay": lambda s, o: 0.1},
     "FixedTTRankManifold.random": {"size": lambda s, o: s.sizes(o)},
     "FixedTTRankManifold.origin": {"size": lambda s, o: s.sizes(o)},

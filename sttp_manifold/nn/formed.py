@@ -25,7 +25,17 @@ from torch import Tensor
 
 from sttp_manifold.nn.torch_state import Circumstances, circumstances
 
-__all__ = ["Entry", "Scope", "close_scope", "form_of", "once", "open_scope", "take"]
+__all__ = [
+    "Entry",
+    "Scope",
+    "any_running",
+    "close_scope",
+    "form_of",
+    "once",
+    "open_scope",
+    "running",
+    "take",
+]
 
 Make = Callable[[], Tensor]
 
@@ -65,18 +75,23 @@ class Entry:
         tensors: what it was formed from.
         outputs: what it consists of.
         given: called each time it is handed out.
+        taken: whether somebody has it already.
     """
 
     __slots__ = ("_given", "_marks", "_outputs", "_stamps", "_taken")
 
     def __init__(
-        self, tensors: Sequence[Tensor], outputs: tuple[Tensor, ...], given: Callable[[], None]
+        self,
+        tensors: Sequence[Tensor],
+        outputs: tuple[Tensor, ...],
+        given: Callable[[], None],
+        taken: bool = False,
     ) -> None:
         self._stamps = [_Stamp.of(tensor) for tensor in tensors]
         self._outputs = outputs
         self._marks = [_mark(tensor) for tensor in outputs]
         self._given = given
-        self._taken = False
+        self._taken = taken
 
     def take(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
         """The outputs, unless anything has changed.
@@ -120,6 +135,9 @@ class Scope(ABC):
         self._made: dict[int, Entry] = {}
         self._asked: str | None = None
         self._formed = False
+        # Weights that were read in another form than their own; and what ends with the forward.
+        self._others: dict[tuple[int, str], Entry] = {}
+        self.closing: list[Callable[[], None]] = []
 
     @abstractmethod
     def forms(self) -> dict[int, str | None]:
@@ -158,6 +176,18 @@ class Scope(ABC):
             self._entries |= self.form_all(None)
         entry = self._entries.get(key)
         return None if entry is None or own != form else entry.take(tensors)
+
+    def kept(
+        self, owner: object, form: str, tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, ...] | None:
+        """What :meth:`keep` has for a weight, under the same conditions."""
+        entry = self._others.get((id(owner), form))
+        return None if entry is None else entry.take(tensors)
+
+    def keep(self, owner: object, form: str, entry: Entry, close: Callable[[], None]) -> None:
+        """Hand out a weight in another form until the forward ends, and call ``close`` then."""
+        self._others[id(owner), form] = entry
+        self.closing.append(close)
 
     def once(
         self, owner: object, parts: Sequence[object], tensors: Sequence[Tensor], make: Make
@@ -206,8 +236,26 @@ def close_scope(root: object) -> None:
         if scope.root() is root:
             for ended in _stack.scopes[k:]:
                 ended.finish()
+                for close in ended.closing:
+                    close()
             del _stack.scopes[k:]
             return
+
+
+def any_running() -> bool:
+    """Whether this thread is in a forward of any root."""
+    return bool(_stack.scopes)
+
+
+def running(owner: object) -> Scope | None:
+    """The scope that would hand out a weight; None outside of a forward."""
+    if not _stack.scopes:
+        return None
+    state = circumstances()
+    for scope in _stack.scopes:
+        if state == scope.state and id(owner) in scope.known:
+            return scope
+    return None
 
 
 def form_of(owner: object) -> str | None:

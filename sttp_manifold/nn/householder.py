@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.chart import HouseholderChart
+from sttp_manifold.errors import ConversionError
 from sttp_manifold.frames.operator import is_wanted
 from sttp_manifold.nn.initial import initial_point, kept_values, kind_of
 from sttp_manifold.nn.layout import Layout, batch_map
 from sttp_manifold.nn.state import warn_once
-from sttp_manifold.nn.torch_state import has_values
+from sttp_manifold.nn.torch_state import has_values, in_onnx_export
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.precision import computing_dtype
 from sttp_manifold.tt.shape import TTShape
@@ -127,6 +129,11 @@ class HouseholderWeight(SpectralWeight):
         return self.coordinates.device
 
     def _tensors(self) -> tuple[Tensor, ...]:
+        if "coordinates" not in self._parameters:
+            # Pruned: what the hook computes before a forward, and layers do not call forward.
+            for hook in self._forward_pre_hooks.values():
+                if isinstance(hook, BasePruningMethod):
+                    hook(self, ())
         constant = self._constant
         return (self.coordinates,) if constant is None else (self.coordinates, constant)
 
@@ -155,6 +162,12 @@ class HouseholderWeight(SpectralWeight):
     def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
         wide = computing_dtype(tensors[0].dtype)
         point = self.chart.unflatten(tensors[0].to(wide))
+        if in_onnx_export():
+            raise ConversionError(
+                "ONNX has no triangular solve, from which frames are made of coordinates; export "
+                "stock layers, sm.nn.decompress(copy.deepcopy(model)), with form='factors' for two "
+                "thin ones each"
+            )
         if is_wanted():
             left, right = self.chart._cores_at_once(torch.cat(point.frames))
         else:
@@ -168,6 +181,35 @@ class HouseholderWeight(SpectralWeight):
             return self._constant
         theta = self.coordinates[sum(self.chart.frame_sizes) :].view(self.map.coordinate_shape)
         return self.map(theta.to(computing_dtype(theta.dtype))).to(theta.dtype)
+
+    @explained
+    @torch.no_grad()
+    def decay_(self, amount: float | Tensor) -> HouseholderWeight:
+        r"""Take a step of weight decay, :math:`W \leftarrow (1 - a) W`, in place, by the spectrum.
+
+        Exact for ``free`` and ``full`` spectra; of others, a step ``a`` along the gradient of
+        :math:`\tfrac12 |W|_F^2`; nothing for a constant one.
+        :func:`sttp_manifold.optim.decay_weights` does it in the steps of an optimizer.
+
+        Args:
+            amount: learning rate times decay.
+
+        Shape:
+            - amount: one number, where it is a tensor
+
+        Returns:
+            The module itself.
+        """
+        theta = self.coordinates[sum(self.chart.frame_sizes) :]
+        if self.spectrum in ("free", "full"):
+            theta.mul_(1 - amount)
+        elif not self.map.is_constant:
+            with torch.enable_grad():
+                own = theta.to(computing_dtype(theta.dtype)).detach().clone().requires_grad_()
+                energy = self.map(own.view(self.map.coordinate_shape)).square().sum() / 2
+                (slope,) = torch.autograd.grad(energy, own)
+            theta.sub_(amount * slope.to(theta.dtype))
+        return self
 
     def _set(self, tt: SpectralTT, project: bool) -> None:
         point = self.chart.encode(tt, project=project)

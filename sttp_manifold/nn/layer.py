@@ -20,6 +20,7 @@ from sttp_manifold.nn.methods import plain_weight, weight_class
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, WeightOptions, takes
 from sttp_manifold.nn.stack import MatrixView, WeightStack, named_parts, parts_of
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.nn.written import holder_of, no_parameter, shown, take_over
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -232,8 +233,32 @@ class SpectralLayer(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight in the stock layer's shape, formed at each call; differentiable."""
-        return self.view_of("weight").joined(self.spectral_weight())
+        """The dense weight in the stock layer's shape, formed at each call; differentiable.
+
+        In a forward of a network whose weights are formed together it is formed once. Not to be
+        written into; assigned, a tensor is taken over if its ranks carry it, and the weight of
+        another spectral layer is shared from then on.
+        """
+        held = self.spectral_weight
+        value = held._read() if isinstance(held, SpectralWeight) else held()
+        return shown(self.view_of("weight").joined(value), self, "weight")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).holds and type(self).holds[name] in self.__dict__.get("_modules", ()):
+            self._set_weight(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _set_weight(self, name: str, value: object) -> None:
+        """Take a tensor over as a weight, or share that of another layer."""
+        attribute, view = self.holds[name], self.view_of(name)
+        other, its = holder_of(value) or (None, "")
+        if isinstance(other, SpectralLayer) and other.view_of(its) == view:
+            setattr(self, attribute, getattr(other, other.holds[its]))
+        elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            take_over(getattr(self, attribute), view, value, f"layer.{attribute}")
+        else:
+            raise no_parameter(self, name)
 
     def _form_for(self, x: Tensor) -> str:
         """The form in which to have the weight for an input: dense, factors or cores.

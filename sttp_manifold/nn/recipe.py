@@ -68,7 +68,7 @@ class Recipe:
         spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``, ``fixed``.
         init: ``"eye"``, ``"noisy_eye"``, ``"random"``, a SpectralTT to start from, or, where there
             is a stock layer, ``"pretrained"``: its weight by TT-SVD.
-        bound: bound of the spectrum ``"bounded"``.
+        bound: bound of the spectrum ``"bounded"``; the others have none.
         init_std: deviation for ``"noisy_eye"``.
         project: take the nearest weight that the spectrum can hold, instead of raising.
         values: singular values of the spectrum ``"fixed"``, of which a weight of lower rank takes
@@ -109,6 +109,11 @@ class Recipe:
         check_among("kernel", self.kernel, KERNELS)
         weight_class(self.method)
         SpectrumMap(self.spectrum, 1, self.bound)
+        if self.spectrum != "bounded" and self.bound != 1.0:
+            raise SpectrumError(
+                f"bound={self.bound!r} is of spectrum='bounded', and would do nothing with "
+                f"spectrum={self.spectrum!r}; take spectrum='bounded', or no bound"
+            )
         object.__setattr__(self, "values", check_values(self.spectrum, self.values))
         if not isinstance(self.init, SpectralTT) and self.init not in (PRETRAINED, *INITS):
             names = ", ".join(map(repr, (PRETRAINED, *INITS)))

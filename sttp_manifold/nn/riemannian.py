@@ -204,7 +204,8 @@ class RiemannianWeight(SpectralWeight):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # fully_shard puts its pieces here, prune and users what is no point.
-        if name == "point" and not isinstance(value, ManifoldParameter):
+        is_point = isinstance(value, ManifoldParameter) or "_loading" in self.__dict__
+        if name == "point" and not is_point:
             check_is_point(value, self.extra_repr())
         super().__setattr__(name, value)
 
@@ -335,7 +336,11 @@ class RiemannianWeight(SpectralWeight):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         manifold = self.manifold
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.__dict__["_loading"] = True  # with assign=True torch puts a plain parameter here
+        try:
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        finally:
+            del self.__dict__["_loading"]
         self._keep_on(manifold)
         self._follow_values()
 

@@ -15,7 +15,14 @@ from torch.autograd import forward_ad
 
 from sttp_manifold.tt.precision import autocast_is_on
 
-__all__ = ["circumstances", "graph_is_kept", "has_values", "is_batched", "outside_autocast"]
+__all__ = [
+    "circumstances",
+    "graph_is_kept",
+    "has_values",
+    "in_onnx_export",
+    "is_batched",
+    "outside_autocast",
+]
 
 Circumstances = tuple[bool, bool, int, object]
 
@@ -31,6 +38,13 @@ def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def has_values(*tensors: Tensor) -> bool:
     """Whether tensors hold numbers: those on ``meta`` and fake ones have but a shape."""
     return not any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in tensors)
+
+
+def in_onnx_export() -> bool:
+    """Whether a network is being written down for ONNX."""
+    exporting = getattr(torch.compiler, "is_exporting", None)
+    watched = torch.jit.is_tracing() or (exporting is not None and exporting())
+    return watched and torch.onnx.is_in_onnx_export()
 
 
 def circumstances() -> Circumstances | None:

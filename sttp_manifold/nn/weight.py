@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -230,6 +230,28 @@ class SpectralWeight(nn.Module, ABC):
     def _formed(self, form: str) -> tuple[Tensor, ...]:
         """The weight in a form: of the running forward, or formed now."""
         return formed_each([self], form)[0]
+
+    def _read(self) -> Tensor:
+        """The dense weight for who only reads it: in a forward, one for all that ask so.
+
+        Foreign code reads `layer.weight` up to twelve times a forward. It is formed once, and kept
+        under the same conditions as what is formed for all.
+        """
+        tensors, layout = self._tensors(), self.layout
+        if torch.compiler.is_compiling() or layout is None or not self._is_plain(tensors):
+            return self._formed("dense")[0]
+        scope = None if circumstances() is None else formed.running(self)
+        if scope is None:
+            return self._formed("dense")[0]
+        self._look()
+        found = formed.take(self, "dense", tensors) or scope.kept(self, "dense", tensors)
+        if found is None:
+            plan = _plan_of((layout,), "dense", computing_dtype(self.dtype), self.device)
+            (found,), ticket = frame_batch.form(plan, [frame_batch.Wanted(tensors, self._in_form)])
+            ticket.give(0)
+            entry = formed.Entry(tensors, found, partial(ticket.give, 0), taken=True)
+            scope.keep(self, "dense", entry, partial(setattr, ticket, "closed", True))
+        return found[0]
 
     def _look(self) -> None:
         """Look at the parameters before the weight is formed; nothing to see here."""

@@ -68,8 +68,8 @@ def param_groups(
     ``"biases and norms"``  biases, affine maps of norms, vectors    no           ``lr``
     ======================= ======================================== ============ =============
 
-    Coordinates of a chart do not decay: zero is no small weight but a certain frame.
-    :func:`sttp_manifold.nn.spectral_penalty` is for the spectra there.
+    Coordinates of a chart do not decay: zero is no small weight but a certain frame. Let the weight
+    decay by :func:`decay_weights`, in the steps of the same optimizer.
 
     Args:
         model: its parameters that require a gradient; one that is used twice is in one group.

@@ -545,6 +545,15 @@ def compile_all() -> None:
                 assert compilations(layer, x) <= compilations(stock, x)
 
 
+def takes_batches(row: Row) -> bool:
+    """Whether the first dimension of the input may be of any size."""
+    try:
+        row.make(**DOUBLE)(torch.cat([row.input()] * 2))
+    except RuntimeError:
+        return False
+    return True
+
+
 def compilations(layer: nn.Module, x: Tensor) -> int:
     """How often a layer is compiled for batches of several sizes."""
     torch._dynamo.reset()
@@ -574,7 +583,16 @@ def test_exports(row: Row, method: str, form: str) -> None:
     layer, x = row.spectral(method=method), row.input()
     y = layer(x).detach()
     model = layer if form == "spectral" else decompress(layer, form=form)
-    close(torch.export.export(model, (x,)).module()(x), y)
+    # A table as a bag of even size is exported for one number of rows.
+    fixed = isinstance(row.make(), nn.EmbeddingBag)
+    if form != "spectral" or fixed or not takes_batches(row):
+        close(torch.export.export(model, (x,)).module()(x), y)
+        return
+    sizes = ({0: torch.export.Dim.AUTO},)
+    exported = torch.export.export(model, (torch.cat((x, x)),), dynamic_shapes=sizes).module()
+    for count in (1, 3):
+        more = torch.cat([x] * count) if count * len(x) > 1 else torch.cat((x, x))
+        close(exported(more), layer(more))
 
 
 @every_row_and_form
@@ -587,6 +605,9 @@ def test_traces(row: Row, method: str, form: str) -> None:
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(model, x)
     close(traced(x), y)
+    if takes_batches(row):
+        more = torch.cat((x, x, x))
+        close(traced(more), model(more))
 
 
 @every_row

@@ -102,6 +102,7 @@ def test_full_rank_leaves_the_outputs(method: str, kind: str, spectrum: str) -> 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_options_reach_every_layer(method: str, spectrum: str) -> None:
+    bound = 0.5 if spectrum == "bounded" else 1.0
     model = compress(
         network(),
         rank=3,
@@ -109,7 +110,7 @@ def test_options_reach_every_layer(method: str, spectrum: str) -> None:
         method=method,
         spectrum=spectrum,
         kernel="factored",
-        bound=0.5,
+        bound=bound,
         project=True,
     )
     found = layers(model)
@@ -117,7 +118,7 @@ def test_options_reach_every_layer(method: str, spectrum: str) -> None:
     assert found["3"].spectral_weight.shape == TTShape.for_conv((16, 8, 3, 3), 3, "factored")
     for layer in found.values():
         weight = layer.spectral_weight
-        assert (weight.spectrum, weight.bound, weight.shape.rank) == (spectrum, 0.5, 3)
+        assert (weight.spectrum, weight.bound, weight.shape.rank) == (spectrum, bound, 3)
     model(torch.randn(2, 3, 8, 8)).sum().backward()
 
 

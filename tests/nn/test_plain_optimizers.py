@@ -25,12 +25,12 @@ def network(dtype: torch.dtype = torch.float32) -> nn.Module:
     return compress(model, 4, method="riemannian", grow="allow")
 
 
-def warned(model: nn.Module, optimizer: Any, steps: int) -> list[int]:
+def warned(model: nn.Module, optimizer: Any, steps: int, half: bool = False) -> list[int]:
     """Steps after which there was a warning."""
     at = []
     dtype = next(model.parameters()).dtype
     for step in range(steps):
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, torch.autocast("cpu", enabled=half):
             warnings.simplefilter("always")
             model(torch.randn(8, 20, dtype=dtype)).square().mean().backward()
         optimizer.step()
@@ -63,6 +63,7 @@ def test_a_riemannian_one_is_not(dtype: torch.dtype, retraction: str) -> None:
     model = network(dtype)
     optimizer = sm.optim.RiemannianAdam(model.parameters(), lr=1e-2, retraction=retraction)
     assert warned(model, optimizer, 70) == []
+    assert warned(model, optimizer, 70, half=dtype == torch.float32) == []
 
 
 def test_looks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +93,22 @@ def test_what_is_no_point_is_refused() -> None:
             weight.point = value
     with pytest.raises(OffManifoldError, match="ManifoldParameter"):
         prune.l1_unstructured(weight, "point", 0.3)
+
+
+def test_pruned_coordinates_follow_their_parameter() -> None:
+    torch.manual_seed(0)
+    layer = SpectralLinear(8, 6, rank=2, init="random")
+    weight = layer.spectral_weight
+    prune.l1_unstructured(weight, "coordinates", 4)
+    for _ in range(2):
+        layer.zero_grad()
+        layer(torch.randn(3, 8)).square().sum().backward()
+        gradient = weight.coordinates_orig.grad
+        assert int((gradient == 0).sum()) >= 4
+        with torch.no_grad():
+            weight.coordinates_orig.add_(1)
+        twin = SpectralLinear(8, 6, rank=2)
+        with torch.no_grad():
+            masked = weight.coordinates_orig * weight.coordinates_mask
+            twin.spectral_weight.coordinates.copy_(masked)
+        torch.testing.assert_close(layer.weight, twin.weight)

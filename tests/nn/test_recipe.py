@@ -13,6 +13,7 @@ from torch import nn
 from sttp_manifold import TTShape, tt_svd
 from sttp_manifold.errors import ConversionError, ShapeError, SpectrumError
 from sttp_manifold.nn import Recipe, SpectralConv2d, SpectralLinear, compress
+from sttp_manifold.tt import SPECTRA
 
 OPTIONS: dict[str, Any] = {
     "rank": 3,
@@ -122,3 +123,9 @@ def test_signatures_show_the_options_one_by_one(function: Any) -> None:
         wanted = "pretrained" if (function, name) == (compress, "init") else default
         assert shown[name].default == wanted
     assert not any(p.kind is p.VAR_KEYWORD for p in shown.values())
+
+
+@pytest.mark.parametrize("spectrum", [s for s in SPECTRA if s != "bounded"])
+def test_a_bound_is_of_the_bounded_spectrum(spectrum: str) -> None:
+    with pytest.raises(SpectrumError, match="spectrum='bounded', or no bound"):
+        Recipe(spectrum=spectrum, bound=2.0)

@@ -139,9 +139,9 @@ def test_what_is_given_out_belongs_to_the_caller(taken: list[bool]) -> None:
 
     class Model(Heads):
         def forward(self, x: Tensor) -> Tensor:
-            first = self.parts[0].weight
+            first = self.parts[0].spectral_weight()
             first.data.zero_()
-            second = self.parts[1].weight
+            second = self.parts[1].spectral_weight()
             second.mul_(2)
             again = self.parts[0].weight + self.parts[1].weight
             return x @ again + self.parts[1](x) + x @ second + self.parts[2](x)
@@ -356,7 +356,7 @@ def test_frozen_weights_that_are_given_out_take_changes_with_gradient(taken: lis
             us, vt = weight.factors()
             if self.how == "in place":
                 us += self.delta[:, :4]
-                dense = self.parts[1].weight
+                dense = self.parts[1].spectral_weight()
                 dense[0] = self.delta[0]
                 return x @ (us @ vt) + x @ dense + self.parts[0](x)
             us.requires_grad_()
