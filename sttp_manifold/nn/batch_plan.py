@@ -73,6 +73,8 @@ class Plan:
             scaled node.
         buckets, roots, nodes: the frames, and the forest.
         outputs: for each weight, for each part, the node and the place in it where it ends.
+        widths: of how many tensors each weight consists in its form.
+        owners: for each of these tensors, the weight.
         middle: for each weight, the rank of the bond between its two parts.
         spectra: for each weight, where its spectrum starts among all of them.
         kind: dtype and device.
@@ -114,6 +116,11 @@ class Plan:
         }
         for weight, part in sorted(places):
             self.outputs[weight].append(places[weight, part])
+        self.widths = [
+            len(ends) + (lay.map.name != "full") if how == "cores" else 1 + (how == "factors")
+            for how, ends, lay in zip(self.forms, self.outputs, self.layouts, strict=True)
+        ]
+        self.owners = [i for i, width in enumerate(self.widths) for _ in range(width)]
         # A tensor born in inference mode could not be saved for a backward pass.
         with torch.inference_mode(False), torch.no_grad():
             self._tables(dtype, device)

@@ -269,14 +269,13 @@ def form_of(owner: object) -> str | None:
     return None
 
 
-def take(owner: object, form: str, tensors: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+def take(
+    owner: object, form: str, tensors: Sequence[Tensor], state: Circumstances
+) -> tuple[Tensor, ...] | None:
     """A weight of the running forward in a form; None if it is to be formed alone.
 
     The outermost root gives it, of which most are formed at once.
     """
-    if not _stack.scopes:
-        return None
-    state = circumstances()
     for scope in _stack.scopes:
         if state == scope.state:
             found = scope.take(owner, form, tensors)

@@ -84,7 +84,7 @@ def form(plan: Plan, weights: Sequence[Wanted]) -> tuple[list[Forms], Ticket]:
     else:
         flat = run.forward(tensors)
     found, start = [], 0
-    for width in run.widths:
+    for width in plan.widths:
         found.append(tuple(flat[start : start + width]))
         start += width
     return found, run.ticket
@@ -98,12 +98,7 @@ class _Run:
         self.ticket = Ticket()
         self.plain = [weight.plain for weight in weights]
         self.counts = [len(weight.tensors) for weight in weights]
-        self.widths = [
-            len(ends) + (lay.map.name != "full") if how == "cores" else 1 + (how == "factors")
-            for how, ends, lay in zip(plan.forms, plan.outputs, plan.layouts, strict=True)
-        ]
         self.dtype, self.wide = weights[0].tensors[0].dtype, plan.constants.dtype
-        self.owners = [i for i, width in enumerate(self.widths) for _ in range(width)]
         self.done: Counter[int] = Counter()
         self.leaves: list[Tensor] = []
         self.outputs: list[Tensor] = []
@@ -170,7 +165,7 @@ class _Run:
             split = Tensor.split_with_sizes if batched else Tensor.unsafe_split_with_sizes
             each = iter(split(flat, plan.sizes))
         reached = [k for k, g in enumerate(gradients) if g is not None]
-        used = {self.owners[k] for k in reached}
+        used = {self.plan.owners[k] for k in reached}
         results: list[Tensor | None] = []
         for i, count in enumerate(self.counts):
             gradient = next(each)
@@ -183,7 +178,7 @@ class _Run:
     def _awaited(self) -> bool:
         """Whether a part of a weight may still get a gradient, by a backward pass of its own."""
         given = self.ticket.given
-        return any(self.done[k] < given[owner] for k, owner in enumerate(self.owners))
+        return any(self.done[k] < given[owner] for k, owner in enumerate(self.plan.owners))
 
     def differentiable_backward(
         self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
@@ -191,7 +186,7 @@ class _Run:
         """The same by plain operations, one weight after another: for the second derivative."""
         results: list[Tensor | None] = []
         start = at = 0
-        for i, (count, width) in enumerate(zip(self.counts, self.widths, strict=True)):
+        for i, (count, width) in enumerate(zip(self.counts, self.plan.widths, strict=True)):
             mine, heads = tensors[start : start + count], gradients[at : at + width]
             start, at = start + count, at + width
             results += [None] * count

@@ -369,21 +369,18 @@ def formed_each(weights: Sequence[SpectralWeight], form: str) -> list[tuple[Tens
     """
     found: list[tuple[Tensor, ...] | None] = [None] * len(weights)
     alone: list[tuple[int, Layout, tuple[Tensor, ...]]] = []
+    state = None if torch.compiler.is_compiling() else circumstances()
     for k, weight in enumerate(weights):
         weight._look()
         tensors = weight._tensors()
-        if (
-            torch.compiler.is_compiling()
-            or not weight._is_plain(tensors)
-            or circumstances() is None
-            or (layout := weight.layout) is None
-        ):
-            found[k] = weight._in_form(tensors, form)
+        if state is not None:
+            found[k] = formed.take(weight, form, tensors, state)
+        if found[k] is not None:
             continue
-        found[k] = formed.take(weight, form, tensors)
-        if found[k] is None and layout.is_views:
+        layout = weight.layout if state is not None and weight._is_plain(tensors) else None
+        if layout is None or layout.is_views:
             found[k] = weight._in_form(tensors, form)
-        if found[k] is None:
+        else:
             alone.append((k, layout, tensors))
     if alone:
         layouts = tuple(layout for _, layout, _ in alone)
