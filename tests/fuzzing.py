@@ -304,6 +304,12 @@ GOOD: Values = {
 
 # Where the name alone does not tell.
 SPECIAL: dict[str, Values] = {
+    "nn.capture_step": {
+        "model": lambda s, o: nn.Linear(3, 2),
+        "optimizer": lambda s, o: torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1),
+        "loss_fn": lambda s, o: lambda model, x: model(x).sum(),
+        "example": lambda s, o: (torch.ones(4, 3),),
+    },
     "TTShape.for_weight": {"size": lambda s, o: (6, 4, 3)},
     "TTShape.dim": {},
     "SpectralTT": {"spectrum": lambda s, o: s.tt.spectrum, "shape": lambda s, o: s.shape},

@@ -13,6 +13,7 @@ from sttp_manifold.nn.adapting import (
 )
 from sttp_manifold.nn.aligned import align_adapters
 from sttp_manifold.nn.by_name import hold
+from sttp_manifold.nn.capture import CapturedStep, capture_step
 from sttp_manifold.nn.collapse import CollapseRule, SpectrumAlarm
 from sttp_manifold.nn.conv import SpectralConv1d, SpectralConv2d, SpectralConv3d
 from sttp_manifold.nn.conv_transpose import (
@@ -47,6 +48,7 @@ from sttp_manifold.nn.weight import SpectralWeight
 
 __all__ = [
     "AdaptedLayer",
+    "CapturedStep",
     "CollapseRule",
     "HouseholderWeight",
     "MatrixView",
@@ -77,6 +79,7 @@ __all__ = [
     "adapt",
     "adapters",
     "align_adapters",
+    "capture_step",
     "compress",
     "decompress",
     "grow_",
