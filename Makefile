@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 RUNS   ?= runs/demo
 JOBS   ?= auto
+TRITON := 3.9.0
 
 # The small frontiers; their page is docs/frontier.md.
 FRONTIER ?= --start own --methods 'dense-adam,*-chart-adam,*-riemannian-muon'
@@ -34,6 +35,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --quiet --no-build-isolation -c constraints.txt -e '.[dev,docs,notebooks,test]'
 	@touch $@
 
+# Triton beside the environment, not in it, where torch.compile for CPUs would take it up: for the
+# tests of kernels in its interpreter. Without it, as on other systems, those are skipped. No pin in
+# constraints.txt: torch for CUDA asks for a release of its own.
+$(VENV)/.installed-triton: $(VENV)/.installed-dev
+	@$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/triton triton==$(TRITON) \
+	    || echo "Triton could not be installed: the tests of kernels will be skipped"
+	@touch $@
+
 demo: $(VENV)/.installed ## STTP and SVDP, both ways of training, side by side: table, figures, report
 	$(BIN)/sttp compare --out $(RUNS)
 
@@ -44,7 +53,7 @@ frontier: $(VENV)/.installed ## accuracy against size, and the small GAN: an hou
 	$(BIN)/sttp gan --out runs/gan
 	$(BIN)/sttp report runs/frontier-digits runs/frontier-fashion runs/gan --out runs/report
 
-test: $(VENV)/.installed-dev ## every test, the slow ones too; JOBS=1 for one process
+test: $(VENV)/.installed-triton ## every test, the slow ones too; JOBS=1 for one process
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## style, types, and the one-way import contract

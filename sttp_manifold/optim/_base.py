@@ -36,6 +36,7 @@ from sttp_manifold.optim._blocks import (
     working_dtype,
 )
 from sttp_manifold.optim._carried import carried_state
+from sttp_manifold.optim._fused_steps import FusedSteps
 from sttp_manifold.optim._generic import Points, batched
 from sttp_manifold.optim._settings import SettingError, check_settings
 from sttp_manifold.optim._stacks import Stacks
@@ -43,13 +44,10 @@ from sttp_manifold.optim.successors import replace_parameters
 
 __all__ = ["FrameOptimizer", "detached"]
 
-_WHY_NOT = {
-    "differentiable": "the point is replaced in place by its retraction",
-    "fused": "there is no fused kernel that stays on a manifold",
-}
+_NOT_DIFFERENTIABLE = "the point is replaced in place by its retraction"
 
 
-class FrameOptimizer:
+class FrameOptimizer(FusedSteps):
     """Mixed into a torch optimizer: the step over plain, framed and generic parameters."""
 
     _momentum_key: ClassVar[str]
@@ -89,11 +87,11 @@ class FrameOptimizer:
 
     @state.setter
     def state(self, state: defaultdict[Tensor, Any]) -> None:
-        self._stacks = None
+        self._stacks = self._fused = None
         self.__dict__["state"] = state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._stacks = None
+        self._stacks = self._fused = None
         super().__setstate__(state)  # type: ignore[misc]
         for group in self.param_groups:
             self._complete(group)
@@ -181,14 +179,17 @@ class FrameOptimizer:
         manifold = [p for p in group["params"] if is_riemannian(p)]
         if manifold and group.get("capturable"):
             self._refuse_capture(group, manifold)
-        flags = [flag for flag in _WHY_NOT if group.get(flag)]
-        if flags and manifold:
-            flag = flags[0]
-            raise OptimizerError(
-                f"{name} cannot honour {flag}=True for manifold parameters: {_WHY_NOT[flag]}; call "
-                f"{name}(params, lr=...) without it, or {name}([dict(params=plain, {flag}=True), "
-                f"dict(params=manifold)], lr=...) to keep it for the plain parameters"
-            )
+        why = {"differentiable": _NOT_DIFFERENTIABLE if group.get("differentiable") else None}
+        if manifold and group.get("fused"):
+            why["fused"] = self._why_not_fused(group, manifold)
+        for flag, reason in why.items():
+            if manifold and reason is not None:
+                raise OptimizerError(
+                    f"{name} cannot honour {flag}=True for manifold parameters: {reason}; call "
+                    f"{name}(params, lr=...) without it, or {name}([dict(params=plain, "
+                    f"{flag}=True), dict(params=manifold)], lr=...) to keep it for the plain "
+                    f"parameters"
+                )
 
     def _refuse_capture(self, group: dict[str, Any], params: list[Tensor]) -> None:
         name = type(self).__name__
@@ -242,6 +243,11 @@ class FrameOptimizer:
         if plain:
             self._step_plain(group, plain)
         with full_precision(framed + generic):
+            if self._takes_fused(group, framed):
+                if self._stacks:
+                    self._give_up_stacks(group, {id(p) for p in framed})
+                self._step_fused(group, framed, self.__dict__["state"])
+                framed = []
             stacks = self._stacks_of(group, framed)
             for stack in stacks:
                 if stack.stays:
@@ -273,10 +279,7 @@ class FrameOptimizer:
             and all(stacks.stays == self._stays(group, stacks.params[0]) for stacks in kept)
         ):
             return kept
-        # Also where a group was replaced by another with the same parameters.
-        for key, stacks in list(self._stacks.items()):
-            if key[0] == id(group) or any(id(p) in wanted for p in stacks.params):
-                self._unstack(self._stacks.pop(key))
+        self._give_up_stacks(group, wanted)
         # Parameters of different step counts move apart: their bias corrections differ.
         sorted_: dict[Any, list[Tensor]] = {}
         for i, p in enumerate(params):
@@ -293,6 +296,12 @@ class FrameOptimizer:
                     for name in (*stacks.blocks[0].arrays, *stacks.blocks[0].scalars):
                         self.state[p].pop(name, None)
         return [self._stacks[id(group), own] for own in sorted_]
+
+    def _give_up_stacks(self, group: dict[str, Any], wanted: set[int]) -> None:
+        """Unstack a group; also where it has replaced another with the same parameters."""
+        for key, stacks in list((self._stacks or {}).items()):
+            if key[0] == id(group) or any(id(p) in wanted for p in stacks.params):
+                self._unstack(self._stacks.pop(key))  # type: ignore[union-attr]
 
     def _stays(self, group: dict[str, Any], p: Tensor) -> bool:
         """Whether the state of a framed parameter is to stay with it: where graphs are captured."""

@@ -20,6 +20,7 @@ from sttp_manifold.optim._blocks import (
     shortened,
     working_dtype,
 )
+from sttp_manifold.optim._fused_rules import Rule, adam_rule
 from sttp_manifold.optim._generic import Points, adam_step
 from sttp_manifold.optim._gradients import Gradients
 from sttp_manifold.optim._moments import (
@@ -79,7 +80,11 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             on the device, and the state of every parameter at one address. For the manifolds of
             this package and ``EuclideanStiefel``, also on the CPU, where torch refuses it.
         differentiable: plain parameters only.
-        fused: plain parameters only.
+        fused: for plain parameters as in torch. For manifold parameters one kernel makes the whole
+            step of all frames of a width, where Triton is there and the parameters are on CUDA, in
+            float32 or half precision, of at most 128 columns, on manifolds of this package or
+            ``EuclideanStiefel``, retracted by ``"newton_schulz"``, without ``stabilize``. None:
+            there alone, unless ``foreach`` is given. True: an error elsewhere.
         decoupled_weight_decay: decay outside of the moments, as AdamW does.
         second_moment: what a second moment is of, in frames. ``"frame"``: of the norm of the
             gradient of each frame, as in geoopt: a step is along the momentum, and the same in
@@ -311,6 +316,9 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         if stacks.stays:
             return True
         return ("exp_avg_sq" in stacks.blocks[0].arrays) == is_elementwise(group)
+
+    def _fused_rule(self, group: dict[str, Any], state: dict[str, Any]) -> Rule:
+        return adam_rule(group)
 
     def _stays(self, group: dict[str, Any], p: Tensor) -> bool:
         return bool(group["capturable"])

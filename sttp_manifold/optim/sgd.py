@@ -17,6 +17,7 @@ from sttp_manifold.optim._blocks import (
     project_,
     shortened,
 )
+from sttp_manifold.optim._fused_rules import Rule, sgd_rule
 from sttp_manifold.optim._generic import Points
 from sttp_manifold.optim._gradients import Gradients
 from sttp_manifold.optim._settings import check_settings
@@ -49,7 +50,11 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
         maximize: ascend.
         foreach: as in :class:`RiemannianAdam`.
         differentiable: plain parameters only.
-        fused: plain parameters only.
+        fused: for plain parameters as in torch. For manifold parameters one kernel makes the whole
+            step of all frames of a width, where Triton is there and the parameters are on CUDA, in
+            float32 or half precision, of at most 128 columns, on manifolds of this package or
+            ``EuclideanStiefel``, retracted by ``"newton_schulz"``, without ``stabilize``. None:
+            there alone, unless ``foreach`` is given. True: an error elsewhere.
 
     Raises:
         OptimizerError: for settings out of range (also a ``ValueError``), for ``differentiable``
@@ -178,6 +183,10 @@ class RiemannianSGD(FrameOptimizer, geoopt.optim.RiemannianSGD, torch.optim.SGD)
                 else:
                     coordinates.sub_(rest, alpha=lr)
             block.put(block.join(moved, coordinates), stacks.points[k])
+
+    def _fused_rule(self, group: dict[str, Any], state: dict[str, Any]) -> Rule:
+        # Without dampening the first momentum is as the later ones.
+        return sgd_rule(group, started="momentum_buffer" in state or not group["dampening"])
 
     def _stays(self, group: dict[str, Any], p: Tensor) -> bool:
         # torch's SGD has no flag that would tell: it is captured as it is.

@@ -1,0 +1,158 @@
+"""Fused steps in Triton's interpreter beside those of the same optimizer without: prints JSON.
+
+Run by `test_fused.py` in a process of its own, since the interpreter is chosen when Triton is
+imported. Memory that torch does not fill is full of NaN, so that nothing is read that no one wrote.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import sys
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+
+from sttp_manifold import SpectralTTManifold, TTShape
+from sttp_manifold._geoopt import EuclideanStiefel, ManifoldParameter
+from sttp_manifold.errors import OptimizerError
+from sttp_manifold.optim import RiemannianAdam, RiemannianSGD
+
+_empty = torch.empty
+
+
+def poisoned(*size, **kwargs):
+    """As torch.empty, of the worst values."""
+    made = _empty(*size, **kwargs)
+    return made.fill_(math.nan) if made.is_floating_point() else made.fill_(-1)
+
+
+ADAM, SGD = RiemannianAdam, RiemannianSGD
+CASES = {
+    "adam": (ADAM, dict(lr=1e-2)),
+    "adam, all of it": (ADAM, dict(lr=0.3, amsgrad=True, weight_decay=0.1, maximize=True)),
+    "adam, elementwise": (
+        ADAM,
+        dict(lr=0.1, second_moment="elementwise", amsgrad=True, weight_decay=0.1)
+        | dict(decoupled_weight_decay=True),
+    ),
+    "adam, long steps": (ADAM, dict(lr=30.0, betas=(0.9, 0.5))),
+    "adam, capturable": (ADAM, dict(lr=torch.tensor(1e-2), capturable=True, eps=0.0)),
+    "sgd": (SGD, dict(lr=0.1)),
+    "sgd, nesterov": (SGD, dict(lr=0.5, momentum=0.9, nesterov=True, weight_decay=0.1)),
+    "sgd, dampening": (SGD, dict(lr=0.1, momentum=0.9, dampening=0.5, maximize=True)),
+}
+
+
+def points(seed: int, dtype: torch.dtype = torch.float32) -> list[ManifoldParameter]:
+    """Frames of one width and of two, small and with more rows than a block, and spectra."""
+    torch.manual_seed(seed)
+    M = SpectralTTManifold(TTShape((4, 3), (5, 2), rank=3), spectrum="free")
+    full = SpectralTTManifold(TTShape((4,), (6,), rank=2), spectrum="full")
+    stiefel = EuclideanStiefel()
+    values = [
+        (M.random(2, M.n_elements), M),
+        (full.random(full.n_elements), full),
+        (torch.linalg.qr(torch.randn(70, 17))[0].contiguous(), stiefel),
+        (torch.linalg.qr(torch.randn(2, 9, 5))[0].contiguous(), stiefel),
+    ]
+    return [ManifoldParameter(x.float().to(dtype), manifold=kind) for x, kind in values]
+
+
+def give(params: list[ManifoldParameter], seed: int) -> None:
+    """Gradients; those of matrices in the order of columns, as backward passes may make them."""
+    torch.manual_seed(seed)
+    for p in params:
+        g = torch.randn(p.shape).to(p.dtype)
+        p.grad = g.mT.contiguous().mT if p.ndim == 2 else g
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm().clamp_min(1e-30))
+
+
+def compare(cls, options, steps: int = 3, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    mine, theirs = points(1, dtype), points(1, dtype)
+    fused, plain = cls(mine, fused=True, **options), cls(theirs, fused=False, **options)
+    for k in range(steps):
+        give(mine, k)
+        give(theirs, k)
+        fused.step()
+        plain.step()
+    worst = {"point": max(map(apart, mine, theirs))}
+    for p, q in zip(mine, theirs, strict=True):
+        a, b = fused.state[p], plain.state[q]
+        assert a.keys() == b.keys(), (a.keys(), b.keys())
+        for name in a:
+            assert a[name].shape == b[name].shape, name
+            worst[name] = max(worst.get(name, 0.0), apart(a[name], b[name]))
+    frames = [p.detach().double() for p in mine[2:]]
+    eyes = [x.mT @ x - torch.eye(x.shape[-1], dtype=torch.float64) for x in frames]
+    worst["orthonormality"] = max(float(e.abs().max()) for e in eyes)
+    return worst
+
+
+def handed_over() -> dict[str, float]:
+    """A state goes from one way to the other, and through a state dict; a parameter moves."""
+    mine, theirs = points(2), points(2)
+    a, b = ADAM(mine, lr=0.05, fused=True), ADAM(theirs, lr=0.05)
+    for k in range(4):
+        give(mine, k)
+        give(theirs, k)
+        if k == 1:
+            a.param_groups[0]["fused"] = False
+        if k == 2:
+            a.param_groups[0]["fused"] = True
+            for p in mine:
+                p.data = p.data.clone()
+        if k == 3:
+            saved = copy.deepcopy(a.state_dict())
+            a = ADAM(mine, lr=0.05, fused=True)
+            a.load_state_dict(saved)
+        a.step()
+        b.step()
+    # One parameter fewer has a gradient.
+    give(mine, 9)
+    give(theirs, 9)
+    mine[0].grad = theirs[0].grad = None
+    a.step()
+    b.step()
+    return {"point": max(map(apart, mine, theirs))}
+
+
+def refused() -> dict[str, str]:
+    """What kernels cannot do, by the reason given."""
+    said = {}
+    wide = ManifoldParameter(torch.eye(200, 130), manifold=EuclideanStiefel())
+    bounded = SpectralTTManifold(TTShape((4,), (6,), rank=2), spectrum="bounded")
+    for name, params, options in (
+        ("retraction", points(3), dict(retraction="qr")),
+        ("columns", [wide], {}),
+        ("double", [ManifoldParameter(torch.eye(4, 2).double(), manifold=EuclideanStiefel())], {}),
+        ("decay", [bounded.random_parameter()], dict(weight_decay=0.1)),
+        ("stabilize", points(3), dict(stabilize=5)),
+        (
+            "betas",
+            points(3),
+            dict(betas=(torch.tensor(0.9), torch.tensor(0.99)), lr=torch.tensor(0.1)),
+        ),
+    ):
+        try:
+            RiemannianAdam(params, **{"lr": 0.1, "fused": True, **options})
+        except OptimizerError as error:
+            said[name] = str(error)
+    return said
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.empty = poisoned
+    found: dict[str, object] = {name: compare(cls, how) for name, (cls, how) in CASES.items()}
+    found["half"] = compare(ADAM, dict(lr=1e-2), steps=1, dtype=torch.bfloat16)
+    found["handed over"] = handed_over()
+    found["refused"] = refused()
+    json.dump(found, sys.stdout)
