@@ -187,7 +187,7 @@ def step_frames(
             at = i[:, None] * r + c[None, :]
             inside = (i[:, None] < d) & (c[None, :] < r)
             z = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
-            z += factor * tl.load(W + at, mask=inside, other=0.0)
+            z += (factor * tl.load(W + at, mask=inside, other=0.0)).to(tl.float32)
             tl.store(W + at, z, mask=inside)
             acc = tl.dot(tl.trans(z), z, acc, input_precision="ieee")
         total += acc
