@@ -240,11 +240,12 @@ class SpectralWeight(nn.Module, ABC):
         tensors, layout = self._tensors(), self.layout
         if torch.compiler.is_compiling() or layout is None or not self._is_plain(tensors):
             return self._formed("dense")[0]
-        scope = None if circumstances() is None else formed.running(self)
-        if scope is None:
+        state = circumstances()
+        scope = None if state is None else formed.running(self)
+        if state is None or scope is None:
             return self._formed("dense")[0]
         self._look()
-        found = formed.take(self, "dense", tensors) or scope.kept(self, "dense", tensors)
+        found = formed.take(self, "dense", tensors, state) or scope.kept(self, "dense", tensors)
         if found is None:
             plan = _plan_of((layout,), "dense", computing_dtype(self.dtype), self.device)
             (found,), ticket = frame_batch.form(plan, [frame_batch.Wanted(tensors, self._in_form)])
