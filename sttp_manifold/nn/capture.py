@@ -70,6 +70,10 @@ class CapturedStep:
         Args:
             batch: tensors of the shapes, dtypes and device of the example.
 
+        Shape:
+            - batch: as the example
+            - output: ``()``
+
         Returns:
             The loss before the step, without gradient; the next call overwrites it.
 
@@ -116,6 +120,10 @@ def capture_step(
         optimizer: over its parameters; those that have a flag ``capturable`` need it on CUDA.
         loss_fn: called as ``loss_fn(model, *batch)``, returns the loss.
         example: a batch, on the device of the model; each later one has its shapes and dtypes.
+
+    Shape:
+        - example: as ``loss_fn`` takes them
+        - output of a step: ``()``
 
     Raises:
         ConversionError: an example that is empty or not on the device of the model.
