@@ -14,10 +14,11 @@ from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.allocate import check_allocation, spread
+from sttp_manifold.nn.calibration import second_moments
 from sttp_manifold.nn.choose import own_tensors
 from sttp_manifold.nn.counts import count_elements
 from sttp_manifold.nn.modules import show
-from sttp_manifold.nn.moments import Moments, second_moments
+from sttp_manifold.nn.moments import Moments
 from sttp_manifold.nn.recipe import PRETRAINED, Recipe
 from sttp_manifold.nn.stock import TABLE, groups_of, stock_layers
 from sttp_manifold.nn.units import Made, SpectralUnit, StockUnit, spectral_units

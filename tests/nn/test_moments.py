@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sttp_manifold.nn import SkippedLayerWarning, compress
-from sttp_manifold.nn.moments import second_moments
+from sttp_manifold.nn.calibration import second_moments
 
 DOUBLE = {"dtype": torch.float64}
 
