@@ -304,7 +304,13 @@ GOOD: Values = {
 
 # Where the name alone does not tell.
 SPECIAL: dict[str, Values] = {
-    "nn.capture_step": {
+    "capture_step": {
+        "model": lambda s, o: nn.Linear(3, 2),
+        "optimizer": lambda s, o: torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1),
+        "loss_fn": lambda s, o: lambda model, x: model(x).sum(),
+        "example": lambda s, o: (torch.ones(4, 3),),
+    },
+    "CapturedStep": {
         "model": lambda s, o: nn.Linear(3, 2),
         "optimizer": lambda s, o: torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1),
         "loss_fn": lambda s, o: lambda model, x: model(x).sum(),

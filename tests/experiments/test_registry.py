@@ -57,7 +57,13 @@ def test_the_methods_that_train_and_the_tasks():
     held["sttp"] = held["svdp"]
     optimizers = {"dense": ["adam", "sgd"], "householder": ["adam", "sgd"]}
     optimizers["riemannian"] = ["adam", "adam-elementwise", "sgd", "muon"]
-    assert kinds == {(k, p, o) for k, ps in held.items() for p in ps for o in optimizers[p]}
+    usual = {(k, p, o) for k, ps in held.items() for p in ps for o in optimizers[p]}
+    extra = {(k, "fixed-rank", o) for k in ("svdp", "sttp") for o in ("adam", "muon")}
+    extra |= {(k, "riemannian", "muon-adaptive") for k in ("svdp", "sttp")}
+    assert kinds == usual | extra
+    assert {
+        (m.kind, m.parameterization, m.optimizer) for m in TRAINING if getattr(m, "extra", False)
+    } == extra
     assert TASKS.names() == [
         "digits",
         "fashion-mnist",

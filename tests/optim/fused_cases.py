@@ -12,8 +12,6 @@ import math
 import os
 import sys
 
-os.environ["TRITON_INTERPRET"] = "1"
-
 import torch
 
 from sttp_manifold import SpectralTTManifold, TTShape
@@ -149,6 +147,7 @@ def refused() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, by the first step
     torch.set_num_threads(1)
     torch.empty = poisoned
     found: dict[str, object] = {name: compare(cls, how) for name, (cls, how) in CASES.items()}

@@ -83,6 +83,8 @@ def first_of(splits: Splits, options: Mapping[str, Any]) -> Splits:
     Raises:
         ConfigError: there are not as many.
     """
+    if not {"train_examples", "val_examples"} & set(options):
+        return splits
     parts = {}
     for name in ("train", "val"):
         part: Examples = getattr(splits, name)
