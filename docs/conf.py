@@ -33,7 +33,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results"]
 
 # -- notebooks ------------------------------------------------------------------------------------
 # They live outside of docs/, without outputs; what is built from are executed copies.
