@@ -24,7 +24,7 @@ _KEPT = _HERE / "_build" / "executed"
 _TIMEOUT = 100  # seconds for one cell, on a machine that does other things as well
 # The client sometimes sleeps through an answer that has arrived (nbclient 0.10 and 0.11, ipykernel
 # 6.31 and 7.4, two at a time). It mostly wakes at its timeout and goes on; else a new kernel does.
-_ATTEMPTS = 3
+_ATTEMPTS = 6
 _ASLEEP = ("CellTimeoutError", "Kernel didn't respond", "Timeout waiting for")
 
 
