@@ -6,9 +6,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
-__all__ = ["replacing", "unlinking"]
+__all__ = ["remove_leftovers", "replacing", "unlinking"]
 
 
 @contextmanager
@@ -37,3 +38,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)
         yield temporary
         temporary.replace(path)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes wrote for a file that no other process is writing now."""
+    for left in path.parent.glob(f".{escape(path.stem)}-*{escape(path.suffix)}"):
+        left.unlink(missing_ok=True)

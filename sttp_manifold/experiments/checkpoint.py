@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from sttp_manifold._files import remove_leftovers
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.distributed import is_first, of_all
 from sttp_manifold.experiments.files import replacing, write_bytes
@@ -101,10 +102,13 @@ class Checkpoint:
             files: content by name; the folder is the run's own.
         """
         for name, content in files.items():
-            write_bytes(self.path.parent.parent / PRODUCTS / self._key / name, content)
+            path = self.path.parent.parent / PRODUCTS / self._key / name
+            remove_leftovers(path)
+            write_bytes(path, content)
 
     def remove(self) -> None:
-        """Remove the file, and the folder with the last one."""
+        """Remove the file, what a kill left of one, and the folder with the last one."""
         self.path.unlink(missing_ok=True)
+        remove_leftovers(self.path)
         if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
             self.path.parent.rmdir()

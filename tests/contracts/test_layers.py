@@ -568,7 +568,7 @@ def compilations(layer: nn.Module, x: Tensor) -> int:
 @pytest.mark.slow
 def test_every_layer_compiles_in_one_graph() -> None:
     here = Path(__file__).resolve()
-    path = os.pathsep.join([str(here.parent), str(here.parents[2])])
+    path = os.pathsep.join(map(str, here.parents[:3]))
     subprocess.run(
         [sys.executable, "-c", f"import {here.stem}; {here.stem}.compile_all()"],
         check=True,

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sttp_manifold._files import replacing
 from sttp_manifold.experiments.checkpoint import Checkpoint
 from sttp_manifold.experiments.compare import Settings, plan, run_plan
 from sttp_manifold.experiments.methods import METHODS
@@ -95,6 +96,24 @@ def test_states_are_written_no_more_often_than_asked_for(tiny, tmp_path):
     keep = Checkpoint(tmp_path, run.spec.hash, every=1e6)
     execute(run.spec, tiny, METHODS["dense-adam"], run.lr_source, None, keep)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_half_written_goes_with_the_state(tmp_path):
+    keep, other = Checkpoint(tmp_path, "a1"), Checkpoint(tmp_path, "b2")
+    with replacing(keep.path) as half:
+        half.write_bytes(b"half")
+    left = keep.path.rename(half)
+    keep.path.write_bytes(b"whole")
+    other.path.write_bytes(b"whole")
+    keep.remove()
+    assert list(left.parent.iterdir()) == [other.path]
+    other.remove()
+    assert not left.parent.exists()
+    product = tmp_path / "products" / "a1" / ".curve-left.csv"
+    product.parent.mkdir(parents=True)
+    product.write_bytes(b"half")
+    keep.leave({"curve.csv": b"whole"})
+    assert [path.name for path in product.parent.iterdir()] == ["curve.csv"]
 
 
 def test_a_solver_is_not_cut(puzzle, tmp_path):

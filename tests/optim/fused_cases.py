@@ -1,7 +1,8 @@
 """Fused steps in Triton's interpreter beside those of the same optimizer without: prints JSON.
 
-Run by `test_fused.py` in a process of its own, since the interpreter is chosen when Triton is
-imported. Memory that torch does not fill is full of NaN, so that nothing is read that no one wrote.
+Run by `test_fused.py` in a process of its own, since the environment chooses the interpreter when
+Triton is imported, which torch may do itself. Memory that torch does not fill is full of NaN, so
+that nothing is read that no one wrote.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import sys
 
 import torch
@@ -147,7 +147,6 @@ def refused() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, by the first step
     torch.set_num_threads(1)
     torch.empty = poisoned
     found: dict[str, object] = {name: compare(cls, how) for name, (cls, how) in CASES.items()}

@@ -25,7 +25,7 @@ needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installe
 LIMITS = {"adam, long steps": 2e-4}
 
 
-def run_with_triton(cache, *arguments):
+def run_with_triton(cache, *arguments, **environment):
     """What a process prints that finds Triton, as JSON."""
     path = os.pathsep.join([*sys.path, str(BESIDE)])
     done = subprocess.run(
@@ -33,7 +33,7 @@ def run_with_triton(cache, *arguments):
         capture_output=True,
         text=True,
         timeout=1200,
-        env={**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": str(cache)},
+        env={**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": str(cache)} | environment,
     )
     assert not done.returncode, done.stderr[-3000:]
     return json.loads(done.stdout)
@@ -41,7 +41,8 @@ def run_with_triton(cache, *arguments):
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
-    return run_with_triton(tmp_path_factory.mktemp("cache"), str(HERE / "fused_cases.py"))
+    cases = str(HERE / "fused_cases.py")
+    return run_with_triton(tmp_path_factory.mktemp("cache"), cases, TRITON_INTERPRET="1")
 
 
 @needs_triton
