@@ -26,7 +26,7 @@ from sttp_manifold.nn.distributed import keep_whole
 from sttp_manifold.nn.embedding import SpectralEmbedding
 from sttp_manifold.nn.embedding_bag import SpectralEmbeddingBag
 from sttp_manifold.nn.householder import HouseholderWeight
-from sttp_manifold.nn.layer import SpectralLayer, weights_of
+from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.linear import SpectralLinear
 from sttp_manifold.nn.linear_transposed import SpectralTransposedLinear
 from sttp_manifold.nn.methods import make_weight
@@ -45,6 +45,7 @@ from sttp_manifold.nn.stack import MatrixView, WeightStack
 from sttp_manifold.nn.summary import Summary, SummaryRow, summary
 from sttp_manifold.nn.together import together
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.nn.weights_of import weights_of
 
 __all__ = [
     "AdaptedLayer",

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.layer import held_of
+from sttp_manifold.nn.weights_of import held_of
 from sttp_manifold.tt.factors import positive_integer
 
 __all__ = ["Choice", "Ranks", "chosen", "own_tensors", "rank_rule"]

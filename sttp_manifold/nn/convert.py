@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,16 +12,10 @@ from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.carry import carry_over, check_weight, mark_like
 from sttp_manifold.nn.choose import Choice, Ranks, chosen, rank_rule
+from sttp_manifold.nn.dense_parameter import check_replaceable, dense_parameter
 from sttp_manifold.nn.fast_path import FAST, leave_fast_path, take_fast_path
 from sttp_manifold.nn.held import let_go
-from sttp_manifold.nn.layer import (
-    SpectralLayer,
-    check_replaceable,
-    dense_parameter,
-    held_of,
-    views_of,
-    weights_of,
-)
+from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.methods import make_weight, plain_weight, weight_class
 from sttp_manifold.nn.modules import naming, replace
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, takes
@@ -37,10 +30,12 @@ from sttp_manifold.nn.selection import (
 )
 from sttp_manifold.nn.sharing import check_sharing
 from sttp_manifold.nn.stock import put_in_place
+from sttp_manifold.nn.thin import thin_pairs
 from sttp_manifold.nn.together import together as compute_together
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.value import exact_value
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.nn.weights_of import held_of, views_of, weights_of
 from sttp_manifold.optim.successors import succeed
 
 if TYPE_CHECKING:
@@ -217,7 +212,7 @@ def decompress(model: nn.Module, form: str = "dense") -> nn.Module:
     made = {layer: name for name, layer in model.named_modules() if held_of(layer)}
     check_sharing(model, made)
     own = {layer: name for layer, name in made.items() if isinstance(layer, SpectralLayer)}
-    thin = _thin(own, made) if form == "factors" else {}
+    thin = thin_pairs(own, made) if form == "factors" else {}
     new: dict[nn.Module, nn.Module] = {}
     behind: dict[nn.Module, dict[str, nn.Parameter]] = {}
     shared: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
@@ -262,20 +257,6 @@ def _dense_again(
         assert parameter is not None
         found[name] = parameter
     return found
-
-
-def _thin(
-    layers: Mapping[SpectralLayer, str], others: Iterable[nn.Module]
-) -> dict[SpectralLayer, nn.Sequential]:
-    """Two thin layers for each layer; none for those that share a weight with one that stays."""
-    found: dict[SpectralLayer, nn.Sequential] = {}
-    for layer, name in layers.items():
-        with naming(name):
-            two = layer.thin_layers()
-        if two is not None:
-            found[layer] = two
-    dense = {held for m in others if m not in found for held in held_of(m).values()}
-    return {k: two for k, two in found.items() if dense.isdisjoint(held_of(k).values())}
 
 
 @explained

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sttp_manifold.nn.layer import held_of
+from sttp_manifold.nn.weights_of import held_of
 
 __all__ = ["FAST", "leave_fast_path", "leave_fast_paths", "take_fast_path"]
 

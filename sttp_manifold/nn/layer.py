@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.carry import carry_over, check_bare, check_stock, check_weight, mark_like
+from sttp_manifold.nn.carry import carry_over, check_stock, mark_like
+from sttp_manifold.nn.dense_parameter import check_replaceable, dense_parameter
 from sttp_manifold.nn.formed import form_of
 from sttp_manifold.nn.given import check_fits, check_given
-from sttp_manifold.nn.held import held_in
-from sttp_manifold.nn.methods import plain_weight, weight_class
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, WeightOptions, takes
 from sttp_manifold.nn.stack import MatrixView, WeightStack, named_parts, parts_of
 from sttp_manifold.nn.weight import SpectralWeight
@@ -25,14 +24,7 @@ from sttp_manifold.nn.written import holder_of, no_parameter, shown, take_over
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-__all__ = [
-    "SpectralLayer",
-    "check_replaceable",
-    "dense_parameter",
-    "held_of",
-    "views_of",
-    "weights_of",
-]
+__all__ = ["SpectralLayer"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -80,6 +72,12 @@ class SpectralLayer(nn.Module, ABC):
     @abstractmethod
     def _around(cls, layer: Any, weights: Mapping[str, Any]) -> Self:
         """The layer with the settings of a stock one and with given weights, without bias."""
+
+    @property
+    def held(self) -> dict[str, SpectralWeight | WeightStack]:
+        """What stands for each parameter of the stock layer, by its name there."""
+        found = {name: getattr(self, attribute) for name, attribute in self.holds.items()}
+        return {name: held for name, held in found.items() if held is not None}
 
     @explained
     def view_of(self, name: str) -> MatrixView:
@@ -313,44 +311,13 @@ class SpectralLayer(nn.Module, ABC):
             ConversionError: a subclass with a ``forward`` of its own, or something on a weight that
                 would be lost.
         """
-        self._check_goes()
+        self.check_goes()
         layer = self._stock()
-        for name, held in held_of(self).items():
+        for name, held in self.held.items():
             layer._parameters[name] = dense_parameter(held, self.view_of(name))
         if self._came_from is not None:
             layer.__class__ = self._came_from  # it differs by what hangs on it, which comes later
         return layer
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def thin_layers(self) -> nn.Sequential | None:
-        """Two stock layers that apply the factors one after the other, without bias.
-
-        Returns:
-            None where that is not cheaper than the dense layer, by multiplications (which for
-            these layers are as the numbers stored), or where two layers cannot hold what hangs on
-            this one: submodules, or a bias that is no parameter.
-
-        Raises:
-            ConversionError: as for :meth:`dense_layer`.
-        """
-        self._check_goes()
-        plain = self._kind()._around(self._stock(), held_of(self))
-        layers = self._thin()
-        if (
-            layers is None
-            or _numbers(layers) >= _numbers(self._stock())
-            or ("bias" in plain._parameters and "bias" not in self._parameters)
-            or self._modules.keys() != plain._modules.keys()
-        ):
-            return None
-        weight = self.spectral_weight
-        factors = self._thin_factors(*weight.factors())
-        for layer, factor in zip(layers, factors, strict=True):
-            thin = factor.detach().clone().reshape(layer._parameters["weight"].shape)  # type: ignore[union-attr]
-            layer.weight = nn.Parameter(thin, requires_grad=weight.trainable)
-        mark_like(weight.parameters(), layers.parameters())
-        return layers
 
     def _thin(self) -> nn.Sequential | None:
         """Two stock layers of the sizes of the factors, on ``meta``; None if there are none."""
@@ -371,8 +338,13 @@ class SpectralLayer(nn.Module, ABC):
         """Whether the dense weight is not all that of the spectral one, and no other layer's."""
         return False
 
-    def _check_goes(self) -> None:
-        """Raise if a stock layer cannot take this one's place."""
+    def check_goes(self) -> None:
+        """Raise if a stock layer cannot take this one's place.
+
+        Raises:
+            ConversionError: a subclass with a ``forward`` of its own, or something on a weight that
+                would be lost.
+        """
         kind = self._kind()
         if type(self).forward is not kind.forward:
             raise ConversionError(
@@ -380,7 +352,7 @@ class SpectralLayer(nn.Module, ABC):
                 f"{kind.stock.__name__} stands for; put one in its place by hand, with "
                 "layer.weight as its weight"
             )
-        for weight in weights_of(self).values():
+        for _, weight in named_parts(self.held):
             check_replaceable(weight)
 
     @explained
@@ -394,7 +366,7 @@ class SpectralLayer(nn.Module, ABC):
         Raises:
             ConversionError: something that cannot be carried over.
         """
-        plain = self._kind()._around(self._stock(), held_of(self))
+        plain = self._kind()._around(self._stock(), self.held)
         plain._came_from = self._came_from
         carry_over(self, layer, plain, copied=copied)
         return layer
@@ -421,71 +393,3 @@ class SpectralLayer(nn.Module, ABC):
     def _weight_repr(self) -> str:
         weight = self.spectral_weight
         return f"rank={weight.shape.rank}, method={weight.method!r}, spectrum={weight.spectrum!r}"
-
-
-def _numbers(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-@explained
-def held_of(module: nn.Module) -> dict[str, SpectralWeight | WeightStack]:
-    """What stands for each parameter that a module holds in spectral form, by the stock names.
-
-    Args:
-        module: a layer of this package, or any module with spectral weights behind its tensors
-            (:mod:`sttp_manifold.nn.held`); any other has none.
-    """
-    if isinstance(module, SpectralLayer):
-        found = {name: getattr(module, attribute) for name, attribute in module.holds.items()}
-        return {name: held for name, held in found.items() if held is not None}
-    return {name: held.weight for name, held in held_in(module).items()}
-
-
-@explained
-def views_of(module: nn.Module) -> dict[str, MatrixView]:
-    """How each parameter of :func:`held_of` is read as matrices.
-
-    Args:
-        module: any module.
-    """
-    if isinstance(module, SpectralLayer):
-        return {name: module.view_of(name) for name in held_of(module)}
-    return {name: held.view for name, held in held_in(module).items()}
-
-
-@explained
-def weights_of(module: nn.Module) -> dict[str, SpectralWeight]:
-    """Spectral weights of a module, by the names of the stock layer's parameters.
-
-    A parameter that is a stack of them has one name for each, as ``weight.0``.
-
-    Args:
-        module: a layer of this package, or any module with spectral weights behind its tensors; any
-            other has none.
-
-    Example:
-        >>> from sttp_manifold.nn import SpectralLinear
-        >>> list(weights_of(SpectralLinear(20, 12, rank=4)))
-        ['weight']
-    """
-    return dict(named_parts(held_of(module)))
-
-
-@torch.no_grad()
-def dense_parameter(held: SpectralWeight | WeightStack, view: MatrixView) -> nn.Parameter:
-    """The dense parameter of a stock layer, frozen if no parameter of the weights is trainable."""
-    dense = view.joined(held()).detach().clone()
-    parameter = nn.Parameter(dense.contiguous(), requires_grad=held.trainable)
-    mark_like(held.parameters(), [parameter])
-    return parameter
-
-
-def check_replaceable(weight: SpectralWeight) -> None:
-    """Raise unless nothing is lost where a dense parameter takes a weight's place.
-
-    Raises:
-        ConversionError: something that would be.
-    """
-    plain = plain_weight(weight)
-    check_weight(weight, weight_class(weight.method), plain)
-    check_bare(weight, plain)

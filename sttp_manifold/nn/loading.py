@@ -13,7 +13,7 @@ from sttp_manifold._geoopt import ManifoldParameter
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.carry import check_stock, mark_like
 from sttp_manifold.nn.held import HeldWeight
-from sttp_manifold.nn.layer import SpectralLayer, held_of, weights_of
+from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.modules import naming, show
 from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of, rows_and_columns
 from sttp_manifold.nn.state import EXTRA, from_tensor, misfit, to_tensor
@@ -23,6 +23,7 @@ from sttp_manifold.nn.together import together
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.nn.weight_file import unpack
+from sttp_manifold.nn.weights_of import held_of, weights_of
 
 __all__ = ["dense_tensors", "load_network", "place_of"]
 

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from sttp_manifold._arguments import explained
 from sttp_manifold._files import replacing
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.layer import SpectralLayer, held_of, views_of
+from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.loading import dense_tensors, load_network, place_of
 from sttp_manifold.nn.modules import naming
 from sttp_manifold.nn.stack import parts_of
@@ -30,6 +30,7 @@ from sttp_manifold.nn.together import is_together
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.nn.weight_file import pack
+from sttp_manifold.nn.weights_of import held_of, views_of
 
 __all__ = ["load", "opened", "save"]
 

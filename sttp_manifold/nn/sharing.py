@@ -8,10 +8,11 @@ from torch import nn
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.held import held_in
-from sttp_manifold.nn.layer import SpectralLayer, held_of, views_of
+from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.modules import show
 from sttp_manifold.nn.stack import MatrixView, parts_of
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.nn.weights_of import held_of, views_of
 
 __all__ = ["check_sharing"]
 

@@ -14,11 +14,11 @@ from torch.nn.utils import parametrize
 from sttp_manifold._arguments import explained
 from sttp_manifold.display import box_html, table_html
 from sttp_manifold.nn.counts import count_elements, counted_tensors, ratio
-from sttp_manifold.nn.layer import held_of, views_of, weights_of
 from sttp_manifold.nn.stack import WeightStack, parts_of
 from sttp_manifold.nn.stock import stock_weights
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.nn.weights_of import held_of, views_of, weights_of
 from sttp_manifold.tt.shape import TTShape
 
 __all__ = ["Summary", "SummaryRow", "summary"]

@@ -23,11 +23,12 @@ from sttp_manifold.nn.batch_plan import Plan
 from sttp_manifold.nn.formed import Entry, Scope, close_scope, open_scope
 from sttp_manifold.nn.frame_batch import Ticket, Wanted, form
 from sttp_manifold.nn.held import HeldWeight
-from sttp_manifold.nn.layer import SpectralLayer, weights_of
+from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.layout import Layout
 from sttp_manifold.nn.stack import parts_of
 from sttp_manifold.nn.torch_state import circumstances
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.nn.weights_of import weights_of
 from sttp_manifold.tt.precision import computing_dtype
 
 __all__ = ["is_together", "together"]

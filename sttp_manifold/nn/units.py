@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.held import HeldWeight
-from sttp_manifold.nn.layer import held_of
 from sttp_manifold.nn.methods import weight_class
 from sttp_manifold.nn.modules import naming, show
 from sttp_manifold.nn.moments import Moments, widest
@@ -26,6 +25,7 @@ from sttp_manifold.nn.stock import Group
 from sttp_manifold.nn.torch_state import has_values, outside_autocast
 from sttp_manifold.nn.value import exact_value
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.nn.weights_of import held_of
 from sttp_manifold.tt.decompose import truncate
 from sttp_manifold.tt.fit import tt_fit
 from sttp_manifold.tt.metric import Metric

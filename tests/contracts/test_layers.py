@@ -41,8 +41,8 @@ from sttp_manifold.nn import (
     switch,
     weights_of,
 )
-from sttp_manifold.nn.layer import held_of, views_of
 from sttp_manifold.nn.stock import TABLE, row_of, stock_weights
+from sttp_manifold.nn.weights_of import held_of, views_of
 from sttp_manifold.optim import RiemannianSGD
 from sttp_manifold.tt import SPECTRA
 
