@@ -18,10 +18,10 @@ FASHION  ?= --task fashion-mnist --model wrn-10-2 --ranks 4,8,16,32 --seeds 0-2 
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo frontier test lint bench docs notebooks clean constraints
+.PHONY: help demo frontier test lint bench bench-gpu docs notebooks clean constraints
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The package itself is editable: only a change of its requirements calls for a new install.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -68,6 +68,10 @@ $(VENV)/.installed-bench: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench ## speed against the alternatives: docs/benchmarks.md and figures
 	$(BIN)/python tests/benchmarks/run.py $(BENCH_ARGS)
+
+# torch as it is: on a machine with a GPU that is the one for CUDA, which brings Triton.
+bench-gpu: $(VENV)/.installed ## speed on the GPU that is there, in less than eight minutes: docs/gpu.md
+	$(BIN)/python tests/benchmarks/gpu.py $(BENCH_ARGS)
 
 docs: $(VENV)/.installed-dev ## the documentation, warnings as errors, into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -1,0 +1,87 @@
+"""The benchmark for GPUs runs with the CPU in the place of one, and reports what fails."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
+DOCS = BENCHMARKS.parents[1] / "docs"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a benchmark as its own script would."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="make bench-gpu does it on the GPU")
+def test_every_competitor_runs_on_the_stand_in(module: Any, tmp_path: Path) -> None:
+    trial = [str(BENCHMARKS / "gpu.py"), "--small", "--turns", "1", "--docs", str(tmp_path)]
+    path = os.pathsep.join([str(BENCHMARKS.parents[1]), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, *trial],
+        check=True,
+        capture_output=True,
+        timeout=480,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path.rstrip(os.pathsep)},
+    )
+    (file,) = (tmp_path / "results").glob("gpu-*.json")
+    run = json.loads(file.read_text("utf-8"))
+    tables = module("gpu_cases").TABLES
+    assert {record["table"] for record in run["records"]} == {*tables}
+    for record in run["records"]:
+        assert "note" not in record, record
+        assert record["ms"] > 0, record
+        assert record["kernels"] > 0, record
+        assert record["peak_mb"] >= 0, record
+    ways = {r["way"] for r in run["records"] if r["table"] == "training"}
+    assert ways == {"eager", "captured", "compiled"}
+    page = module("gpu_page")
+    assert page.text([run]) == (tmp_path / "gpu.md").read_text("utf-8")
+    assert "its numbers say nothing" in page.text([run])
+
+
+def test_the_page_is_that_of_its_results(module: Any) -> None:
+    if not DOCS.is_dir():
+        pytest.skip("the documentation is not beside the tests")
+    files = sorted((DOCS / "results").glob("gpu-*.json"))
+    runs = [json.loads(file.read_text("utf-8")) for file in files]
+    text = (DOCS / "gpu.md").read_text("utf-8")
+    assert module("gpu_page").text(runs) == text
+    own = any(run["about"]["of"] == "this package" for run in runs)
+    assert own != ("No run of this package as it is now" in text)
+
+
+def test_what_fails_and_what_comes_too_late_is_said(module: Any) -> None:
+    gpu, cases, meter = module("gpu"), module("gpu_cases"), module("gpu_meter").StandIn()
+
+    def failing() -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def good() -> Any:
+        return lambda: torch.ones(3) + 1
+
+    names = [("a", good), ("b", failing), ("c", good)]
+    case = cases.Case("it", [cases.Competitor(name, "eager", make) for name, make in names])
+    first, second = gpu.measured(meter, case, 1, float("inf"))
+    assert first["ms"] > 0
+    assert "illegal memory access" in second["note"]
+    late = gpu.measured(meter, case, 1, 0.0)
+    assert [record["note"] for record in late] == ["no time was left"] * 3
+
+
+def test_all_tables_take_less_than_eight_minutes(module: Any) -> None:
+    gpu = module("gpu")
+    assert {*gpu.SECONDS} == {*module("gpu_cases").TABLES}
+    assert sum(gpu.SECONDS.values()) < 8 * 60
