@@ -26,7 +26,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["NEAR_IDENTITY", "TERMS", "factors", "polar_factors"]
+__all__ = ["NEAR_IDENTITY", "TERMS", "factors", "near_factors", "polar_factors"]
 
 # A Gram matrix within 1/2 of the identity (Frobenius) has eigenvalues in [1/2, 3/2]: condition
 # number 3 at most, so that one Cholesky pass is orthonormal to a few roundings.
@@ -69,6 +69,41 @@ def factors(Z: Tensor, *, polar: bool, out: Tensor | None = None) -> Tensor:
     bad = (size < math.inf).logical_not().logical_or(broken)
     Q = _multiply(W, gram, inverse.masked_fill(bad, torch.nan), eye, near, second, out)
     return Q.view(Z.shape)
+
+
+def near_factors(Z: Tensor, within: float) -> Tensor:
+    """Polar factors of frames whose Gram matrices are known to be near the identity.
+
+    By the series alone: two products beyond the Gram matrix at most for each power it needs, and
+    nothing to choose from.
+
+    Args:
+        Z: the frames, not an empty batch.
+        within: bound on the Frobenius norms of ``Z^T Z - I``, at most :data:`NEAR_IDENTITY`.
+
+    Shape:
+        - Z: ``(n, d, r)``
+        - Output: ``(n, d, r)``
+    """
+    eye = torch.eye(Z.shape[-1], dtype=Z.dtype, device=Z.device)
+    for terms in _passes(within, torch.finfo(Z.dtype).eps) or TERMS[Z.dtype]:
+        D = torch.baddbmm(eye, Z.mT, Z, beta=-1)
+        if terms == 1:
+            Z = torch.baddbmm(Z, Z, D, alpha=-0.5)
+        else:
+            Z = torch.baddbmm(Z, Z, _series(D, terms))
+    return Z
+
+
+def _passes(within: float, eps: float) -> tuple[int] | None:
+    """Terms of one pass after which no excess is left of one up to that size, if few do."""
+    coefficient = 0.5
+    for terms in range(1, 5):
+        # The next coefficient of (1 + x)^(-1/2), twice, and the next power.
+        coefficient *= (2 * terms + 1) / (2 * terms + 2)
+        if 2 * coefficient * within ** (terms + 1) <= eps:
+            return (terms,)
+    return None
 
 
 def polar_factors(Z: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.errors import ShapeError
+from sttp_manifold.frames._branch_free import near_factors
 from sttp_manifold.frames.orthonormal import HALF, orthonormalize, polar_factor, polish, q_factor
 
 __all__ = [
@@ -271,6 +272,8 @@ class Retraction(NamedTuple):
         of_sum: ``of_sum(Z, look=None)``, if all that counts is ``Z = X + U``.
         tangent: whether it moves along tangent vectors, so that gradients are projected and
             momentum is carried along by projection; else along Euclidean directions.
+        of_near: ``of_near(Z, within)``, the same as ``of_sum`` where the Gram matrix of ``Z`` is
+            known to be within so much of the identity, and nothing has to be looked at.
 
     Example:
         >>> import torch
@@ -284,9 +287,16 @@ class Retraction(NamedTuple):
     along: Callable[..., Tensor]
     of_sum: Callable[..., Tensor] | None = None
     tangent: bool = True
+    of_near: Callable[..., Tensor] | None = None
 
     def step(
-        self, X: Tensor, direction: Tensor, scale: Tensor | float, *, look: bool | None = None
+        self,
+        X: Tensor,
+        direction: Tensor,
+        scale: Tensor | float,
+        *,
+        look: bool | None = None,
+        reach: float | None = None,
     ) -> Tensor:
         """Move frames along ``scale * direction``.
 
@@ -295,6 +305,7 @@ class Retraction(NamedTuple):
             direction: where to.
             scale: how far: one number, or one for each frame.
             look: whether values may decide what is done; None: on the CPU only.
+            reach: what the length of no step exceeds, where that is known of tangent ones.
 
         Returns:
             The frames that were arrived at.
@@ -307,8 +318,12 @@ class Retraction(NamedTuple):
         if self.of_sum is None:
             return self.along(X, direction * factor, look=look)
         if isinstance(factor, Tensor):
-            return self.of_sum(X.addcmul_(direction, factor), look=look)
-        return self.of_sum(X.add_(direction, alpha=factor), look=look)
+            X.addcmul_(direction, factor)
+        else:
+            X.add_(direction, alpha=factor)
+        if reach is not None and self.of_near is not None:
+            return self.of_near(X, reach * reach)
+        return self.of_sum(X, look=look)
 
 
 def _pogo_kept(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
@@ -319,9 +334,9 @@ def _pogo_kept(X: Tensor, U: Tensor, *, look: bool | None = None) -> Tensor:
 RETRACTIONS = {
     retraction.name: retraction
     for retraction in (
-        Retraction("newton_schulz", newton_schulz, of_sum=polish),
+        Retraction("newton_schulz", newton_schulz, of_sum=polish, of_near=near_factors),
         Retraction("qr", cholesky_qr, of_sum=orthonormalize),
-        Retraction("polar", polar, of_sum=polar_factor),
+        Retraction("polar", polar, of_sum=polar_factor, of_near=near_factors),
         Retraction("cayley", cayley),
         Retraction("pogo", _pogo_kept, tangent=False),
     )

@@ -253,7 +253,7 @@ class FrameOptimizer(FusedSteps):
                 if stack.stays:
                     self._lend(group, stack)
                 self._step_framed(group, stack)
-                stack.step += 1
+                stack.count_step()
                 if stack.stays:
                     self._give_back(stack)
             together = group["foreach"] is not False

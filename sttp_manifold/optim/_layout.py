@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ __all__ = [
     "Stack",
     "as_they_are",
     "element_index",
+    "free_zeros",
     "is_small",
     "runs_of",
     "scalar_index",
@@ -28,8 +29,11 @@ __all__ = [
 # Frames that are padded: columns and elements up to these. Beyond, the products of a stack cost
 # more than the calls that one stack less would save.
 _COLUMNS, _ELEMENTS = 16, 1 << 12
-# Zeros that are taken for one stack less, beside as many as there are elements.
+# Zeros that are taken for one stack less, beside as many as there are elements: measured on a CPU.
 _FREE = 1 << 13
+# An accelerator: what a stack of a step costs in launches, seconds, and multiplications and additions
+# a second, low ones. Not measured: what a network's stacks come to does not hang on a factor of two.
+_LAUNCHES, _RATES = 13 * 5e-6, {torch.float32: 4e12, torch.float64: 5e11}
 
 
 @dataclass
@@ -101,8 +105,26 @@ class Stack(NamedTuple):
         return sum(run.many for run in self.runs), self.d, self.r
 
 
-def sorted_into_stacks(frames: Sequence[Run], *, padded: bool) -> list[Stack]:
-    """Stacks of one shape each, or of as many columns where rows of zeros cost little."""
+def free_zeros(device: torch.device, dtype: torch.dtype) -> Callable[[int], float]:
+    """How many zeros cost less than one stack more, of so many columns.
+
+    A step multiplies and adds some twelve times for each element and column.
+    """
+    if device.type == "cpu":
+        return lambda r: _FREE
+    return lambda r: _LAUNCHES * _RATES[dtype] / (12 * r)
+
+
+def sorted_into_stacks(
+    frames: Sequence[Run], *, padded: bool, free: Callable[[int], float]
+) -> list[Stack]:
+    """Stacks of one shape each, or of as many columns where rows of zeros cost little.
+
+    Args:
+        frames: what is sorted.
+        padded: whether to pad.
+        free: zeros that cost less than a stack, as :func:`free_zeros` says.
+    """
     kinds = list(dict.fromkeys((run.r, run.d) for run in frames))
     stacks: list[Stack] = []
     for r, d in sorted(kinds, reverse=True) if padded else kinds:
@@ -110,7 +132,7 @@ def sorted_into_stacks(frames: Sequence[Run], *, padded: bool) -> list[Stack]:
         count = sum(run.many for run in runs)
         if padded and stacks and stacks[-1].r == r:
             zeros = count * (stacks[-1].d - d) * r
-            if zeros <= max(_FREE, count * d * r):
+            if zeros <= max(free(r), count * d * r):
                 stacks[-1].runs.extend(runs)
                 continue
         stacks.append(Stack(d, r, runs))
@@ -161,9 +183,13 @@ def segments_of(p: Tensor, limit: float) -> list[Segment]:
 
     Args:
         p: the parameter.
-        limit: elements that a segment of several large frames may have.
+        limit: elements that a segment of several large frames may have; infinite: one segment.
     """
     rows, groups = frame_shapes(p)
+    part = spectrum_slice(p)
+    coordinates = part.stop - part.start if part is not None else 0
+    if limit == math.inf:
+        return [Segment(rows, list(groups), coordinates)]
     if p.ndim > 1 and len(groups) == 1 and p.shape[-2:] == groups[0][1:]:
         limit = math.inf  # a stack of single frames, which is no flat vector to cut
     segments: list[Segment] = []
@@ -179,10 +205,9 @@ def segments_of(p: Tensor, limit: float) -> list[Segment]:
         most = count if limit == math.inf else max(1, min(int(limit) // (d * r), count))
         for start in range(0, count, most):
             segments.append(Segment(rows, [(min(most, count - start), d, r)]))
-    part = spectrum_slice(p)
-    if part is not None:
+    if coordinates:
         if small is None:
             small = Segment(rows)
             segments.append(small)
-        small.coordinates = part.stop - part.start
+        small.coordinates = coordinates
     return segments

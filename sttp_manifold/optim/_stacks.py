@@ -8,8 +8,8 @@ and, at its end, of coordinates that are no frames:
   each entry lies. Rows of zeros change nothing in a product, and stay zero where frames move;
 - large frames, those of one shape in one stack, which are copied piece by piece.
 
-On the CPU a block is no larger than a cache likes; on an accelerator all small frames are one block
-and all large ones another. Points and gradients belong to the parameters and are copied into blocks
+On the CPU a block is no larger than a cache likes; on an accelerator, where a call costs as much as
+the arithmetic of many frames, everything is one block, and large frames are padded as well. Points and gradients belong to the parameters and are copied into blocks
 and back. Momentum and second moments stay in blocks from one step to the next; they are laid out as
 the parameters again for whoever asks for the optimizer's state.
 
@@ -33,6 +33,7 @@ from sttp_manifold.optim._layout import (
     Segment,
     as_they_are,
     element_index,
+    free_zeros,
     runs_of,
     scalar_index,
     segments_of,
@@ -51,13 +52,14 @@ class Block:
 
     Args:
         segments: what it consists of, in the order in which it is joined.
-        padded: whether frames are padded, or all of one shape.
+        padded: whether frames are padded where that costs less than another stack.
         dtype: of what is computed.
         device: where.
 
     Attributes:
         arrays: by name, what is kept of every element: a flat vector.
         scalars: by name, what is kept of every frame and coordinate: a vector.
+        shapes: of the stacks, ``(n, d, r)``.
         coordinates: how many there are.
         norms: memory for one number for every frame and coordinate.
     """
@@ -77,9 +79,9 @@ class Block:
         self._sizes = [segment.rows * segment.size for segment in segments]
         self._counts = [segment.rows * segment.scalars for segment in segments]
         frames, coordinates = runs_of(segments)
-        stacks = sorted_into_stacks(frames, padded=padded)
-        self._shapes = [stack.shape for stack in stacks]
-        self._frames = sum(map(math.prod, self._shapes))
+        stacks = sorted_into_stacks(frames, padded=padded, free=free_zeros(device, dtype))
+        self.shapes = [stack.shape for stack in stacks]
+        self._frames = sum(map(math.prod, self.shapes))
         self.coordinates = sum(run.many for run in coordinates)
         self._index: Tensor | None = None
         self._inverse: Tensor | None = None
@@ -96,7 +98,7 @@ class Block:
             self._index, self._inverse = index.int(), inverse.narrow(0, 0, total).int()
             scalars = scalar_index(stacks, coordinates, device)
             self._scalar_index, self._scalar_inverse = scalars, torch.argsort(scalars)
-        count = sum(n for n, _, _ in self._shapes) + self.coordinates
+        count = sum(n for n, _, _ in self.shapes) + self.coordinates
         self.norms = torch.empty(count, dtype=dtype, device=device)
         self.norm_views = self.parts(self.norms)
 
@@ -121,7 +123,7 @@ class Block:
         """Stacks ``(n, d, r)`` and coordinates of a flat vector; without any, anything."""
         offset = flat.storage_offset()
         stacks = []
-        for n, d, r in self._shapes:
+        for n, d, r in self.shapes:
             stacks.append(flat.as_strided((n, d, r), (d * r, r, 1), offset))
             offset += n * d * r
         if not self.coordinates:
@@ -154,7 +156,7 @@ class Block:
 
     def parts(self, vector: Tensor) -> tuple[list[Tensor], Tensor]:
         """The numbers of each stack, and of the coordinates, in a vector of scalars."""
-        sizes = [n for n, _, _ in self._shapes]
+        sizes = [n for n, _, _ in self.shapes]
         if not self.coordinates:
             return list(torch.split_with_sizes(vector, sizes)), vector
         *stacks, coordinates = torch.split_with_sizes(vector, [*sizes, self.coordinates])
@@ -165,7 +167,7 @@ class Block:
         numbers, coordinates = self.parts(vector)
         flat = [
             mine.view(n, 1).expand(n, d * r).reshape(-1)
-            for mine, (n, d, r) in zip(numbers, self._shapes, strict=True)
+            for mine, (n, d, r) in zip(numbers, self.shapes, strict=True)
         ]
         return torch.cat([*flat, coordinates] if self.coordinates else flat)
 
@@ -199,7 +201,7 @@ class Stacks:
 
     Attributes:
         params: the same.
-        step: the same, counted on by the optimizer.
+        step: the same, with those since.
         stays: the same.
         dtype: of what is computed and kept.
         blocks: what a step works on, one after the other.
@@ -217,11 +219,14 @@ class Stacks:
         self._segments = [segments_of(p, limit) for p in params]
         self._targets, members = self._assign(limit)
         self.blocks = [
-            Block(segments, padded=segments[0].small, dtype=self.dtype, device=device)
+            Block(segments, padded=segments[0].small or not on_cpu, dtype=self.dtype, device=device)
             for segments in members
         ]
         self._pointers = [p.data_ptr() for p in params]
-        self.points = self.take([p.detach() for p in params])
+        # Of torch's own class, which is read faster; they count what is written as the parameters.
+        self._written = [p.detach() for p in params]
+        self._versions: list[int] | None = None
+        self.points = self.take(self._written)
 
     def _assign(self, limit: float) -> tuple[list[list[int]], list[list[Segment]]]:
         """The block of each segment of each parameter, and the segments of each block."""
@@ -231,9 +236,8 @@ class Stacks:
         for segments in self._segments:
             targets.append([])
             for segment in segments:
-                # On an accelerator large frames of all shapes are one block.
-                shape = segment.groups[0][1:] if limit < math.inf and not segment.small else None
-                kind = (segment.small, shape)
+                shape = segment.groups[0][1:] if not segment.small else None
+                kind = (segment.small, shape) if limit < math.inf else None
                 size = segment.rows * segment.size
                 k, held = filled.get(kind, (-1, 0))
                 if k < 0 or held + size > limit:
@@ -247,6 +251,15 @@ class Stacks:
     def is_current(self) -> bool:
         """Whether the parameters are still at the memory they had."""
         return all(p.data_ptr() == q for p, q in zip(self.params, self._pointers, strict=True))
+
+    def count_step(self) -> None:
+        """Count a step, and remember that the parameters are as it has left them."""
+        self.step += 1
+        self._versions = [p._version for p in self._written]
+
+    def untouched(self) -> bool:
+        """Whether nobody has written to the parameters since, as far as torch counts it."""
+        return self._versions == [p._version for p in self._written]
 
     def take(self, arrays: Sequence[Tensor]) -> list[list[Tensor]]:
         """Views of the segments of arrays that are laid out as the parameters, block by block."""

@@ -35,6 +35,7 @@ from sttp_manifold.optim._moments import (
     weight,
 )
 from sttp_manifold.optim._settings import check_settings
+from sttp_manifold.optim._reach import keep_within, reach_of
 from sttp_manifold.optim._stacks import Block, Stacks
 
 __all__ = ["RiemannianAdam"]
@@ -47,7 +48,9 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
     is that of Becigneul & Ganea 2019, "Riemannian Adaptive Optimization Methods", as in geoopt,
     with second moments per frame, unless ``second_moment`` says otherwise: at equal ``lr`` the step
     is not that of Adam. On an accelerator a step never waits for the device, unless for a manifold
-    that geoopt's own operations move.
+    that geoopt's own operations move. With a second moment a frame no frame moves farther in a step
+    than ``lr (1 - beta1) / sqrt((1 - beta2) (1 - beta1**2 / beta2))``, 7.3 ``lr`` by default; where
+    that is 0.7 at most, no factorization stands by, from the second step on.
 
     A second moment that overflows is infinite from then on, as in torch, and its frame rests.
     Moments of manifold parameters in half precision are kept in float32.
@@ -213,6 +216,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             stacks, maximize=group["maximize"], weight_decay=0.0 if decoupled else decay
         )
         bounded = is_bounded(*betas(group))
+        reach = reach_of(stacks, retraction, betas(group), lr, elementwise=is_elementwise(group))
         penalties: list[list[Tensor]] = []
         if decay and decoupled:
             penalties = stacks.take([decay_gradient(p) for p in stacks.params])
@@ -223,12 +227,14 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             directions, rest, scales, last = self._steps_of_block(
                 group, block, points, stacks.step, lr
             )
+            if reach is not None:
+                scales = keep_within(block, directions, scales, reach)
             moved = []
             moments = block.kept("exp_avg")[0]
             for x, u, m, scale in zip(points, directions, moments, scales, strict=True):
                 if not bounded:
                     scale = shortened(u, scale)
-                y = retraction.step(x, u, scale, look=False if capturable else None)
+                y = retraction.step(x, u, scale, look=False if capturable else None, reach=reach)
                 if retraction.tangent:
                     project_(y, m)
                 moved.append(y)

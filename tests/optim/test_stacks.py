@@ -126,7 +126,7 @@ def test_scalars_belong_to_their_frames():
         torch.testing.assert_close(numbers, expected)
 
 
-def test_on_an_accelerator_there_is_a_block_of_small_frames_and_one_of_large_ones(monkeypatch):
+def test_on_an_accelerator_everything_is_one_block(monkeypatch):
     monkeypatch.setattr(_stacks, "_CACHED", 1)
     shapes_ = (TTShape([3, 4], [2, 5], rank=3), TTShape.svd(90, 80, rank=40))
     params = []
@@ -135,9 +135,9 @@ def test_on_an_accelerator_there_is_a_block_of_small_frames_and_one_of_large_one
         for _ in range(3):
             data = manifold.random(dtype=torch.float32).to("meta")
             params.append(ManifoldParameter(data.as_subclass(torch.Tensor), manifold=manifold))
-    assert len(Stacks(params, 0).blocks) == 2
+    assert len(Stacks(params, 0).blocks) == 1
     on_cpu = [ManifoldParameter(p.manifold.random()) for p in params]
-    assert len(Stacks(on_cpu, 0, stays=True).blocks) == 2
+    assert len(Stacks(on_cpu, 0, stays=True).blocks) == 1
     # One large frame in a block, the small ones of one parameter, and each spectrum of the others.
     assert len(Stacks(on_cpu, 0).blocks) == 6 + 3 + 3
 
