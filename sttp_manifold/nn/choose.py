@@ -19,7 +19,7 @@ Choice: TypeAlias = "One | Iterable[One]"
 Ranks: TypeAlias = "int | Mapping[str, int] | Callable[[str, nn.Module], int | None]"
 
 
-def chosen(model: nn.Module, argument: str, choice: Choice) -> set[nn.Module]:
+def chosen(model: nn.Module, argument: str, choice: Choice, ends: bool = False) -> set[nn.Module]:
     """Modules that a choice means, with all that is in them.
 
     Args:
@@ -27,6 +27,7 @@ def chosen(model: nn.Module, argument: str, choice: Choice) -> set[nn.Module]:
         argument: what the choice was given as, for errors.
         choice: one or several of: a qualified name; a wildcard over names, in which ``*`` takes
             dots as well; a class; a function of name and module that says yes or no.
+        ends: whether a name also means those that end with it after a dot.
 
     Raises:
         ConversionError: a name or wildcard that this network has nothing for, or something else.
@@ -36,7 +37,8 @@ def chosen(model: nn.Module, argument: str, choice: Choice) -> set[nn.Module]:
     found: set[nn.Module] = set()
     for one in wanted:
         if isinstance(one, str):
-            these = [m for n, m in names if n == one or fnmatchcase(n, one)]
+            tails = (f".{one}",) if ends else ()
+            these = [m for n, m in names if n == one or n.endswith(tails) or fnmatchcase(n, one)]
             if not these:
                 raise _unknown(argument, one, names)
         elif isinstance(one, type):

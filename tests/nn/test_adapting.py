@@ -264,7 +264,7 @@ def test_targets_that_mean_nothing_and_bad_options() -> None:
     bad: list[tuple[Any, type[Exception], str]] = [
         ({"targets": "quary"}, ConversionError, "'quary'.*'0.query'"),
         ({"targets": []}, ConversionError, "targets is empty"),
-        ({"targets": [3]}, ConversionError, "a name, a class or a function"),
+        ({"targets": [3]}, ConversionError, "targets takes names, .*classes.*got 3"),
         ({"alpha": 0.0}, ConversionError, "alpha=1.0"),
         ({"alpha": float("nan")}, ConversionError, "alpha"),
         ({"name": "a.b"}, ConversionError, "without dots"),
