@@ -45,38 +45,19 @@ class _Plain(Convolution):
         **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__()
-        # torch checks and completes the settings; on "meta" that costs no memory.
-        stock = self._kind().stock(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias=False,
-            padding_mode=padding_mode,
-            device="meta",
-        )
-        self._settle(stock)
-        view = self.views(stock)["weight"]
-        self._hold(view, rank, weight, bias, options, dtype=dtype, device=device)
+        settings = {
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            "padding_mode": padding_mode,
+        }
+        sizes = (in_channels, out_channels, kernel_size)
+        self._make(sizes, settings, rank, weight, bias, options, dtype=dtype, device=device)
 
     @classmethod
     def _around(cls, layer: Any, weights: Mapping[str, Any]) -> Self:
-        made = cls(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            None,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            bias=False,
-            padding_mode=layer.padding_mode,
-            weight=weights["weight"],
-        )
+        made = super()._around(layer, weights)
         # Torch pads by sizes that it computed when the layer was made, except with zeros.
         sides = [list(c._reversed_padding_repeated_twice) for c in (layer, made._stock())]
         if layer.padding_mode != "zeros" and sides[0] != sides[1]:

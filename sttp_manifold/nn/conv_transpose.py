@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from sttp_manifold.nn.stack import WeightStack
 from sttp_manifold.nn.weight import SpectralWeight
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
 __all__ = ["SpectralConvTranspose1d", "SpectralConvTranspose2d", "SpectralConvTranspose3d"]
 
@@ -29,6 +29,8 @@ _CONVOLVE_BACK = {
 
 class _Transposed(Convolution):
     r"""Applied pointwise by :math:`(U S)^\top`, then with ``r`` kernels from :math:`V^\top`."""
+
+    settings = (*Convolution.settings, "output_padding")
 
     padding: tuple[int, ...]
     output_padding: tuple[int, ...]
@@ -55,58 +57,21 @@ class _Transposed(Convolution):
         **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__()
-        # torch checks and completes the settings; on "meta" that costs no memory.
-        kind: Any = self._kind().stock
-        stock = kind(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias=False,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            device="meta",
-        )
-        self._settle(stock)
-        self.output_padding = tuple(stock.output_padding)
-        self._hold(
-            self.views(stock)["weight"],
-            rank,
-            weight,
-            bias,
-            options,
-            outputs=out_channels,
-            dtype=dtype,
-            device=device,
-        )
-
-    @classmethod
-    def _around(cls, layer: Any, weights: Mapping[str, Any]) -> Self:
-        return cls(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            None,
-            layer.stride,
-            layer.padding,
-            layer.output_padding,
-            layer.groups,
-            bias=False,
-            dilation=layer.dilation,
-            padding_mode=layer.padding_mode,
-            weight=weights["weight"],
-        )
+        settings = {
+            "stride": stride,
+            "padding": padding,
+            "output_padding": output_padding,
+            "groups": groups,
+            "dilation": dilation,
+            "padding_mode": padding_mode,
+        }
+        sizes = (in_channels, out_channels, kernel_size)
+        self._make(sizes, settings, rank, weight, bias, options, dtype=dtype, device=device)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the stock layer's weight, ``(c_in, c_out / groups, *kernel_size)``."""
         return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
-
-    def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "output_padding": self.output_padding}
 
     def _thin(self) -> nn.Sequential | None:
         if not self._has_factors:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.cost_model import Costs, costs
 from sttp_manifold.tt.plans import conv_plan
 from sttp_manifold.tt.shape import TTShape
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["CONVOLVE", "Convolution"]
 
@@ -41,9 +45,17 @@ class Convolution(SpectralLayer):
 
     Attributes:
         dims: number of spatial dimensions.
+        settings: names of what torch's constructor takes beside channels, kernel size and bias.
     """
 
     dims: ClassVar[int]
+    settings: ClassVar[tuple[str, ...]] = (
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    )
     _options = KernelOptions
 
     spectral_weight: SpectralWeight | WeightStack
@@ -56,24 +68,40 @@ class Convolution(SpectralLayer):
     groups: int
     padding_mode: str
 
-    def _settle(self, stock: Any) -> None:
-        """Take over settings, which torch has checked and completed."""
+    def _make(
+        self,
+        sizes: tuple[Any, ...],
+        settings: Mapping[str, Any],
+        rank: int | None,
+        weight: SpectralWeight | WeightStack | None,
+        bias: bool,
+        options: Mapping[str, Any],
+        **where: Any,
+    ) -> None:
+        """Set all that a constructor is given: channels and kernel, settings, weight and bias."""
+        # torch checks and completes the settings; on "meta" that costs no memory.
+        stock: Any = self._kind().stock(*sizes, **settings, bias=False, device="meta")
         self.in_channels, self.out_channels = stock.in_channels, stock.out_channels
-        self.kernel_size = tuple(stock.kernel_size)
-        self.stride = tuple(stock.stride)
-        self.padding = stock.padding if isinstance(stock.padding, str) else tuple(stock.padding)
-        self.dilation = tuple(stock.dilation)
-        self.groups, self.padding_mode = stock.groups, stock.padding_mode
+        for name in ("kernel_size", *self.settings):
+            value = getattr(stock, name)
+            setattr(self, name, value if isinstance(value, (str, int)) else tuple(value))
+        view = self.views(stock)["weight"]
+        self._hold(view, rank, weight, bias, options, outputs=stock.out_channels, **where)
+
+    @classmethod
+    def _around(cls, layer: Any, weights: Mapping[str, Any]) -> Self:
+        return cls(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            **{name: getattr(layer, name) for name in cls.settings},
+            bias=False,
+            weight=weights["weight"],
+        )
 
     def _settings(self) -> dict[str, Any]:
         """Those by which torch makes the stock layer, beside its channels."""
-        return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-            "padding_mode": self.padding_mode,
-        }
+        return {name: getattr(self, name) for name in self.settings}
 
     def _stock(self) -> Any:
         return self._kind().stock(
