@@ -33,15 +33,16 @@ def second_moments(model: nn.Module, parameters: Iterable[Tensor], data: object)
     """
     moments = Moments(parameters)
     with _undisturbed(model), moments:
-        for run in _runs(model, data):
-            run()
+        for run, mask in _runs(model, data):
+            with moments.only(mask):
+                run()
     return moments
 
 
-def _runs(model: nn.Module, data: Any) -> Iterator[Callable[[], object]]:
-    """Calls of a network, one for each batch."""
+def _runs(model: nn.Module, data: Any) -> Iterator[tuple[Callable[[], object], Tensor | None]]:
+    """Calls of a network, one for each batch, with which of its places are no padding."""
     if callable(data):
-        yield lambda: data(model)
+        yield lambda: data(model), None
         return
     if isinstance(data, (Tensor, Mapping)):
         data = [data]
@@ -56,9 +57,9 @@ def _runs(model: nn.Module, data: Any) -> Iterator[Callable[[], object]]:
         batch = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(batch, Mapping):
             given = {key: _moved(value, device) for key, value in batch.items()}
-            yield lambda given=given: model(**given)  # type: ignore[misc]
+            yield lambda given=given: model(**given), _kept(given)  # type: ignore[misc]
         elif isinstance(batch, Tensor):
-            yield lambda batch=batch: model(_moved(batch, device))  # type: ignore[misc]
+            yield lambda batch=batch: model(_moved(batch, device)), None  # type: ignore[misc]
         else:
             raise ConversionError(
                 "a batch of data is a tensor, a mapping of arguments, or a tuple whose first is "
@@ -67,6 +68,22 @@ def _runs(model: nn.Module, data: Any) -> Iterator[Callable[[], object]]:
             )
     if not count:
         raise ConversionError("data has no batches; a loader that was used up has to be made anew")
+
+
+def _kept(batch: Mapping[str, Any]) -> Tensor | None:
+    """Places of a batch that are no padding; None for all, and where that is not plain.
+
+    With inputs of a decoder beside it, a mask cannot be told from one of theirs by its size.
+    """
+    mask = batch.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.is_floating_point():
+        return None
+    if any("decoder" in key for key in batch):
+        return None
+    mask = mask.bool()
+    if not mask.any():
+        raise ConversionError("the attention_mask of a batch of data keeps nothing; leave it out")
+    return mask
 
 
 def _moved(value: Any, device: torch.device | None) -> Any:

@@ -89,7 +89,8 @@ def compress(
         data: a few batches of inputs: a list or a loader of them (a tensor; a mapping of arguments;
             of a tuple the first), or a function that runs the model. Pretrained weights then lose
             as little as can be of their *outputs* on these, instead of themselves
-            (:func:`tt_fit`).
+            (:func:`tt_fit`). What an ``attention_mask`` of a mapping leaves out is no input; other
+            padding counts, so leave it out of the batches.
         skip: what to leave: a qualified name, a wildcard over names, a class, a function of name
             and module, or several of them; each means all layers within.
         only: likewise what alone to compress; by default everything.

@@ -9,11 +9,15 @@ parameter) and functional calls are seen as well.
 The cost is that of one forward of the data and of ``n d_in^2`` multiplications for each weight, in
 float64 where the device has it, and ``8 d_in^2`` bytes for each; for a table of embeddings one
 number a row.
+
+Padding is no input: where the mask of a batch is known (:meth:`Moments.only`), a product with a row
+for each of its places counts those that it keeps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +71,20 @@ class Moments(TorchDispatchMode):
         self._memory = {_memory(p): (k, p) for k, p in enumerate(self._parameters)}
         self._sums: dict[_Part, Tensor] = {}
         self._last: tuple[Any, Tensor] | None = None
+        self._mask: Tensor | None = None
+
+    @contextmanager
+    def only(self, mask: Tensor | None) -> Iterator[None]:
+        """Count what a mask keeps, of what has a row for each of its places; None for all.
+
+        Shape:
+            - mask: any, boolean
+        """
+        self._mask, self._last = mask, None
+        try:
+            yield
+        finally:
+            self._mask = self._last = None
 
     def watches(self, parameters: Iterable[Tensor]) -> bool:
         """Whether it was made to watch these very parameters.
@@ -134,18 +152,23 @@ class Moments(TorchDispatchMode):
         if self._last is not None and self._last[0][0] == key:
             moment = self._last[1]
         else:
-            moment = _moment(rows)
+            mask = self._mask
+            masked = mask is not None and rows.shape[:-1] == (mask.numel(),)
+            moment = _moment(rows[mask.flatten()] if masked else rows)  # type: ignore[union-attr]
             self._last = ((key, rows), moment)  # rows are held, so that their memory is not reused
         self._sums[part] = _added(self._sums.get(part), moment)
 
-    def counted(self, indices: Tensor, table: Tensor) -> None:
-        """Rows of a table are looked up."""
+    def counted(self, indices: Tensor, table: Tensor, padding: int = -1) -> None:
+        """Rows of a table are looked up; one of them may be padding, which is not counted."""
         known = self._known(table)
         if known is None:
             return
         number, base = known
         first, last = _span(table, base)
         part = _Part(number, first, last, ((table.shape[0], table.stride(0)),))
+        if self._mask is not None and self._mask.shape == indices.shape:
+            indices = indices[self._mask]
+        indices = indices if padding < 0 else indices[indices != padding]
         counts = torch.bincount(indices.flatten(), minlength=table.shape[0])
         self._sums[part] = _added(self._sums.get(part), counts.to(widest(counts.device)))
 
@@ -236,7 +259,7 @@ def _linear(moments: Moments, x: Tensor, weight: Tensor, bias: Any = None) -> No
 def _embedding(
     moments: Moments, table: Tensor, indices: Tensor, padding: int = -1, *_: Any
 ) -> None:
-    moments.counted(indices if padding < 0 else indices[indices != padding], table)
+    moments.counted(indices, table, padding)
 
 
 def _bag(moments: Moments, table: Tensor, indices: Tensor, *_: Any, **__: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn import SkippedLayerWarning, compress
 from sttp_manifold.nn.calibration import second_moments
 
@@ -134,6 +135,38 @@ def test_tables_count_their_rows_and_ties_add_up() -> None:
     torch.testing.assert_close(right, outer(model[0](indices)).detach())
     bag = nn.EmbeddingBag(10, 4)
     assert second_moments(bag, [bag.weight], [indices]).of(*2 * [bag.weight])[0][1] == 3
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.inner, self.head = nn.Embedding(9, 4), nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Tensor) -> Tensor:
+        self.seen = self.words(input_ids)
+        self.pooled = self.inner(self.seen)[:, 0]
+        return self.head(self.pooled)
+
+
+def test_padding_is_no_input() -> None:
+    """Each place that the mask leaves out counts nowhere, and what has other rows is whole."""
+    model = Masked().double()
+    weights = [model.words.weight, model.inner.weight, model.head.weight]
+    ids = torch.tensor([[3, 4, 0, 0], [5, 3, 6, 0], [8, 8, 8, 8]])
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1]])
+    batch = {"input_ids": ids, "attention_mask": mask}
+    moments = second_moments(model, weights, [batch])
+    kept = mask.bool()
+    count = torch.bincount(ids[kept], minlength=9).double()
+    assert torch.equal(moments.of(*weights[:1] * 2)[0], count)
+    torch.testing.assert_close(moments.of(*weights[1:2] * 2)[1], outer(model.seen[kept]))
+    torch.testing.assert_close(moments.of(*weights[2:] * 2)[1], outer(model.pooled))
+    # Next to inputs of a decoder the mask could be theirs by its size, and floats are no mask.
+    for other in ({**batch, "decoder_input_ids": ids}, {**batch, "attention_mask": mask.double()}):
+        moments = second_moments(model, weights, [other])
+        torch.testing.assert_close(moments.of(*weights[1:2] * 2)[1], outer(model.seen))
+    with pytest.raises(ConversionError, match="attention_mask of a batch of data keeps nothing"):
+        second_moments(model, weights, [{**batch, "attention_mask": torch.zeros_like(mask)}])
 
 
 def test_autocast_reads_the_same_weight() -> None:
