@@ -64,8 +64,9 @@ class SpectrumMap:
             evenly spread, ``1, (r - 1) / r, ..., 1 / r``, if absent. The other maps have none.
 
     Raises:
-        SpectrumError: an unknown name, a bound that is not positive and finite, or values that are
-            not ``r`` positive finite numbers, or are not for ``"fixed"``.
+        SpectrumError: an unknown name, a bound that is not positive and finite or not for
+            ``"bounded"``, or values that are not ``r`` positive finite numbers, or are not for
+            ``"fixed"``.
 
     Example:
         >>> chart = SpectrumMap("bounded", rank=3, bound=2.0)
@@ -88,6 +89,11 @@ class SpectrumMap:
             or not 0 < bound < math.inf
         ):
             raise SpectrumError(f"bound must be a positive finite number, got {bound!r}")
+        if self.name != "bounded" and bound != 1.0:
+            raise SpectrumError(
+                f"bound={bound!r} is of spectrum='bounded', and would do nothing with "
+                f"spectrum={self.name!r}; take spectrum='bounded', or no bound"
+            )
         values = check_values(self.name, self.values)
         if self.name == "fixed":
             if values is None:

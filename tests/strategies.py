@@ -31,13 +31,18 @@ def normal(seed: int, *size: int) -> Tensor:
     return torch.randn(*size, dtype=torch.float64, generator=generator)
 
 
+def bound_of(spectrum: str, bound: float = 2.0) -> float:
+    """A bound for a spectrum that has one, and the neutral one for the others."""
+    return bound if spectrum == "bounded" else 1.0
+
+
 def weight(shape: TTShape, spectrum: str, seed: int, batch: tuple[int, ...] = ()) -> SpectralTT:
     """A generic weight that ``spectrum`` can hold: frames of a random matrix, random spectrum.
 
     An identity spectrum gets random signs: its singular values are one all the same.
     """
     tt = tt_svd(normal(seed, *batch, shape.d_out, shape.d_in), shape)
-    spectrum_map = SpectrumMap(spectrum, shape.rank, bound=2.0)
+    spectrum_map = SpectrumMap(spectrum, shape.rank, bound_of(spectrum))
     s = spectrum_map(normal(seed + 1, *batch, *spectrum_map.coordinate_shape))
     if spectrum == "identity":
         s = normal(seed + 1, *batch, shape.rank).sign()

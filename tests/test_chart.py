@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
-from strategies import batches, seeds, shapes, spectra, weight
+from strategies import batches, bound_of, seeds, shapes, spectra, weight
 
 from sttp_manifold import SpectralTT, TTShape
 from sttp_manifold.chart import HouseholderChart
@@ -14,7 +14,7 @@ from sttp_manifold.errors import ShapeError, SpectrumError
 
 @given(shape=shapes(max_modes=4), spectrum=spectra, seed=seeds, batch=batches)
 def test_encode_then_decode_is_the_identity(shape, spectrum, seed, batch) -> None:
-    chart = HouseholderChart(shape, spectrum, bound=2.0)
+    chart = HouseholderChart(shape, spectrum, bound=bound_of(spectrum))
     tt = weight(shape, spectrum, seed, batch)
     point = chart.encode(tt)
     assert tuple(f.shape[-1] for f in point.frames) == chart.frame_sizes
@@ -31,7 +31,7 @@ def test_encode_then_decode_is_the_identity(shape, spectrum, seed, batch) -> Non
 @given(shape=shapes(max_modes=4), spectrum=spectra, seed=seeds, batch=batches)
 def test_pack_then_unpack_is_the_identity(shape, spectrum, seed, batch) -> None:
     """The two verbs of the manifolds; signs of an identity spectrum are taken up by a frame."""
-    chart = HouseholderChart(shape, spectrum, bound=2.0)
+    chart = HouseholderChart(shape, spectrum, bound=bound_of(spectrum))
     tt = weight(shape, spectrum, seed, batch)
     d, r = shape.merged.frame_shapes[len(shape.merged.out_modes) - 1]
     e, _ = shape.merged.frame_shapes[len(shape.merged.out_modes)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import batches, normal, seeds, spectra, weight
+from strategies import batches, bound_of, normal, seeds, spectra, weight
 
 from sttp_manifold import SpectralTT, TTShape
 from sttp_manifold.errors import ShapeError, SpectrumError
@@ -19,7 +19,7 @@ ranks = st.integers(1, 6)
 
 @given(name=spectra, rank=ranks, seed=seeds, batch=batches)
 def test_inverse(name, rank, seed, batch) -> None:
-    chart = SpectrumMap(name, rank, bound=2.0)
+    chart = SpectrumMap(name, rank, bound=bound_of(name))
     s = chart(normal(seed, *batch, *chart.coordinate_shape))
     assert s.shape == (*batch, *((rank, rank) if name == "full" else (rank,)))
     torch.testing.assert_close(chart(chart.inverse(s)), s)
@@ -31,7 +31,7 @@ def test_inverse(name, rank, seed, batch) -> None:
 def test_bounds_hold_and_signs_stay(rank, seed, scale) -> None:
     theta = scale * normal(seed, rank)
     for name, bound in (("normalized", 1.0), ("bounded", 1.5)):
-        s = SpectrumMap(name, rank, bound=1.5)(theta)
+        s = SpectrumMap(name, rank, bound=bound_of(name, 1.5))(theta)
         assert bool((s.abs() <= bound).all())
         assert bool((s.sign() == theta.sign()).all())
     assert float(SpectrumMap("normalized", rank)(theta).abs().max()) == pytest.approx(1)
@@ -58,7 +58,7 @@ def test_bounded_is_smooth_and_one_to_one(rank, seed) -> None:
     ],
 )
 def test_projection_is_the_nearest_and_asked_for(name, s, nearest) -> None:
-    chart = SpectrumMap(name, 3, bound=2.0)
+    chart = SpectrumMap(name, 3, bound=bound_of(name))
     s, nearest = torch.tensor(s), torch.tensor(nearest)
     torch.testing.assert_close(chart.nearest(s), nearest)
     if name == "free":
@@ -123,7 +123,7 @@ def test_coordinates_of_another_shape_are_refused(name) -> None:
 @pytest.mark.parametrize("name", ["normalized", "bounded"])
 def test_maps_over_the_whole_range_of_a_dtype(name, dtype) -> None:
     info = torch.finfo(dtype)
-    chart = SpectrumMap(name, 3, bound=2.0)
+    chart = SpectrumMap(name, 3, bound=bound_of(name))
     for largest in (info.max, info.max**0.5 * 2, 1.0, 1e-4):
         theta = torch.tensor([largest, -largest / 2, 0.0], dtype=dtype)
         s, wanted = chart(theta), chart(theta.double())

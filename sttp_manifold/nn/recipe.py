@@ -109,11 +109,6 @@ class Recipe:
         check_among("kernel", self.kernel, KERNELS)
         weight_class(self.method)
         SpectrumMap(self.spectrum, 1, self.bound)
-        if self.spectrum != "bounded" and self.bound != 1.0:
-            raise SpectrumError(
-                f"bound={self.bound!r} is of spectrum='bounded', and would do nothing with "
-                f"spectrum={self.spectrum!r}; take spectrum='bounded', or no bound"
-            )
         object.__setattr__(self, "values", check_values(self.spectrum, self.values))
         if not isinstance(self.init, SpectralTT) and self.init not in (PRETRAINED, *INITS):
             names = ", ".join(map(repr, (PRETRAINED, *INITS)))

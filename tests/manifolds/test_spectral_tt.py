@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
-from strategies import batches, normal, seeds, shapes, spectra, weight
+from strategies import batches, bound_of, normal, seeds, shapes, spectra, weight
 
 from sttp_manifold import SpectralTTManifold, TTShape, tt_svd
 from sttp_manifold.errors import ShapeError, SpectrumError
@@ -14,7 +14,7 @@ from sttp_manifold.frames import random_rotation, rotate
 
 @given(shape=shapes(max_modes=4), spectrum=spectra, seed=seeds, batch=batches)
 def test_pack_and_unpack_are_inverse(shape, spectrum, seed, batch) -> None:
-    M = SpectralTTManifold(shape, spectrum, bound=2.0)
+    M = SpectralTTManifold(shape, spectrum, bound=bound_of(spectrum))
     tt = weight(shape, spectrum, seed, batch)
     x = M.pack(tt)
     assert x.shape == (*batch, M.n_elements)
@@ -53,7 +53,7 @@ def test_ranks_of_the_tangent_and_horizontal_projections(shape, spectrum, seed) 
 @given(shape=shapes(), spectrum=spectra, seed=seeds, batch=batches)
 def test_horizontal_projection(shape, spectrum, seed, batch) -> None:
     """Orthogonal, idempotent, tangent; and what it drops does not move the weight."""
-    M = SpectralTTManifold(shape, spectrum, bound=2.0)
+    M = SpectralTTManifold(shape, spectrum, bound=bound_of(spectrum))
     x = M.pack(weight(shape, spectrum, seed, batch))
     u = M.proju(x, normal(seed, *batch, M.n_elements))
     h, v = M.horizontal(x, u), M.vertical(x, u)
@@ -84,7 +84,7 @@ def test_points_on_one_orbit_are_one_weight(shape, seed) -> None:
 def test_weight_decay_is_the_gradient_of_half_the_squared_norm(
     shape, spectrum, seed, batch
 ) -> None:
-    M = SpectralTTManifold(shape, spectrum, bound=2.0)
+    M = SpectralTTManifold(shape, spectrum, bound=bound_of(spectrum))
     x = M.pack(weight(shape, spectrum, seed, batch)).requires_grad_()
     W = M.unpack(x).to_matrix()
     (gradient,) = torch.autograd.grad(W.square().sum() / 2, x)

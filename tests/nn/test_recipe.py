@@ -10,9 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from sttp_manifold import TTShape, tt_svd
+from sttp_manifold import HouseholderChart, SpectralTTManifold, TTShape, tt_svd
 from sttp_manifold.errors import ConversionError, ShapeError, SpectrumError
-from sttp_manifold.nn import Recipe, SpectralConv2d, SpectralLinear, compress
+from sttp_manifold.nn import (
+    HouseholderWeight,
+    Recipe,
+    RiemannianWeight,
+    SpectralConv2d,
+    SpectralLinear,
+    compress,
+    make_weight,
+)
+from sttp_manifold.spectrum import SpectrumMap
 from sttp_manifold.tt import SPECTRA
 
 OPTIONS: dict[str, Any] = {
@@ -127,5 +136,17 @@ def test_signatures_show_the_options_one_by_one(function: Any) -> None:
 
 @pytest.mark.parametrize("spectrum", [s for s in SPECTRA if s != "bounded"])
 def test_a_bound_is_of_the_bounded_spectrum(spectrum: str) -> None:
-    with pytest.raises(SpectrumError, match="spectrum='bounded', or no bound"):
-        Recipe(spectrum=spectrum, bound=2.0)
+    shape = TTShape.svd(6, 5, 2)
+    for call in (
+        lambda: Recipe(spectrum=spectrum, bound=2.0),
+        lambda: SpectrumMap(spectrum, 2, bound=2.0),
+        lambda: HouseholderChart(shape, spectrum, bound=2.0),
+        lambda: SpectralTTManifold(shape, spectrum, bound=2.0),
+        lambda: HouseholderWeight(shape, spectrum, bound=2.0),
+        lambda: RiemannianWeight(shape, spectrum, bound=2.0),
+        lambda: make_weight("householder", shape, spectrum, bound=2.0),
+        lambda: SpectralLinear(5, 6, 2, spectrum=spectrum, bound=2.0),
+        lambda: compress(nn.Linear(5, 6), 2, spectrum=spectrum, bound=2.0),
+    ):
+        with pytest.raises(SpectrumError, match="spectrum='bounded', or no bound"):
+            call()

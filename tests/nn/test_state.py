@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from strategies import bound_of
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -55,7 +56,7 @@ def through_file(state: Any) -> Any:
 @every_method
 @every_spectrum
 def test_a_state_says_what_its_weight_is(method: str, spectrum: str) -> None:
-    weight = make_weight(method, SHAPE, spectrum, bound=0.5)
+    weight = make_weight(method, SHAPE, spectrum, bound=bound_of(spectrum, 0.5))
     held = json.loads(bytes(weight.state_dict()[EXTRA].tolist()))
     assert (held["method"], held["spectrum"]) == (method, spectrum)
     assert (held["out_modes"], held["in_modes"]) == ([2, 2, 3], [2, 2, 5])

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from strategies import bound_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -43,7 +44,9 @@ every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
 def generic(method: str, shape: TTShape, spectrum: str, seed: int = 0) -> SpectralWeight:
     """A weight away from every special point, in float64."""
     torch.manual_seed(seed)
-    weight = make_weight(method, shape, spectrum, "random", bound=2.0, dtype=torch.float64)
+    weight = make_weight(
+        method, shape, spectrum, "random", bound=bound_of(spectrum), dtype=torch.float64
+    )
     with torch.no_grad():
         if isinstance(weight, HouseholderWeight):
             for p in weight.parameters():
@@ -108,7 +111,7 @@ def test_random_frames_are_haar() -> None:
 @every_shape
 def test_a_value_goes_in_and_comes_out(method: str, shape: TTShape, spectrum: str) -> None:
     value = generic("householder", shape, spectrum, seed=1).tt().detach()
-    weight = make_weight(method, shape, spectrum, value, bound=2.0)
+    weight = make_weight(method, shape, spectrum, value, bound=bound_of(spectrum))
     assert weight.dtype == torch.float64
     torch.testing.assert_close(weight(), value.to_matrix(), rtol=0, atol=1e-12)
     other = generic(method, shape, spectrum, seed=2)

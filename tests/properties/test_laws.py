@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import normal, seeds, shapes, spectra, weight
+from strategies import bound_of, normal, seeds, shapes, spectra, weight
 
 from sttp_manifold import FixedTTRankManifold, SpectralTTManifold, TTShape
 from sttp_manifold.chart import ChartPoint, HouseholderChart
@@ -62,7 +62,7 @@ def test_decoded_frames_are_orthonormal_and_the_spectrum_is_s(shape, spectrum, s
 @given(shape=small, spectrum=spectra, seed=seeds)
 def test_the_jacobian_has_the_rank_of_the_dimension(shape, spectrum, seed) -> None:
     """Stored = rank = dimension, but for the normalized spectrum, which stores one too many."""
-    chart = HouseholderChart(shape, spectrum, bound=3.0)
+    chart = HouseholderChart(shape, spectrum, bound=bound_of(spectrum, 3.0))
     z = coordinates(chart, seed)
     rank = jacobian_rank(chart, z)
     assert rank == shape.dim(spectrum)
@@ -109,8 +109,8 @@ def test_fixed_values_that_coincide_are_redundant_by_their_rotations(shape, seed
 
 @given(shape=shapes(max_modes=4), spectrum=spectra, seed=seeds)
 def test_chart_and_manifold_hold_the_same_weights(shape, spectrum, seed) -> None:
-    chart = HouseholderChart(shape, spectrum, bound=2.0)
-    M = SpectralTTManifold(shape, spectrum, bound=2.0)
+    chart = HouseholderChart(shape, spectrum, bound=bound_of(spectrum))
+    M = SpectralTTManifold(shape, spectrum, bound=bound_of(spectrum))
     tt = weight(shape, spectrum, seed)
     through = M.unpack(M.pack(chart.decode(chart.encode(tt))))
     assert through.allclose(tt)
@@ -121,7 +121,7 @@ def test_chart_and_manifold_hold_the_same_weights(shape, spectrum, seed) -> None
 @given(shape=shapes(), spectrum=spectra, seed=seeds)
 def test_gradients_are_horizontal_by_themselves(shape, spectrum, seed) -> None:
     """For a cost of the weight alone, the Riemannian gradient has no vertical part."""
-    M = SpectralTTManifold(shape, spectrum, bound=2.0)
+    M = SpectralTTManifold(shape, spectrum, bound=bound_of(spectrum))
     x = M.pack(weight(shape, spectrum, seed)).requires_grad_()
     target, mask = (
         normal(seed + 1, shape.d_out, shape.d_in),
