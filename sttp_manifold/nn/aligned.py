@@ -137,6 +137,9 @@ def _checked(value: object) -> Tensor:
 @torch.no_grad()
 def _align(update: SpectralUpdate, gradients: Tensor) -> None:
     for weight, gradient in zip(parts_of(update.weight), gradients, strict=True):
+        wide = gradient.to(computing_dtype(weight.dtype))
+        # Frames do not depend on the length of a gradient, and sums of squares may overflow.
+        longest = wide.abs().amax()
         with outside_autocast(gradient.device):
-            value = tt_svd(gradient.to(computing_dtype(weight.dtype)), weight.shape)
+            value = tt_svd(wide / torch.where(longest > 0, longest, 1.0), weight.shape)
         weight.encode_(zero_at(value))

@@ -42,6 +42,8 @@ def leading_svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     if W.shape[-2] < W.shape[-1]:
         u, s, vt = leading_svd(W.mT, rank)
         return vt.mT, s, u.mT
+    scale = _scale(W)
+    W = W / scale
     more = rank + max(16, rank // 4)
     random = torch.Generator().manual_seed(0)
     start = torch.randn(W.shape[-1], more, generator=random, dtype=W.dtype).to(W.device)
@@ -57,4 +59,16 @@ def leading_svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
             break
     a, s, bt = torch.linalg.svd(small_r, full_matrices=False)
     u, vt = q @ a, bt @ right.mT
-    return u[..., :rank], s[..., :rank], vt[..., :rank, :]
+    return u[..., :rank], s[..., :rank] * scale.squeeze(-1), vt[..., :rank, :]
+
+
+def _scale(W: Tensor) -> Tensor:
+    """A power of two near the largest entry of each matrix, whose squares would overflow.
+
+    Shape:
+        - W: ``(*b, m, n)``
+        - output: ``(*b, 1, 1)``
+    """
+    top = W.abs().amax((-2, -1), keepdim=True)
+    exponent = torch.frexp(top).exponent.clamp(-100, 100)
+    return torch.where(top > 0, torch.exp2(exponent.to(W.dtype)), 1.0)

@@ -286,6 +286,28 @@ def test_targets_that_mean_nothing_and_bad_options() -> None:
             call(model)
 
 
+@pytest.mark.parametrize(
+    ("model", "targets", "said"),
+    [
+        (nn.LSTM(4, 4), None, "no layer of the table.*A LSTM computes with its weight_ih_l0"),
+        (nn.Sequential(nn.GRU(4, 4), nn.Linear(4, 4)), "0", "'0'.*it has '1'. A GRU computes"),
+        (
+            nn.TransformerEncoderLayer(4, 2, 4),
+            "self_attn",
+            "'linear1'.*A MultiheadAttention computes with its in_proj_weight itself.*compress",
+        ),
+        (nn.Sequential(nn.Bilinear(3, 3, 3), nn.Linear(3, 3)), nn.Bilinear, "A Bilinear computes"),
+    ],
+)
+def test_modules_that_compute_with_their_own_matrices(
+    model: nn.Module, targets: Any, said: str
+) -> None:
+    """Attention, recurrent layers and the like are refused by name, with what works."""
+    with pytest.raises(ConversionError, match=said):
+        adapt(model, 2, targets)
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_every_layer_of_the_table_with_one_weight_can_be_adapted() -> None:
     assert {row.stock for row in TABLE} >= {nn.Linear, nn.Conv2d}
     assert can_adapt(nn.Linear(2, 2))
@@ -485,6 +507,25 @@ def test_several_batches_add_up_and_an_aligned_start_falls_faster() -> None:
     assert at_first(one) > 3 * at_first(plain)
     for a, b in zip(updates_of(one), updates_of(two), strict=True):
         close(a.tt().frames()[0].abs(), b.tt().frames()[0].abs(), 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["svdp", "sttp"])
+@pytest.mark.parametrize("scale", [2.0**120, 2.0**-120])
+def test_the_length_of_a_gradient_does_not_matter(kind: str, scale: float) -> None:
+    """In float32, whose largest number is below 2^128."""
+    torch.manual_seed(0)
+    x, y, found = torch.randn(5, 30), torch.randn(5, 24), []
+    for factor in (1.0, scale):
+        torch.manual_seed(1)
+        layer = adapt(nn.Linear(30, 24), 4, kind=kind)
+
+        def loss(layer: nn.Module = layer, factor: float = factor) -> Tensor:
+            return (layer(x) * y * factor).sum()
+
+        found.append(align_adapters(layer, loss).updates["default"].weight.tt())
+    cores = [tt.left + tt.right for tt in found]
+    for one, other in zip(*cores, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_aligning_what_cannot_be_aligned() -> None:

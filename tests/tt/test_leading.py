@@ -37,3 +37,11 @@ def test_small_ones_are_those_of_lapack() -> None:
     found, (u, s, vt) = leading_svd(W, 7), torch.linalg.svd(W, full_matrices=False)
     for mine, theirs in zip(found, (u[..., :7], s[..., :7], vt[..., :7, :]), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("scale", [2.0**100, 2.0**-100])
+def test_squares_do_not_overflow(scale: float) -> None:
+    W = normal(0, 1100, 30).float() @ normal(1, 30, 1100).float()
+    u, s, vt = leading_svd(W, 20)
+    for mine, other in zip(leading_svd(W * scale, 20), (u, s * scale, vt), strict=True):
+        assert torch.equal(mine, other)
