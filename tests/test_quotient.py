@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import batches, normal, seeds, shapes, spectra, weight
+from strategies import batches, bound_of, normal, seeds, shapes, spectra, weight
 
 from sttp_manifold import FixedTTRankManifold, SpectralTT, SpectralTTManifold, TTShape
 from sttp_manifold.chart import ChartPoint, HouseholderChart
@@ -19,10 +19,10 @@ NAMES = ("chart", "product", "fixed")
 
 
 def holders(shape: TTShape, spectrum: str) -> dict[str, object]:
-    product = SpectralTTManifold(shape, spectrum, 2.0)
+    product = SpectralTTManifold(shape, spectrum, bound_of(spectrum))
     bonds = {"identity": "identity", "fixed": product.values}.get(spectrum, "full")
     return {
-        "chart": HouseholderChart(shape, spectrum, 2.0),
+        "chart": HouseholderChart(shape, spectrum, bound_of(spectrum)),
         "product": product,
         "fixed": FixedTTRankManifold(shape, bonds),
     }
@@ -210,7 +210,7 @@ def test_projecting_drops_what_the_target_cannot_hold() -> None:
 
 @given(shape=shapes(), spectrum=spectra, seed=seeds, batch=batches)
 def test_flat_coordinates_of_a_chart(shape, spectrum, seed, batch) -> None:
-    chart = HouseholderChart(shape, spectrum, 2.0)
+    chart = HouseholderChart(shape, spectrum, bound_of(spectrum))
     point = chart.encode(weight(shape, spectrum, seed, batch))
     z = chart.flatten(point)
     assert z.shape == (*batch, chart.n_elements)

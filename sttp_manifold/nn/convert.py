@@ -186,7 +186,8 @@ def decompress(model: nn.Module, form: str = "dense") -> nn.Module:
             linear layer for ``V^T`` without bias and one for ``U diag(s)`` with it; for a
             convolution one with the kernel sizes and stride onto ``r`` channels, then a 1 x 1. The
             others are dense: grouped convolutions, layers at ranks that are too high, those with
-            submodules on them or a bias that is no parameter, and what shares a weight with them.
+            submodules on them or a bias that is no parameter, modules that compute with a tensor
+            themselves (attention, recurrent layers), and what shares a weight with any of these.
             Code that reads ``layer.weight`` of a thin pair finds ``layer[0].weight`` and
             ``layer[1].weight``.
 

@@ -24,10 +24,10 @@ from sttp_manifold.errors import ShapeError
 from sttp_manifold.nn import recurrent
 from sttp_manifold.nn.formed import once
 from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of
-from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
+from sttp_manifold.nn.written import take_over
 from sttp_manifold.tt.decompose import tt_svd
-from sttp_manifold.tt.precision import computing_dtype
+from sttp_manifold.tt.precision import widened
 
 __all__ = ["HeldWeight", "held_in", "let_go", "put_behind"]
 
@@ -37,7 +37,8 @@ class HeldWeight(nn.Module):
 
     Reading the tensor forms it; within a forward of a network that forms its weights together
     (:func:`~sttp_manifold.nn.together`), once in all. Writing to it (``module.weight = W``) takes
-    the new tensor over: to rounding if the rank carries it, by truncated TT-SVD if not.
+    the new tensor over if the ranks carry it to rounding, as for ``layer.weight = W``; ``encode_``
+    takes the nearest.
 
     Args:
         weight: the spectral weight or weights.
@@ -66,9 +67,27 @@ class HeldWeight(nn.Module):
         # Whoever walks over the matrices of a stack reads it for each of them.
         return once(self, parts, tensors, lambda: self.view.joined(self.weight()))
 
-    @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> tuple[()]:
         """Take a tensor over, in place; what torch calls for an assignment.
+
+        Shape:
+            - tensor: ``view.shape``
+
+        Raises:
+            ConversionError: a tensor that the ranks do not carry.
+            ShapeError: another shape, or numbers that are not finite.
+            SpectrumError: a tensor that the spectrum cannot hold.
+        """
+        nearest = "module.parametrizations[name][0].encode_(W)"
+        take_over(self.weight, self.view, tensor, nearest)
+        return ()
+
+    @torch.no_grad()
+    def encode_(self, tensor: Tensor) -> None:
+        """Hold the nearest (nearly) of a tensor that the ranks carry, by TT-SVD.
+
+        Args:
+            tensor: the tensor.
 
         Shape:
             - tensor: ``view.shape``
@@ -81,14 +100,11 @@ class HeldWeight(nn.Module):
             raise ShapeError(
                 f"this tensor has shape {self.view.shape}, got one of {tuple(tensor.shape)}"
             )
-        if not has_values(tensor):
-            raise ShapeError(f"there are no numbers to take over (device {tensor.device.type!r})")
+        matrices = widened(self.view.split(tensor.detach()).flatten(2))
         parts = parts_of(self.weight)
-        matrices = self.view.split(tensor.detach()).flatten(2)
-        values = [tt_svd(m.to(computing_dtype(m.dtype)), parts[0].shape) for m in matrices]
+        values = [tt_svd(matrix, parts[0].shape) for matrix in matrices]
         for weight, value in zip(parts, values, strict=True):
             weight.encode_(value)
-        return ()
 
     def extra_repr(self) -> str:
         """The shape of the tensor."""
@@ -221,7 +237,7 @@ def _load(
             args[-1].append(
                 f"the state holds {dense!r}, a dense tensor, and this module a spectral weight "
                 "behind it: load the state into the stock network, then compress(model, ...), or "
-                f"take it over by an assignment, as in module.{name} = state[{dense!r}]"
+                f"take the nearest by module.parametrizations.{name}[0].encode_(state[{dense!r}])"
             )
     _base_of(self)._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
 

@@ -254,7 +254,9 @@ class SpectralLayer(nn.Module, ABC):
         if isinstance(other, SpectralLayer) and other.view_of(its) == view:
             setattr(self, attribute, getattr(other, other.holds[its]))
         elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            take_over(getattr(self, attribute), view, value, f"layer.{attribute}")
+            where = f"layer.{attribute}"
+            nearest = f"{where}.encode_(tt_svd(W.flatten(1), {where}.shape))"
+            take_over(getattr(self, attribute), view, value, nearest)
         else:
             raise no_parameter(self, name)
 

@@ -63,7 +63,7 @@ def _whole(modules: Iterable[nn.Module]) -> str:
         return ""
     tensor = next(key for key, p in module._parameters.items() if p is not None and p.ndim > 1)
     return (
-        f". A {type(module).__name__} computes with its {tensor} itself, and nothing can be added beside it: train "
-        "it as it is, by module.requires_grad_() after adapt(model, ...) of other layers, or "
-        "compress(model, rank) it"
+        f". A {type(module).__name__} computes with its {tensor} itself, and nothing can be added "
+        "beside it: train it as it is, by module.requires_grad_() after adapt(model, ...) of other "
+        "layers, or compress(model, rank) it"
     )

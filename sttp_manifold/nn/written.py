@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.formed import any_running
 from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of
-from sttp_manifold.nn.torch_state import circumstances
+from sttp_manifold.nn.torch_state import circumstances, has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.decompose import tt_svd
 from sttp_manifold.tt.precision import closeness, widened
@@ -122,7 +122,7 @@ def shown(value: Tensor, layer: nn.Module, name: str) -> Tensor:
 
 @torch.no_grad()
 def take_over(
-    weight: SpectralWeight | WeightStack, view: MatrixView, tensor: Tensor, where: str
+    weight: SpectralWeight | WeightStack, view: MatrixView, tensor: Tensor, nearest: str
 ) -> None:
     """Hold another tensor, which the ranks carry to rounding.
 
@@ -130,15 +130,17 @@ def take_over(
         weight: the spectral weight or weights.
         view: how the tensor is read as matrices.
         tensor: the tensor, of the shape of the view.
-        where: the weight, in code, for the message.
+        nearest: the call that takes the nearest that the ranks carry, for the message.
 
     Raises:
         ConversionError: a tensor that the ranks do not carry.
-        ShapeError: another shape.
+        ShapeError: another shape, or numbers that are not finite or not there.
         SpectrumError: a tensor that the spectrum cannot hold.
     """
     if tuple(tensor.shape) != view.shape:
         raise ShapeError(f"this weight has shape {view.shape}, got {tuple(tensor.shape)}")
+    if not has_values(tensor):
+        raise ShapeError(f"there are no numbers to take over (device {tensor.device.type!r})")
     parts = parts_of(weight)
     matrices = widened(view.split(tensor.detach()).flatten(2))
     values = [tt_svd(matrix, parts[0].shape) for matrix in matrices]
@@ -147,8 +149,7 @@ def take_over(
         if lost > closeness(tensor.dtype):
             raise ConversionError(
                 f"rank {value.shape.rank} does not carry this tensor: {lost:.2g} of its norm would "
-                f"be lost. Take the nearest that it carries by {where}.encode_(tt_svd("
-                f"W.flatten(1), {where}.shape)), or more rank"
+                f"be lost. Take the nearest that it carries by {nearest}, or more rank"
             )
     for part, value in zip(parts, values, strict=True):
         part.encode_(value)

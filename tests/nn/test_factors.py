@@ -237,3 +237,31 @@ def test_thin_layers_are_saved_copied_and_moved() -> None:
     other.load_state_dict(torch.load(file, weights_only=True))
     torch.testing.assert_close(other(x), y)
     assert other.to("meta")(x.to("meta")).shape == y.shape
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True),
+        lambda: nn.Sequential(nn.LSTM(32, 32, batch_first=True)),
+    ],
+    ids=["attention", "lstm"],
+)
+def test_what_computes_with_a_tensor_itself_is_dense_again(make: Callable[[], nn.Module]) -> None:
+    """Beside layers that become thin ones; the outputs are the same."""
+    model = compress(make().double(), 4, grow="allow")
+    names = list(make().state_dict())
+    x = torch.randn(2, 5, 32, dtype=torch.float64)
+    before = model(x)
+    decompress(model, form="factors")
+    for one, other in zip(flat(model(x)), flat(before), strict=True):
+        torch.testing.assert_close(one, other)
+    kept = [name for name in names if "linear" not in name]
+    assert set(kept) <= set(model.state_dict())
+    thin = [m for m in model.modules() if type(m) is nn.Sequential and len(m) == 2]
+    assert len(thin) == sum("linear" in name and "weight" in name for name in names)
+
+
+def flat(output: Any) -> list[Tensor]:
+    """Tensors of an output, of whatever it is made."""
+    return [output] if isinstance(output, Tensor) else [t for part in output for t in flat(part)]

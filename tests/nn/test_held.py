@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sttp_manifold import tt_svd
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn import (
     compress,
@@ -118,6 +119,22 @@ def test_states_and_assignments() -> None:
     close(experts.first, low)
     with pytest.raises(ShapeError, match=r"\(3, 6, 4\)"):
         experts.first = low[0]
+    # One rule with layer.weight = W: what the ranks do not carry is refused, with what works.
+    wide = torch.randn_like(low)
+    with pytest.raises(ConversionError, match=r"rank 2 does not carry.*\[0\]\.encode_\(W\)"):
+        experts.first = wide
+    close(experts.first, low)
+    experts.parametrizations["first"][0].encode_(wide)
+    nearest = torch.stack(
+        [tt_svd(W, weights_of(experts)["first.0"].shape).to_matrix() for W in wide]
+    )
+    close(experts.first, nearest)
+    experts.first = nearest
+    with pytest.raises(ShapeError, match=r"\(3, 6, 4\)"):
+        experts.parametrizations["first"][0].encode_(low[0])
+    stock = {"first": wide, "back": experts.back.detach()}
+    with pytest.raises(RuntimeError, match=r"parametrizations\.first\[0\]\.encode_\(state"):
+        experts.load_state_dict(stock)
 
 
 def test_sharing() -> None:
