@@ -36,7 +36,8 @@ class Bucket:
         right: whether the transposes are computed.
         rows: rows of the reflectors that are stored, of each frame.
         count: how many frames.
-        nodes: the nodes that take them, one after another.
+        nodes: the nodes that take them, one after another; and
+        cuts: how what they take is divided among them.
         take: for padded frames, which entries are wanted; and
         give: for each entry of a frame, its place among those, the last one being none.
     """
@@ -48,6 +49,7 @@ class Bucket:
     rows: int
     count: int = 0
     nodes: list[Node] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)
     take: Tensor | None = None
     give: Tensor | None = None
 
@@ -72,6 +74,7 @@ class Plan:
         scale: entries of the spectra that multiply columns, and ``scale_cuts``, how many in each
             scaled node.
         buckets, roots, nodes: the frames, and the forest.
+        raw_nodes, constant_nodes, scaled_nodes: some of the nodes, in their order.
         outputs: for each weight, for each part, the node and the place in it where it ends.
         widths: of how many tensors each weight consists in its form.
         owners: for each of these tensors, the weight.
@@ -155,6 +158,9 @@ class Plan:
             self.buckets.append(bucket)
             parts.append(reflectors)
             self.cuts.append(len(reflectors))
+        self.raw_nodes = [node for node in self.nodes if node.source == "raw"]
+        self.constant_nodes = [node for node in self.nodes if node.source == "constant"]
+        self.scaled_nodes = [node for node in self.nodes if node.scaled]
         fetch = np.concatenate(parts)
         scatter = np.zeros(self._total, np.int64)
         mine = fetch < self._total
@@ -260,6 +266,8 @@ class Plan:
             give = np.full(len(entries) * d * r, len(wanted))
             give[wanted] = np.arange(len(wanted))
             bucket.take, bucket.give = table(wanted), table(give)
+        padded = bucket.take is not None
+        bucket.cuts = [node.numel if padded else len(node.halves) for node in bucket.nodes]
         return bucket, Y.ravel()
 
 

@@ -3,12 +3,12 @@
 The vectors of all weights are joined once; one gather fetches from there what is used as it is
 (spectra, cores of points, full bonds) and the reflectors of all frames, a bucket of them for each
 call. Frames go to the levels of a forest (:mod:`sttp_manifold.nn.chain_forest`), where chains are
-contracted by plain operations.
+contracted (:mod:`sttp_manifold.nn.chain_products`).
 
 With a gradient the whole is one node of the autograd graph, so that a weight that gets no gradient
 gives its parameters none, as if it had been formed alone, and several backward passes through
-different weights do not get in each other's way. The derivative of the frames is written out in
-:mod:`sttp_manifold.frames`; that of the chains is torch's, on a graph inside of the node.
+different weights do not get in each other's way. The derivative is written out: that of the frames
+in :mod:`sttp_manifold.frames`, that of the chains beside their products.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sttp_manifold.frames._wy_form import (
     refuse_overflow,
 )
 from sttp_manifold.nn.batch_plan import Bucket, Plan
-from sttp_manifold.nn.chain_forest import Node
+from sttp_manifold.nn.chain_products import Trace, contracted, pulled_back
 from sttp_manifold.nn.torch_state import graph_is_kept, is_batched, outside_autocast
 
 __all__ = ["Ticket", "Wanted", "form"]
@@ -100,24 +100,18 @@ class _Run:
         self.counts = [len(weight.tensors) for weight in weights]
         self.dtype, self.wide = weights[0].tensors[0].dtype, plan.constants.dtype
         self.done: Counter[int] = Counter()
-        self.leaves: list[Tensor] = []
-        self.outputs: list[Tensor] = []
-        self.saved: list[Parts] | None = None
+        self.saved: tuple[list[Parts], Trace] | None = None
 
     def forward(self, tensors: Sequence[Tensor], recorded: bool = False) -> list[Tensor]:
         """The tensors of all weights, one after another."""
         with torch.no_grad(), outside_autocast(tensors[0].device):
             leaves, saved = _leaves(self.plan, self._joined(tensors))
-            if not recorded:
-                # .data: views made without gradient may not be written into with one.
-                return self._cast([t.data for t in _outputs(self.plan, leaves)], self.dtype)
-            for leaf in leaves:
-                leaf.requires_grad_()
-            with torch.enable_grad():
-                self.outputs = _outputs(self.plan, leaves)
-            self.leaves, self.saved = leaves, saved
-            # .data: views would share one version counter, and forbid what is allowed alone.
-            return self._cast([t.data for t in self.outputs], self.dtype)
+            outputs, trace = contracted(self.plan, leaves)
+            if recorded:
+                self.saved = saved, trace
+            # .data: views made without gradient may not be written into with one, and views would
+            # share one version counter, and forbid what is allowed alone.
+            return self._cast([t.data for t in outputs], self.dtype)
 
     def _cast(self, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         # Each call counts here, also one that does nothing.
@@ -143,28 +137,18 @@ class _Run:
                 "together, and what that saved has been freed. Specify retain_graph=True if you "
                 "need to backward through the graph a second time"
             )
-        plan = self.plan
-        pairs = [
-            (t, g)
-            for t, g in zip(self.outputs, gradients, strict=True)
-            if g is not None and t.requires_grad
-        ]
+        plan, (frames, trace) = self.plan, self.saved
+        reached = [k for k, g in enumerate(gradients) if g is not None]
         with torch.no_grad(), outside_autocast(plan.constants.device):
-            found: Sequence[Tensor | None] = torch.autograd.grad(
-                [t for t, _ in pairs],
-                self.leaves,
-                self._cast([g for _, g in pairs], self.wide),
-                retain_graph=True,
-                allow_unused=True,
-            )
-            flat = _pull_back(plan, self.saved, self.leaves, found)
+            if self.dtype != self.wide:
+                gradients = [None if g is None else g.to(self.wide) for g in gradients]
+            flat = _pull_back(plan, frames, *pulled_back(plan, trace, gradients))
             # Views would share one version counter, and each gradient is its parameter's; vmap, as
             # of a batch of cotangents, knows of nothing but views.
             (flat,) = self._cast([flat], self.dtype)
             batched = is_batched(flat)
             split = Tensor.split_with_sizes if batched else Tensor.unsafe_split_with_sizes
             each = iter(split(flat, plan.sizes))
-        reached = [k for k, g in enumerate(gradients) if g is not None]
         used = {self.plan.owners[k] for k in reached}
         results: list[Tensor | None] = []
         for i, count in enumerate(self.counts):
@@ -172,7 +156,7 @@ class _Run:
             results += [gradient if i in used else None, *[None] * (count - 1)]
         self.done.update(reached)
         if self.ticket.closed and not self._awaited() and not graph_is_kept():
-            self.leaves, self.outputs, self.saved = [], [], None
+            self.saved = None
         return results
 
     def _awaited(self) -> bool:
@@ -244,121 +228,26 @@ def _leaves(plan: Plan, joined: Tensor) -> tuple[list[Tensor], list[Parts]]:
 
 
 def _pull_back(
-    plan: Plan, saved: Sequence[Parts], leaves: Sequence[Tensor], found: Sequence[Tensor | None]
+    plan: Plan, saved: Sequence[Parts], raw: list[Tensor], frames: Sequence[list[Tensor]]
 ) -> Tensor:
-    """Cotangent of the joined vectors, from those of the leaves."""
-    cotangents = [
-        torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)
-    ]
-    flat = [cotangents[0]]
-    for bucket, parts, G in zip(plan.buckets, saved, cotangents[1:], strict=True):
-        flat.append(_pull_back_frames(bucket, parts, G, plan.zero))
+    """Cotangent of the joined vectors, from those of what chains are contracted from."""
+    flat = list(raw)
+    for bucket, parts, cotangents in zip(plan.buckets, saved, frames, strict=True):
+        flat.append(_pull_back_frames(bucket, parts, cotangents, plan.zero))
     joined = torch.cat(flat) if len(flat) > 1 else flat[0]
     return joined.index_select(0, plan.scatter)
 
 
-def _pull_back_frames(bucket: Bucket, parts: Parts, G: Tensor, zero: Tensor) -> Tensor:
+def _pull_back_frames(
+    bucket: Bucket, parts: Parts, cotangents: list[Tensor], zero: Tensor
+) -> Tensor:
     if bucket.give is not None:
-        G = torch.cat((G, zero)).index_select(0, bucket.give).view(bucket.count, bucket.d, bucket.r)
-    elif bucket.right:
-        G = G.transpose(1, 2)
+        G = torch.cat((*cotangents, zero)).index_select(0, bucket.give)
+    else:
+        G = torch.cat(cotangents) if len(cotangents) > 1 else cotangents[0]
+    if bucket.right:
+        G = G.view(bucket.count, bucket.r, bucket.d).transpose(1, 2)
+    else:
+        G = G.view(bucket.count, bucket.d, bucket.r)
     chart = FullChart if bucket.full else ReducedChart
     return chart.pull_back(parts, G).reshape(-1)
-
-
-# --- Chains, by plain operations. ---
-
-
-def _outputs(plan: Plan, leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors of all weights, one after another."""
-    theta, *raw = leaves[0].split_with_sizes(plan.raw)
-    spectra = _spectra(plan, theta)
-    rows = _contracted(plan, _levels(plan, raw, leaves[1:]), spectra)
-    out: list[Tensor] = []
-    for i, (layout, form) in enumerate(zip(plan.layouts, plan.forms, strict=True)):
-        parts = [rows[node][j] for node, j in plan.outputs[i]]
-        if form == "cores":
-            out += _cores(plan, i, parts, spectra)
-            continue
-        first, second = parts[0].view(-1, plan.middle[i]), parts[1].view(plan.middle[i], -1)
-        if form == "factors":
-            out += [first, second]
-        else:
-            out.append(torch.mm(first, second).view(layout.shape.d_out, layout.shape.d_in))
-    return out
-
-
-def _cores(plan: Plan, i: int, parts: Sequence[Tensor], spectra: Tensor) -> list[Tensor]:
-    shape, split = plan.layouts[i].shape, len(plan.layouts[i].shape.out_modes)
-    sizes: list[tuple[int, ...]] = list(shape.core_shapes)
-    if plan.layouts[i].map.name == "full":
-        sizes.insert(split, (shape.rank, shape.rank))
-        return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
-    cores = [part.view(size) for part, size in zip(parts, sizes, strict=True)]
-    s = spectra.narrow(0, plan.spectra[i], shape.rank)
-    return [*cores[:split], s, *cores[split:]]
-
-
-def _spectra(plan: Plan, theta: Tensor) -> Tensor:
-    """A one, then the spectra of all weights."""
-    if not plan.maps:
-        return theta
-    direct, *mapped = theta.split_with_sizes(
-        [plan.direct, *(map_.rank * count for map_, count in plan.maps)]
-    )
-    values = [
-        map_(part.view(count, map_.rank)).view(-1)
-        for (map_, count), part in zip(plan.maps, mapped, strict=True)
-    ]
-    return torch.cat([direct, *values])
-
-
-def _levels(plan: Plan, raw: Sequence[Tensor], frames: Sequence[Tensor]) -> dict[int, Tensor]:
-    """The stack of each node."""
-    levels: dict[int, Tensor] = {}
-
-    def put(nodes: Sequence[Node], stacks: Sequence[Tensor]) -> None:
-        for node, stack in zip(nodes, stacks, strict=True):
-            levels[node.number] = stack.view(-1, node.rows, node.columns)
-
-    put([node for node in plan.nodes if node.source == "raw"], raw)
-    for bucket, stack in zip(plan.buckets, frames, strict=True):
-        counts = [len(node.halves) for node in bucket.nodes]
-        if bucket.take is not None:
-            counts = [node.numel for node in bucket.nodes]
-        put(bucket.nodes, stack.split_with_sizes(counts) if len(counts) > 1 else [stack])
-    for node in plan.nodes:
-        if node.constant is not None:
-            levels[node.number] = node.constant
-    return levels
-
-
-def _contracted(
-    plan: Plan, levels: dict[int, Tensor], spectra: Tensor
-) -> dict[int, Sequence[Tensor]]:
-    """For each node, the halves that end there, flat."""
-    if plan.scale_cuts:
-        scales = iter(spectra.index_select(0, plan.scale).split_with_sizes(plan.scale_cuts))
-        for node in plan.nodes:
-            if node.scaled:
-                columns = next(scales).view(-1, 1, node.columns)
-                levels[node.number] = levels[node.number] * columns
-    rows: dict[int, Sequence[Tensor]] = {}
-    before: dict[int, Tensor] = {}
-    # In the order of the walk, where parents come first. No inner function that calls itself: it
-    # would be a cycle, and hold these tensors until the next garbage collection.
-    for node in plan.nodes:
-        stack = levels[node.number]
-        if node.first:
-            product = stack
-        elif node.kind == "L":
-            product = torch.bmm(before.pop(node.number).view(len(stack), -1, node.rows), stack)
-        else:
-            product = torch.bmm(stack, before.pop(node.number).view(len(stack), node.columns, -1))
-        parts = list(product.split_with_sizes(node.cuts)) if len(node.cuts) > 1 else [product]
-        if node.ends:
-            done = parts.pop(0)
-            rows[node.number] = done.unbind(0) if node.ends > 1 else [done]
-        for child, part in zip(node.children, parts, strict=True):
-            before[child.number] = part
-    return rows

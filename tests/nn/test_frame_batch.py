@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sttp_manifold import TTShape
 from sttp_manifold.nn import SpectralWeight, compress, make_weight, together
 from sttp_manifold.nn.batch_plan import Plan
-from sttp_manifold.nn.frame_batch import _leaves, _outputs, _pull_back
+from sttp_manifold.nn.chain_products import contracted, pulled_back
+from sttp_manifold.nn.frame_batch import _leaves, _pull_back
 from sttp_manifold.optim import RiemannianAdam
 
 SHAPES = [
@@ -89,8 +90,10 @@ def test_no_value_is_read_off_an_accelerator(method: str, spectrum: str) -> None
     tensors = [t.detach().to("meta") for weight in weights for t in weight._tensors()]
     with torch.no_grad():
         leaves, saved = _leaves(plan, torch.cat([*tensors, plan.constants]))
-        assert all(t.is_meta for t in _outputs(plan, leaves))
-        gradient = _pull_back(plan, saved, leaves, [torch.ones_like(leaf) for leaf in leaves])
+        outputs, trace = contracted(plan, leaves)
+        assert all(t.is_meta for t in outputs)
+        cotangents = [torch.ones_like(t) for t in outputs]
+        gradient = _pull_back(plan, saved, *pulled_back(plan, trace, cotangents))
     assert gradient.shape == (sum(w.layout.size for w in weights),)
 
 
