@@ -233,13 +233,14 @@ def _of_product(
 ) -> Tensor | None:
     """Cotangent of the products of a node, from those that end there and from its children."""
     of_children = [of_before[child.number] for child in node.children]
-    if all(g is None for g in (*ended, *of_children)):
+    found = (*ended, *of_children)
+    if all(g is None for g in found):
         return None
     shape = trace.products[node.number]
-    counts = [1] * node.ends + [len(child.halves) for child in node.children]
+    counts = [1] * node.ends + node.cuts[node.ends > 0 :]
     parts = [
         trace.theta.new_zeros(count, *shape) if g is None else g.reshape(count, *shape)
-        for g, count in zip((*ended, *of_children), counts, strict=True)
+        for g, count in zip(found, counts, strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -67,13 +67,16 @@ class _Forward(Scope):
         assert isinstance(root, nn.Module)
         loose = []
         for module in _modules(root):
-            if isinstance(module, SpectralLayer):
-                for weight in weights_of(module).values():
-                    self._weights.setdefault(id(weight), (weight, module.form_together(weight)))
-            elif isinstance(module, HeldWeight):
+            kinds = type(module).__mro__  # isinstance of abstract classes takes ten times as long
+            if SpectralLayer in kinds:
+                for attribute in module.holds.values():
+                    held = module._modules.get(attribute)
+                    for weight in () if held is None else parts_of(held):
+                        self._weights.setdefault(id(weight), (weight, module.form_together(weight)))
+            elif HeldWeight in kinds:
                 for weight in parts_of(module.weight):
                     self._weights.setdefault(id(weight), (weight, "dense"))
-            elif isinstance(module, SpectralWeight):
+            elif SpectralWeight in kinds:
                 loose.append(module)
         for weight in loose:
             self._weights.setdefault(id(weight), (weight, None))

@@ -209,9 +209,18 @@ class FrameOptimizer(FusedSteps):
                 f"optimizer.stabilize() between replays where needed"
             )
 
-    # Dynamo takes a subclass of Adam for Adam, and would trace the Euclidean step without a word.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run(self, closure: Callable[[], Any] | None) -> Any:
+        # Dynamo takes a subclass of Adam for Adam, and would trace the Euclidean step without a
+        # word. Outside of it, what keeps it out takes longer than a small network's bookkeeping.
+        if torch.compiler.is_compiling():
+            return self._step_unseen(closure)
+        return self._step_groups(closure)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _step_unseen(self, closure: Callable[[], Any] | None) -> Any:
+        return self._step_groups(closure)
+
+    def _step_groups(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -8,8 +8,9 @@ that manifold's own methods, one parameter at a time).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -107,14 +108,15 @@ def working_dtype(p: Tensor) -> torch.dtype:
     return torch.float32 if p.dtype in HALF else p.dtype
 
 
-@contextmanager
-def full_precision(params: Sequence[Tensor]) -> Iterator[None]:
+def full_precision(params: Sequence[Tensor]) -> AbstractContextManager[Any]:
     """Lift autocast, under which the products of a step would be rounded to half precision."""
-    with ExitStack() as stack:
-        for kind in {p.device.type for p in params}:
-            if autocast_is_on(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+    kinds = [kind for kind in {p.device.type for p in params} if autocast_is_on(kind)]
+    if not kinds:
+        return nullcontext()
+    lifted = ExitStack()
+    for kind in kinds:
+        lifted.enter_context(torch.autocast(kind, enabled=False))
+    return lifted
 
 
 def decay_gradient(p: Tensor) -> Tensor:

@@ -225,22 +225,22 @@ class TTShape:
 
     # -- sizes ----------------------------------------------------------------------------------
 
-    @property
+    @_cached
     def d_out(self) -> int:
         """Rows of ``W``, the product of ``out_modes``."""
         return math.prod(self.out_modes)
 
-    @property
+    @_cached
     def d_in(self) -> int:
         """Columns of ``W``, the product of ``in_modes``."""
         return math.prod(self.in_modes)
 
-    @property
+    @_cached
     def rank(self) -> int:
         """Centre rank ``r``, the length of the spectrum."""
         return self.ranks[len(self.out_modes)]
 
-    @property
+    @_cached
     def numel(self) -> int:
         """Elements of the dense weight, ``d_out * d_in``."""
         return self.d_out * self.d_in
