@@ -160,7 +160,7 @@ def pulled_back(
         gradients: those of the tensors of all weights; None counts as zero.
 
     Returns:
-        Of the numbers that are used as they are, in parts; and for each bucket of each of its nodes.
+        Of the numbers that are used as they are, in parts; and for each bucket those of its nodes.
 
     Shape:
         - gradients: as the tensors that :func:`contracted` gave
@@ -228,9 +228,7 @@ def _through_products(
     return of_stacks, of_scales[::-1]
 
 
-def _of_product(
-    node: Node, trace: Trace, ended: Gradients, of_before: Gradients
-) -> Tensor | None:
+def _of_product(node: Node, trace: Trace, ended: Gradients, of_before: Gradients) -> Tensor | None:
     """Cotangent of the products of a node, from those that end there and from its children."""
     of_children = [of_before[child.number] for child in node.children]
     found = (*ended, *of_children)

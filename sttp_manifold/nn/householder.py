@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from sttp_manifold._arguments import explained
-from sttp_manifold.chart import HouseholderChart
+from sttp_manifold.chart import ChartPoint, HouseholderChart
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.frames.operator import is_wanted
-from sttp_manifold.nn.initial import initial_point, kept_values, kind_of
 from sttp_manifold.nn.layout import Layout, batch_map
 from sttp_manifold.nn.state import warn_once
 from sttp_manifold.nn.torch_state import has_values, in_onnx_export
@@ -36,24 +35,8 @@ class HouseholderWeight(SpectralWeight):
     identity spectrum has constant ``signs`` besides, one with a fixed spectrum its ``values`` with
     such signs: buffers.
 
-    Args:
-        shape: the plan.
-        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``, ``fixed``.
-        init: ``"eye"`` (all frame coordinates zero: truncated identities up to sign),
-            ``"noisy_eye"`` (normal with deviation ``init_std`` around it), ``"random"`` (frames
-            from the Haar measure), each with a unit spectrum; or a value to take over.
-        bound: bound of ``"bounded"``.
-        init_std: deviation for ``"noisy_eye"``.
-        values: singular values of ``"fixed"``; by default those of a value as ``init``, else
-            evenly spread up to 1.
-        project: with a value as ``init``, take the nearest one that the spectrum can hold.
-        dtype: floating dtype; that of the value, or torch's default.
-        device: likewise.
-
-    Raises:
-        ShapeError: an unknown ``init``, or a value on another plan.
-        SpectrumError: an unknown spectrum, a value that it cannot hold, or ``values`` that are not
-            ``r`` positive numbers.
+    It takes the options of every :class:`~sttp_manifold.nn.weight.SpectralWeight`, and raises as
+    that does.
 
     Shape:
         - coordinates: ``(num_parameters,)``
@@ -75,32 +58,18 @@ class HouseholderWeight(SpectralWeight):
     coordinates: nn.Parameter
     signs: Tensor | None
 
-    @explained
-    def __init__(
-        self,
-        shape: TTShape,
-        spectrum: str = "free",
-        init: str | SpectralTT = "noisy_eye",
-        bound: float = 1.0,
-        init_std: float = 1e-4,
-        *,
-        values: Sequence[float] | None = None,
-        project: bool = False,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+    def _begin(
+        self, chart: HouseholderChart, point: ChartPoint, dtype: torch.dtype, device: torch.device
     ) -> None:
-        super().__init__(shape, spectrum, bound, kept_values(shape, spectrum, init, values))
         self._make_chart()
-        dtype, device = kind_of(init, dtype, device)
-        point = initial_point(self.chart, init, init_std, dtype, device)
         self.coordinates = nn.Parameter(self.chart.flatten(point).to(dtype))
-        signs = point.signs.to(dtype) if spectrum == "identity" else None
+        signs = point.signs.to(dtype) if self.spectrum == "identity" else None
         self.register_buffer("signs", signs)
-        self._keep_values(dtype, device)
+
+    def _keep_values(self, point: ChartPoint, dtype: torch.dtype, device: torch.device) -> None:
+        super()._keep_values(point, dtype, device)
         if self.values is not None and has_values(self.values, point.signs):
             self.values.mul_(point.signs.to(dtype))
-        if isinstance(init, SpectralTT) and has_values(init.spectrum, self.coordinates):
-            self.encode_(init, project=project)
 
     def _make_chart(self) -> None:
         self.chart = HouseholderChart(self.shape, self.spectrum, self.bound, self.map.values)

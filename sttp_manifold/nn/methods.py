@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
+import inspect
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.householder import HouseholderWeight
 from sttp_manifold.nn.riemannian import RiemannianWeight
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.tt.shape import TTShape
-from sttp_manifold.tt.spectral import SpectralTT
 
 __all__ = ["METHODS", "make_weight", "plain_weight", "weight_class"]
 
@@ -23,56 +21,45 @@ METHODS: dict[str, type[HouseholderWeight | RiemannianWeight]] = {
 """Ways to hold a weight, by name."""
 
 
-@explained
-def make_weight(
-    method: str,
-    shape: TTShape,
-    spectrum: str = "free",
-    init: str | SpectralTT = "noisy_eye",
-    bound: float = 1.0,
-    init_std: float = 1e-4,
-    *,
-    values: Sequence[float] | None = None,
-    project: bool = False,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> SpectralWeight:
-    """A weight held by the method of a name; the arguments are those of its class.
+P = ParamSpec("P")
 
-    Args:
-        method: ``"householder"`` or ``"riemannian"``.
-        shape: the plan.
-        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``, ``fixed``.
-        init: ``"eye"``, ``"noisy_eye"``, ``"random"``, or a value to take over.
-        bound: bound of ``"bounded"``.
-        init_std: deviation for ``"noisy_eye"``.
-        values: singular values of ``"fixed"``; by default those of a value as ``init``, else
-            evenly spread up to 1.
-        project: with a value as ``init``, take the nearest one that the spectrum can hold.
-        dtype: floating dtype; that of the value, or torch's default.
-        device: likewise.
 
-    Raises:
-        ConversionError: an unknown method.
-        ShapeError: an unknown ``init``, or a value on another plan.
-        SpectrumError: an unknown spectrum, a value that it cannot hold, or ``values`` that are not
-            ``r`` positive numbers.
+def _of_any_method(
+    made: Callable[P, SpectralWeight],
+) -> Callable[Concatenate[str, P], SpectralWeight]:
+    """A function of a method and of what its classes take, which is typed in one place."""
 
-    Example:
-        >>> make_weight("riemannian", TTShape.svd(6, 5, rank=2)).method
-        'riemannian'
-    """
-    return weight_class(method)(
-        shape,
-        spectrum,
-        init,
-        bound,
-        init_std,
-        values=values,
-        project=project,
-        dtype=dtype,
-        device=device,
+    @explained
+    def make_weight(method: str, *args: P.args, **options: P.kwargs) -> SpectralWeight:
+        """A weight held by the method of a name.
+
+        Args:
+            method: ``"householder"`` or ``"riemannian"``.
+            *args: those of :class:`~sttp_manifold.nn.weight.SpectralWeight`: first its plan.
+            **options: likewise.
+
+        Raises:
+            ConversionError: an unknown method.
+            ShapeError: an unknown ``init``, or a value on another plan.
+            SpectrumError: an unknown spectrum, a value that it cannot hold, or ``values`` that are
+                not ``r`` positive numbers.
+
+        Example:
+            >>> make_weight("riemannian", TTShape.svd(6, 5, rank=2), init="random").method
+            'riemannian'
+        """
+        return weight_class(method)(*args, **options)  # type: ignore[arg-type]
+
+    make_weight.__qualname__ = "make_weight"
+    own, *_ = inspect.signature(make_weight).parameters.values()
+    theirs = inspect.signature(made)
+    make_weight.__signature__ = theirs.replace(  # type: ignore[attr-defined]
+        parameters=[own, *theirs.parameters.values()], return_annotation="SpectralWeight"
     )
+    return make_weight  # type: ignore[return-value]  # the method may also be named
+
+
+make_weight = _of_any_method(HouseholderWeight)
 
 
 def weight_class(method: object) -> type[HouseholderWeight | RiemannianWeight]:

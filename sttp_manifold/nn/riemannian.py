@@ -14,10 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import ManifoldParameter
-from sttp_manifold.chart import HouseholderChart
+from sttp_manifold.chart import ChartPoint, HouseholderChart
 from sttp_manifold.errors import OffManifoldError
 from sttp_manifold.manifolds import SpectralTTManifold
-from sttp_manifold.nn.initial import initial_point, kept_values, kind_of
 from sttp_manifold.nn.layout import Layout, batch_map
 from sttp_manifold.nn.torch_state import circumstances, has_values, outside_autocast
 from sttp_manifold.nn.weight import SpectralWeight
@@ -77,22 +76,10 @@ class RiemannianWeight(SpectralWeight):
     point is refused where it is evaluated: once for each change of it, in evaluation mode and
     without gradient, but not under compilation, tracing and transforms.
 
-    Args:
-        shape: the plan.
-        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``, ``fixed``.
-        init: as for :class:`HouseholderWeight`, the same weight at the same seed.
-        bound: bound of ``"bounded"``.
-        init_std: deviation for ``"noisy_eye"``.
-        values: singular values of ``"fixed"``; by default those of a value as ``init``, else
-            evenly spread up to 1.
-        project: with a value as ``init``, take the nearest one that the spectrum can hold.
-        dtype: floating dtype; that of the value, or torch's default.
-        device: likewise.
+    It takes the options of every :class:`~sttp_manifold.nn.weight.SpectralWeight`, and starts from
+    the same weight as a :class:`HouseholderWeight` at the same seed.
 
     Raises:
-        ShapeError: an unknown ``init``, or a value on another plan.
-        SpectrumError: an unknown spectrum, a value that it cannot hold, or ``values`` that are not
-            ``r`` positive numbers.
         OffManifoldError: when it is evaluated, with a point whose frames are not orthonormal.
 
     Example:
@@ -113,35 +100,17 @@ class RiemannianWeight(SpectralWeight):
     # Machine epsilon of the coarsest dtype that the frames have been rounded to.
     _rounded: float
 
-    @explained
-    def __init__(
-        self,
-        shape: TTShape,
-        spectrum: str = "free",
-        init: str | SpectralTT = "noisy_eye",
-        bound: float = 1.0,
-        init_std: float = 1e-4,
-        *,
-        values: Sequence[float] | None = None,
-        project: bool = False,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+    def _begin(
+        self, chart: HouseholderChart, point: ChartPoint, dtype: torch.dtype, device: torch.device
     ) -> None:
-        super().__init__(shape, spectrum, bound, kept_values(shape, spectrum, init, values))
         self._seen, self._rounded = None, 0.0
         self._changes, self._look_after, self._version_seen = 0, _FIRST, -1
-        manifold = SpectralTTManifold(shape, spectrum, bound, self.map.values)
-        dtype, device = kind_of(init, dtype, device)
-        chart = HouseholderChart(shape, spectrum, bound, self.map.values)
-        start = initial_point(chart, init, init_std, dtype, device)
-        if has_values(start.spectrum):
-            point = manifold.pack(chart.decode(start)).to(dtype)
+        manifold = SpectralTTManifold(self.shape, self.spectrum, self.bound, self.map.values)
+        if has_values(point.spectrum):
+            start = manifold.pack(chart.decode(point)).to(dtype)
         else:
-            point = torch.empty(manifold.n_elements, dtype=dtype, device=device)
-        self.point = _on(manifold, point)
-        self._keep_values(dtype, device)
-        if isinstance(init, SpectralTT) and has_values(init.spectrum, self.point):
-            self.encode_(init, project=project)
+            start = torch.empty(manifold.n_elements, dtype=dtype, device=device)
+        self.point = _on(manifold, start)
 
     @staticmethod
     @explained

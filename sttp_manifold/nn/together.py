@@ -12,7 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,6 @@ from sttp_manifold.nn.layout import Layout
 from sttp_manifold.nn.stack import parts_of
 from sttp_manifold.nn.torch_state import circumstances
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.nn.weights_of import weights_of
 from sttp_manifold.tt.precision import computing_dtype
 
 __all__ = ["is_together", "together"]
@@ -67,17 +66,18 @@ class _Forward(Scope):
         assert isinstance(root, nn.Module)
         loose = []
         for module in _modules(root):
+            found: Any = module
             kinds = type(module).__mro__  # isinstance of abstract classes takes ten times as long
             if SpectralLayer in kinds:
-                for attribute in module.holds.values():
-                    held = module._modules.get(attribute)
+                for attribute in found.holds.values():
+                    held: Any = module._modules.get(attribute)
                     for weight in () if held is None else parts_of(held):
-                        self._weights.setdefault(id(weight), (weight, module.form_together(weight)))
+                        self._weights.setdefault(id(weight), (weight, found.form_together(weight)))
             elif HeldWeight in kinds:
-                for weight in parts_of(module.weight):
+                for weight in parts_of(found.weight):
                     self._weights.setdefault(id(weight), (weight, "dense"))
             elif SpectralWeight in kinds:
-                loose.append(module)
+                loose.append(found)
         for weight in loose:
             self._weights.setdefault(id(weight), (weight, None))
         return {key: how for key, (_, how) in self._weights.items()}

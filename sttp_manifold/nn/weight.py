@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import ManifoldParameter
+from sttp_manifold.chart import ChartPoint, HouseholderChart
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.nn import formed, frame_batch
 from sttp_manifold.nn.batch_plan import Plan
+from sttp_manifold.nn.initial import initial_point, kept_values, kind_of
 from sttp_manifold.nn.layout import Layout
-from sttp_manifold.nn.state import (
-    EXTRA,
-    held_by,
-    misfit,
-    not_finite,
-    to_tensor,
-    warn_once,
-)
 from sttp_manifold.nn.torch_state import circumstances, has_values, outside_autocast
+from sttp_manifold.nn.weight_state import StatefulWeight
 from sttp_manifold.spectrum import spectrum_map
 from sttp_manifold.tt.contract import left_matrix, right_matrix, times_bond
 from sttp_manifold.tt.precision import computing_dtype
@@ -40,40 +34,55 @@ _ORTHONORMAL = 1e-3
 _ORDINARY = (Tensor, nn.Parameter, ManifoldParameter)
 
 
-class SpectralWeight(nn.Module, ABC):
+class SpectralWeight(StatefulWeight, ABC):
     r"""A trainable matrix :math:`W = U \operatorname{diag}(s) V^\top` in spectral TT form.
 
     Base of the two ways to hold one; made by :func:`make_weight`. Each call computes it anew, for
     its caller to keep.
 
-    Attributes:
+    Args:
         shape: the plan.
-        spectrum: name of the spectrum map.
-        bound: bound of the spectrum map ``"bounded"``.
+        spectrum: one of ``identity``, ``free``, ``normalized``, ``bounded``, ``full``, ``fixed``.
+        init: ``"eye"`` (all frame coordinates zero: truncated identities up to sign),
+            ``"noisy_eye"`` (normal with deviation ``init_std`` around it), ``"random"`` (frames
+            from the Haar measure), each with a unit spectrum; or a value to take over. At one seed
+            all methods start from one weight.
+        bound: bound of ``"bounded"``.
+        init_std: deviation for ``"noisy_eye"``.
+        values: singular values of ``"fixed"``; by default those of a value as ``init``, else
+            evenly spread up to 1.
+        project: with a value as ``init``, take the nearest one that the spectrum can hold.
+        dtype: floating dtype; that of the value, or torch's default.
+        device: likewise.
+
+    Attributes:
+        shape, spectrum, bound: as given.
         values: the constant singular values of ``"fixed"``, perhaps with signs, a buffer; None
             for the others. A state that is loaded brings its own.
         method: name of the way, ``"householder"`` or ``"riemannian"``.
 
     Raises:
-        ShapeError: ``shape`` is no TTShape.
+        ShapeError: ``shape`` is no TTShape, an unknown ``init``, or a value on another plan.
+        SpectrumError: an unknown spectrum, a value that it cannot hold, or ``values`` that are not
+            ``r`` positive numbers.
 
     References:
         [STTP] Sec. 3.
     """
 
-    method: ClassVar[str]
-
-    shape: TTShape
-    spectrum: str
-    bound: float
-    values: Tensor | None
-
+    @explained
     def __init__(
         self,
         shape: TTShape,
-        spectrum: str,
-        bound: float,
+        spectrum: str = "free",
+        init: str | SpectralTT = "noisy_eye",
+        bound: float = 1.0,
+        init_std: float = 1e-4,
+        *,
         values: Sequence[float] | None = None,
+        project: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(shape, TTShape):
@@ -81,33 +90,29 @@ class SpectralWeight(nn.Module, ABC):
                 f"{type(self).__name__} takes a TTShape, got {shape!r}; call "
                 f"{type(self).__name__}(TTShape.for_matrix(d_out, d_in, rank=16))"
             )
-        self.shape = shape
-        self.spectrum = spectrum
-        self.bound = bound
+        self.shape, self.spectrum, self.bound = shape, spectrum, bound
+        values = kept_values(shape, spectrum, init, values)
         self.map = spectrum_map(spectrum, shape.rank, bound, values)
         self.register_buffer("values", None)
+        dtype, device = kind_of(init, dtype, device)
+        chart = HouseholderChart(shape, spectrum, bound, self.map.values)
+        point = initial_point(chart, init, init_std, dtype, device)
+        self._begin(chart, point, dtype, device)
+        self._keep_values(point, dtype, device)
+        if isinstance(init, SpectralTT) and has_values(init.spectrum, *self._tensors()):
+            self.encode_(init, project=project)
 
-    def _keep_values(self, dtype: torch.dtype, device: torch.device) -> None:
+    @abstractmethod
+    def _begin(
+        self, chart: HouseholderChart, point: ChartPoint, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Make the parameters, of a weight that is given in coordinates of a chart."""
+
+    def _keep_values(self, point: ChartPoint, dtype: torch.dtype, device: torch.device) -> None:
         """Hold the singular values of a fixed spectrum as a buffer, which then decides."""
         if self.map.values is not None:
             self.values = torch.tensor(self.map.values, dtype=dtype, device=device)
             self._follow_values()
-
-    def _follow_values(self) -> None:
-        """Let the map hold the values that the buffer has now, rounded to its dtype or loaded."""
-        values = self.values
-        if values is None or not has_values(values) or not bool(values.isfinite().all()):
-            return  # none, none yet, or memory that nothing has been written to
-        # Half precision may have made zeros of small ones.
-        least = torch.finfo(values.dtype).tiny
-        if bool((values.abs() < least).any()):
-            values.copy_(torch.copysign(values.abs().clamp_min(least), values))
-        self.map = spectrum_map(self.spectrum, self.shape.rank, self.bound, values.abs().tolist())
-
-    def _apply(self, fn: Any, recurse: bool = True) -> SpectralWeight:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._follow_values()
-        return self
 
     @property
     @abstractmethod
@@ -135,59 +140,6 @@ class SpectralWeight(nn.Module, ABC):
     @abstractmethod
     def _set(self, tt: SpectralTT, project: bool) -> None:
         """Move the parameters to an orthonormal, unbatched value."""
-
-    def get_extra_state(self) -> Tensor:
-        """Plan, method, spectrum and bound, which a state dict holds beside the numbers.
-
-        Shape:
-            - output: ``(n,)``, bytes of JSON
-        """
-        return to_tensor(held_by(self.method, self.shape, self.spectrum, self.bound))
-
-    def set_extra_state(self, state: object) -> None:
-        """Nothing to set: whether a state fits is looked at before its numbers are taken."""
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        own = held_by(self.method, self.shape, self.spectrum, self.bound)
-        key = prefix + EXTRA
-        there = [n for n in (*self._parameters, *self._buffers) if prefix + n in state_dict]
-        wrong = misfit(state_dict[key], own, prefix) if key in state_dict else None
-        wrong = wrong or not_finite(state_dict, prefix, there) or self._wrong(state_dict, prefix)
-        if wrong is not None:
-            error_msgs.append(wrong)
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        self._follow_values()
-        if key not in state_dict and there:
-            if strict:
-                missing_keys.remove(key)
-            warn_once(
-                error_msgs,
-                f"the state of {prefix[:-1]!r} does not say its plan, method and spectrum, as "
-                "states of earlier versions do not: whether it fits is not known beyond its sizes; "
-                "save the state anew",
-            )
-
-    def _wrong(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
-        """What else speaks against the numbers of a state, if anything does."""
-        key = prefix + "values"
-        values = state_dict.get(key)
-        if self.values is None or not isinstance(values, Tensor) or not has_values(values):
-            return None
-        if bool((values != 0).all()):
-            return None
-        return f"{key} holds a zero: the singular values of spectrum='fixed' are positive"
 
     @abstractmethod
     def bond(self) -> Tensor:
