@@ -26,6 +26,9 @@ from sttp_manifold.tt import SpectralTT, TTShape
 
 __all__ = ["SOLVERS", "Solve", "Solver", "on_manifold"]
 
+# Of a result of `minimize`: its callback ended it.
+_BY_CALLBACK = 6
+
 # --- On our manifolds ---
 
 
@@ -38,17 +41,27 @@ def on_manifold(make: Callable[[TTShape], Any], method: str, **options: Any) -> 
         options: of that method.
     """
 
-    def solve(problem: Problem, watch: Watch) -> str:
+    def solve(problem: Problem, watch: Watch) -> str | None:
         manifold = make(problem.start.shape)
         watch.stores(manifold.n_elements)
+        state = watch.state
+        again = state is not None
+
+        def cost(tt: SpectralTT) -> Tensor:
+            nonlocal again
+            # Where it goes on, the solver asks once for what it knew already.
+            known, again = again, False
+            return watch.cost(tt, again=known)
 
         def callback(at: Any) -> None:
             watch.effort.gradients, watch.effort.hessian_products = at.njev, at.nhev
             watch.iterate(manifold.unpack(at.x), at.fun)
+            if watch.due:
+                raise StopIteration
 
         result = minimize(
             manifold,
-            watch.cost,
+            cost,
             manifold.pack(problem.start),
             method=method,
             # The watch stops a run; tolerances of the solver's own would stop some earlier.
@@ -58,7 +71,11 @@ def on_manifold(make: Callable[[TTShape], Any], method: str, **options: Any) -> 
             max_products=watch.spec.max_evaluations,
             callback=callback,
             options=options,
+            state=state,
         )
+        if watch.stopped is None and result.status == _BY_CALLBACK:
+            watch.state = result.state
+            return None
         watch.effort.gradients = result.njev
         watch.effort.hessian_products = result.nhev
         return str(result.message)
@@ -69,13 +86,38 @@ def on_manifold(make: Callable[[TTShape], Any], method: str, **options: Any) -> 
 # --- In the coordinates of a chart ---
 
 
+class _Answers:
+    """What a cost answered: first what is known of an earlier piece, in order, then its own.
+
+    A solver of another package keeps its state to itself. Told the same it does the same: it
+    begins anew, and is told what it was told before, without the cost of finding it.
+
+    Args:
+        known: answers of earlier pieces; new ones are added.
+    """
+
+    def __init__(self, known: list[Any]) -> None:
+        self.all = known
+        self._asked = 0
+
+    def next(self, find: Callable[[], Any]) -> Any:
+        if self._asked == len(self.all):
+            self.all.append(find())
+        self._asked += 1
+        return self.all[self._asked - 1]
+
+
 def _in_chart(spectrum: str) -> Solve:
-    def solve(problem: Problem, watch: Watch) -> str:
+    def solve(problem: Problem, watch: Watch) -> str | None:
         optimize = importlib.import_module("scipy.optimize")
         start = problem.start
         chart = HouseholderChart(start.shape, spectrum)
         point = chart.encode(start)
-        known: dict[str, Any] = {}
+        answers = _Answers([] if watch.state is None else watch.state["answers"])
+        # Iterates that are on record, and those of this piece.
+        before = 0 if watch.state is None else watch.effort.iterations + 1
+        seen, paused = 1, False
+        latest: tuple[np.ndarray, float] | None = None
 
         def decode(z: Tensor) -> SpectralTT:
             return chart.decode(chart.unflatten(z, point.signs))
@@ -83,30 +125,44 @@ def _in_chart(spectrum: str) -> Solve:
         def tensor(z: np.ndarray) -> Tensor:
             return torch.as_tensor(np.array(z), dtype=start.dtype, device=start.device)
 
-        def value_and_gradient(z: np.ndarray) -> tuple[float, np.ndarray]:
+        def find(z: np.ndarray) -> tuple[float, Tensor]:
             leaf = tensor(z).requires_grad_()
             cost = watch.cost(decode(leaf))
             (gradient,) = torch.autograd.grad(cost, leaf)
             watch.effort.gradients += 1
-            known.update(z=np.array(z), cost=cost.item())
-            return cost.item(), gradient.cpu().numpy().astype(np.float64)
+            return cost.item(), gradient.cpu()
+
+        def value_and_gradient(z: np.ndarray) -> tuple[float, np.ndarray]:
+            nonlocal latest
+            cost, gradient = answers.next(lambda: find(z))
+            latest = np.array(z), cost
+            return cost, gradient.numpy().astype(np.float64)
 
         def callback(z: np.ndarray) -> None:
-            cost = known["cost"] if np.array_equal(z, known["z"]) else None
-            watch.iterate(decode(tensor(z)), cost)
+            nonlocal seen, paused
+            seen += 1
+            if seen <= before:
+                return
+            known = latest is not None and np.array_equal(z, latest[0])
+            watch.iterate(decode(tensor(z)), latest[1] if known and latest else None)
+            if watch.due:
+                paused = True
+                raise StopIteration
 
-        z0 = chart.flatten(point)
+        z0 = chart.flatten(point).cpu().numpy()
         watch.stores(len(z0))
-        watch.iterate(decode(z0))
+        if not before:
+            watch.iterate(decode(tensor(z0)))
         result = optimize.minimize(
             value_and_gradient,
-            z0.cpu().numpy().astype(np.float64),
+            z0.astype(np.float64),
             jac=True,
             method="L-BFGS-B",
             callback=callback,
             options={"maxiter": 10**9, "maxfun": 10**9, "ftol": 0.0, "gtol": 0.0},
         )
-        return f"scipy: {result.message}"
+        watch.state = {"answers": answers.all}
+        return None if paused else f"scipy: {result.message}"
 
     return solve
 
@@ -114,7 +170,7 @@ def _in_chart(spectrum: str) -> Solve:
 # --- Plain factors ---
 
 
-def _factors(problem: Problem, watch: Watch) -> str:
+def _factors(problem: Problem, watch: Watch) -> None:
     """Adam on the cores, the root of the spectrum in each of the two beside it."""
     start, spec = problem.start, watch.spec
     assert spec.lr is not None
@@ -137,7 +193,13 @@ def _factors(problem: Problem, watch: Watch) -> str:
     watch.stores(sum(core.numel() for core in cores))
     optimizer = torch.optim.Adam(cores, lr=spec.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    while True:
+    if watch.state is not None:
+        for core, known in zip(cores, watch.state["cores"], strict=True):
+            core.data.copy_(known)
+        optimizer.load_state_dict(watch.state["optimizer"])
+        schedule.load_state_dict(watch.state["schedule"])
+    done = 0
+    while not (done and watch.due):
         tt = SpectralTT(tuple(cores[:count]), ones, tuple(cores[count:]), start.shape)
         optimizer.zero_grad()
         cost = watch.cost(tt)
@@ -146,6 +208,12 @@ def _factors(problem: Problem, watch: Watch) -> str:
         watch.effort.gradients += 1
         optimizer.step()
         schedule.step()
+        done += 1
+    watch.state = {
+        "cores": [core.detach() for core in cores],
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+    }
 
 
 # --- pymanopt ---

@@ -30,10 +30,11 @@ def _descend(objective: Objective, at: Iterate, options: SteepestDescentOptions)
     conjugate = options if isinstance(options, ConjugateGradientOptions) else None
     line = LineSearch(objective, options.decrease, options.curvature, options.max_trials)
     z = options.precondition(at.x, at.gradient)
-    d, since = -z, 0
+    d, since = objective.own.get("direction", -z), objective.own.get("since", 0)
     slope, length = _slope_and_length(objective, at, d)
-    options.check_definite(-slope)
-    trial_step = options.initial_step / length
+    if not objective.own:
+        options.check_definite(-slope)
+    trial_step = objective.own.get("trial_step", options.initial_step / length)
     while True:
         trial = line.search(at, d, slope, trial_step)
         if trial is None:
@@ -42,8 +43,7 @@ def _descend(objective: Objective, at: Iterate, options: SteepestDescentOptions)
             d, since = -z, 0
             slope, length = _slope_and_length(objective, at, d)
             continue
-        new = trial.iterate()
-        objective.record(new, trial.step * length)
+        new, moved = trial.iterate(), trial.step * length
         z_new = options.precondition(new.x, new.gradient)
         beta: Tensor | None = None
         since += 1
@@ -60,6 +60,7 @@ def _descend(objective: Objective, at: Iterate, options: SteepestDescentOptions)
             slope_new, length_new = _slope_and_length(objective, new, d_new)
         trial_step = first_step(options, at.value, slope, trial.step, new.value, slope_new)
         at, z, d, slope, length = new, z_new, d_new, slope_new, length_new
+        objective.record(at, moved, direction=d, since=since, trial_step=trial_step)
 
 
 def _slope_and_length(objective: Objective, at: Iterate, d: Tensor) -> tuple[float, float]:

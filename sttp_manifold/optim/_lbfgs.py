@@ -17,7 +17,8 @@ __all__ = ["lbfgs"]
 class _Pairs:
     """The last few pairs, oldest first, all in one tangent space.
 
-    They lie in one stack, so that one call transports them all.
+    One call transports them all, as a stack. Then each has memory of its own again: products may
+    depend on how numbers are aligned, and a run that goes on from a state is to repeat every bit.
     """
 
     def __init__(self, objective: Objective, memory: int) -> None:
@@ -36,13 +37,15 @@ class _Pairs:
         self._s = [*self._s, s][-self._memory :]
         self._y = [*self._y, y][-self._memory :]
 
+    def state(self) -> dict[str, list[Tensor]]:
+        return {"s": self._s, "y": self._y}
+
     def move(self, x: Tensor, y: Tensor, extra: Tensor) -> Tensor:
         """Transport all pairs and one more vector, which is returned."""
         vectors = torch.stack([*self._s, *self._y, extra])
-        moved = self._objective.transp(x, y, vectors)
+        moved = [v.clone() for v in self._objective.transp(x, y, vectors)]
         count = len(self._s)
-        self._s = list(moved[:count])
-        self._y = list(moved[count : 2 * count])
+        self._s, self._y = moved[:count], moved[count : 2 * count]
         return moved[2 * count]
 
     def apply(self, at: Iterate, options: LBFGSOptions) -> Tensor:
@@ -69,7 +72,9 @@ def lbfgs(objective: Objective, at: Iterate, options: LBFGSOptions) -> None:
     inner = objective.inner
     line = LineSearch(objective, options.decrease, options.curvature, options.max_trials)
     pairs = _Pairs(objective, options.memory)
-    first_norm = at.grad_norm
+    for s, y in zip(objective.own.get("s", ()), objective.own.get("y", ()), strict=True):
+        pairs.add(s, y)
+    first_norm = objective.own.get("first_norm", at.grad_norm)
     while True:
         d = -pairs.apply(at, options)
         terms = [inner(at.x, at.gradient, d), inner(at.x, d, d)]
@@ -87,7 +92,6 @@ def lbfgs(objective: Objective, at: Iterate, options: LBFGSOptions) -> None:
             pairs.clear()
             continue
         new = trial.iterate()
-        objective.record(new, trial.step * length)
         assert trial.direction is not None
         y = new.gradient - pairs.move(at.x, new.x, at.gradient)
         s = trial.step * trial.direction
@@ -95,3 +99,4 @@ def lbfgs(objective: Objective, at: Iterate, options: LBFGSOptions) -> None:
         if curvature > options.cautious * size * new.grad_norm / first_norm:
             pairs.add(s, y)
         at = new
+        objective.record(at, trial.step * length, first_norm=first_norm, **pairs.state())

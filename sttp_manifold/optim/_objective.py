@@ -146,6 +146,8 @@ class Objective:
     Attributes:
         cost: the cost that counts.
         geometry: the operations of the manifold.
+        own: what the method goes on with after the last iterate, beside that; nothing at the start.
+        counts: calls, gradients and Hessian products when the last iterate was recorded.
         noise: the relative error that the cost is taken to carry. Differences of the cost below
             ``resolution(value)`` say nothing; slopes are asked instead.
     """
@@ -164,16 +166,19 @@ class Objective:
         self.noise = 0.0
         self.last: Iterate | None = None
         self.nit = -1
+        self.own: dict[str, Any] = {}
+        self.counts = (0, 0, 0)
         self.history: dict[str, list[Any]] = {
             name: [] for name in ("cost", "grad_norm", "step", "nfev", "seconds")
         }
         self.allvecs: list[Tensor] | None = [] if keep_points else None
         self._callback = callback
         self._progress = progress
-        self._start = time.perf_counter()
-        self._initial = 0.0
-        self._best_norm = self._best_value = math.inf
-        self._idle = 0
+        # Earlier, where a run goes on: what it took before counts as well.
+        self.began = time.perf_counter()
+        self.initial = 0.0
+        self.best_norm = self.best_value = math.inf
+        self.idle = 0
 
         def budgeted(argument: Any) -> Tensor:
             self._check_budget()
@@ -192,7 +197,7 @@ class Objective:
     @property
     def seconds(self) -> float:
         """Time since the start."""
-        return time.perf_counter() - self._start
+        return time.perf_counter() - self.began
 
     def _check_budget(self) -> None:
         # ManifoldCost counts before it calls, so that this call is counted already.
@@ -267,20 +272,26 @@ class Objective:
 
     def resolution(self, value: float) -> float:
         """What differences of the cost near ``value`` may be nothing but rounding."""
-        return self.noise * max(abs(value), abs(self._initial))
+        return self.noise * max(abs(value), abs(self.initial))
 
     # -- record -----------------------------------------------------------------------------------
 
-    def record(self, at: Iterate, step: float) -> None:
+    def record(self, at: Iterate, step: float, **own: Any) -> None:
         """Note an iterate; tell whoever listens.
+
+        Args:
+            at: the iterate.
+            step: length of the step that led there.
+            own: numbers, tensors and lists of these that the method goes on with, by name.
 
         Raises:
             Stopped: when a limit is reached or the callback says so.
         """
         if self.last is None:
-            self._initial = at.value
+            self.initial = at.value
             self.noise = 100 * torch.finfo(at.x.dtype).eps
-        self.last = at
+        self.last, self.own = at, own
+        self.counts = (self.nfev, self.cost.gradients, self.cost.products)
         self.nit += 1
         shown = self.shown(at)
         row = (shown.value, shown.grad_norm, step, self.nfev, self.seconds)
@@ -290,7 +301,7 @@ class Objective:
             self.allvecs.append(at.x)
         self._progress.show(self.nit, shown.value, shown.grad_norm, self.nfev)
         self._tell(shown)
-        self._check(shown, step)
+        self.check(shown, step)
         self._check_idle(at)
 
     def _tell(self, at: Iterate) -> None:
@@ -311,7 +322,12 @@ class Objective:
         except StopIteration:
             raise Stopped(Status.CALLBACK, "the callback raised StopIteration") from None
 
-    def _check(self, at: Iterate, step: float) -> None:
+    def check(self, at: Iterate, step: float) -> None:
+        """Whether an iterate, in the user's units, meets a limit.
+
+        Raises:
+            Stopped: it does.
+        """
         limits = self.limits
         if at.grad_norm <= limits.gradient:
             raise Stopped(
@@ -328,14 +344,14 @@ class Objective:
     def _check_idle(self, at: Iterate) -> None:
         # Against the best so far: where the cost is noise, new bests become rare by themselves. In
         # units of the value there, for sums of squares near zero are exact far below their start.
-        better = at.value < self._best_value - self.noise / 100 * abs(at.value)
-        if better or at.grad_norm < self._best_norm:
-            self._idle = 0
+        better = at.value < self.best_value - self.noise / 100 * abs(at.value)
+        if better or at.grad_norm < self.best_norm:
+            self.idle = 0
         else:
-            self._idle += 1
-        self._best_value = min(self._best_value, at.value)
-        self._best_norm = min(self._best_norm, at.grad_norm)
-        if self._idle == _MOST_IDLE:
+            self.idle += 1
+        self.best_value = min(self.best_value, at.value)
+        self.best_norm = min(self.best_norm, at.grad_norm)
+        if self.idle == _MOST_IDLE:
             raise self.stalled(at, f"nothing gained in {_MOST_IDLE} iterations")
 
     def stalled(self, at: Iterate, why: str) -> Stopped:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sttp_manifold.display import box_html, descent_svg, table_html
 from sttp_manifold.optim._objective import Objective, Status, Stopped
+from sttp_manifold.optim._resume import state_of
 
 __all__ = ["MinimizeResult", "make_result"]
 
@@ -33,6 +34,8 @@ class MinimizeResult(OptimizeResult):
         message (str): the same in words.
         history (dict): lists with one entry for each iterate from ``x0`` on: ``cost``,
             ``grad_norm``, ``step``, ``nfev`` (so far), ``seconds`` (so far).
+        state (dict): what ``minimize(..., state=result.state)`` goes on from: tensors, numbers,
+            lists, as ``torch.save`` keeps them; None from pymanopt's solvers.
         allvecs (list): the iterates, with ``options={"return_all": True}``.
     """
 
@@ -55,7 +58,7 @@ class MinimizeResult(OptimizeResult):
 
     def _shown(self) -> dict[str, Any]:
         """What is shown of each entry, in the order in which it is."""
-        shown = {k: v for k, v in self.items() if k not in ("x", "jac", "history", "allvecs")}
+        shown = {k: v for k, v in self.items() if k not in _LONG}
         for name in ("x", "jac"):
             if name in self:
                 shown[name] = _brief(self[name])
@@ -67,6 +70,7 @@ class MinimizeResult(OptimizeResult):
         return {k: shown[k] for k in sorted(shown, key=lambda name: order.get(name, len(order)))}
 
 
+_LONG = ("x", "jac", "history", "state", "allvecs")
 _ORDER = (
     "message", "success", "status", "fun", "grad_norm", "nit", "nfev", "njev", "nhev", "time",
     "x", "jac", "history", "allvecs",
@@ -80,8 +84,14 @@ def _brief(t: Tensor) -> str:
     return f"{tuple(t.shape)} ({kind})"
 
 
-def make_result(objective: Objective, stopped: Stopped) -> MinimizeResult:
-    """The result of a run that has ended."""
+def make_result(objective: Objective, stopped: Stopped, method: str | None) -> MinimizeResult:
+    """The result of a run that has ended.
+
+    Args:
+        objective: with an iterate on record.
+        stopped: why.
+        method: that can go on from there; None where it cannot.
+    """
     assert objective.last is not None
     last = objective.shown(objective.last)
     result = MinimizeResult(
@@ -98,6 +108,7 @@ def make_result(objective: Objective, stopped: Stopped) -> MinimizeResult:
         status=int(stopped.status),
         message=stopped.message,
         history=objective.history,
+        state=None if method is None else state_of(objective, method),
     )
     if objective.allvecs is not None:
         result.allvecs = objective.allvecs

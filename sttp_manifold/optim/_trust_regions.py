@@ -29,10 +29,11 @@ class _Step(NamedTuple):
 
 def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions) -> None:
     """Run until the objective stops it."""
+    own = objective.own
     size, largest = _lengths(objective, at)
-    largest = options.max_radius or largest
-    radius = min(options.initial_radius or size / 8, largest)
-    first_norm = at.grad_norm
+    largest = own.get("largest", options.max_radius or largest)
+    radius = own.get("radius", min(options.initial_radius or size / 8, largest))
+    first_norm = own.get("first_norm", at.grad_norm)
     hessian = objective.hessian(at)
     rejected = 0
     while True:
@@ -61,7 +62,7 @@ def trust_regions(objective: Objective, at: Iterate, options: TrustRegionOptions
         if rho > options.accept:
             rejected = 0
             at = new or objective.iterate(evaluation)
-            objective.record(at, step.length)
+            objective.record(at, step.length, radius=radius, largest=largest, first_norm=first_norm)
             hessian = objective.hessian(at)
         else:
             rejected += 1

@@ -27,6 +27,7 @@ from sttp_manifold.optim._options import (
 from sttp_manifold.optim._progress import Progress
 from sttp_manifold.optim._pymanopt import run_pymanopt
 from sttp_manifold.optim._result import MinimizeResult, make_result
+from sttp_manifold.optim._resume import go_on
 from sttp_manifold.optim._trust_regions import trust_regions
 
 __all__ = ["METHODS", "MinimizeResult", "minimize"]
@@ -36,6 +37,7 @@ class _Method(NamedTuple):
     options: type[Any]
     run: Callable[..., None]
     curvature: bool = False
+    resumes: bool = True
 
 
 _METHODS: dict[str, _Method] = {
@@ -43,9 +45,15 @@ _METHODS: dict[str, _Method] = {
     "conjugate_gradient": _Method(ConjugateGradientOptions, conjugate_gradient),
     "trust_regions": _Method(TrustRegionOptions, trust_regions, curvature=True),
     "lbfgs": _Method(LBFGSOptions, lbfgs),
-    "pymanopt:steepest_descent": _Method(PymanoptOptions, run_pymanopt("SteepestDescent")),
-    "pymanopt:conjugate_gradient": _Method(PymanoptOptions, run_pymanopt("ConjugateGradient")),
-    "pymanopt:trust_regions": _Method(PymanoptOptions, run_pymanopt("TrustRegions"), True),
+    "pymanopt:steepest_descent": _Method(
+        PymanoptOptions, run_pymanopt("SteepestDescent"), resumes=False
+    ),
+    "pymanopt:conjugate_gradient": _Method(
+        PymanoptOptions, run_pymanopt("ConjugateGradient"), resumes=False
+    ),
+    "pymanopt:trust_regions": _Method(
+        PymanoptOptions, run_pymanopt("TrustRegions"), curvature=True, resumes=False
+    ),
 }
 
 METHODS = tuple(_METHODS)
@@ -69,6 +77,7 @@ def minimize(
     callback: Callable[[Any], Any] | None = None,
     progress: bool = False,
     options: Mapping[str, Any] | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> MinimizeResult:
     r"""Minimize a cost over a manifold, on torch tensors, on the device of ``x0``.
 
@@ -108,6 +117,9 @@ def minimize(
             by raising ``StopIteration``.
         progress: show a line that follows the run.
         options: of the method, by name.
+        state: ``state`` of an earlier result for the same cost, method and options: the run goes
+            on from where that one stopped, on a CPU bit for bit as if it had not. Limits count
+            from its first start, and ``x0`` says no more than shape, dtype and device.
 
     Shape:
         - x0, and ``x`` and ``jac`` of the result: ``(*b, n)`` on a flat manifold, of any shape
@@ -117,7 +129,8 @@ def minimize(
         ManifoldError: an unknown method or option, a limit that is no number; a start that is not
             on the manifold, or where the cost is not finite; a cost that is not scalar, or does not
             depend on the point as far as autograd can see; a method that needs a Hessian, or
-            transport, on a manifold that has none.
+            transport, on a manifold that has none; a state of another method, or of pymanopt's,
+            whose solvers cannot be taken up again.
 
     Example:
         >>> from sttp_manifold._geoopt import geoopt
@@ -156,9 +169,7 @@ def minimize(
         if chosen.curvature:
             objective.cost.check_curvature()
         try:
-            start = objective.start(x0, curvature=chosen.curvature)
-            _check_finite(start)
-            objective.record(start, 0.0)
+            start = _first(objective, x0, method, state)
             chosen.run(objective, start, read)
             raise AssertionError("a method runs until it is stopped")
         except Stopped as stopped:
@@ -168,7 +179,25 @@ def minimize(
                     "evaluation, and more than no time"
                 ) from None
             line.finish(stopped.message)
-            return make_result(objective, stopped)
+            return make_result(objective, stopped, method if chosen.resumes else None)
+
+
+def _first(
+    objective: Objective, x0: Tensor, method: str, state: Mapping[str, Any] | None
+) -> Iterate:
+    """Where the method begins, on record."""
+    chosen = _METHODS[method]
+    if state is not None:
+        if not chosen.resumes:
+            raise ManifoldError(
+                f"method={method!r} cannot go on from a state: pymanopt keeps none between its "
+                "iterations; start anew from x0, without state"
+            )
+        return go_on(objective, state, method, x0, curvature=chosen.curvature)
+    start = objective.start(x0, curvature=chosen.curvature)
+    _check_finite(start)
+    objective.record(start, 0.0)
+    return start
 
 
 def _start(manifold: Any, x0: Any) -> Tensor:

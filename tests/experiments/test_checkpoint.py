@@ -11,10 +11,18 @@ from sttp_manifold._files import replacing
 from sttp_manifold.experiments.checkpoint import Checkpoint
 from sttp_manifold.experiments.compare import Settings, plan, run_plan
 from sttp_manifold.experiments.methods import METHODS
+from sttp_manifold.experiments.runs import watch as watching
 from sttp_manifold.experiments.runs.execute import execute
+from sttp_manifold.experiments.runs.solve import SolverRun
 from sttp_manifold.experiments.runs.train import TrainingRun
+from sttp_manifold.experiments.solvers import SOLVERS
+from sttp_manifold.experiments.tasks import TASKS
 
+from .runs.test_solve import without_time
 from .runs.test_train import without_times
+
+# Those that can be cut.
+SOLVING = [solver.name for solver in SOLVERS if not solver.requires]
 
 
 class Cut(BaseException):
@@ -116,10 +124,44 @@ def test_what_a_kill_left_half_written_goes_with_the_state(tmp_path):
     assert [path.name for path in product.parent.iterdir()] == ["curve.csv"]
 
 
-def test_a_solver_is_not_cut(puzzle, tmp_path):
-    settings = Settings(tmp_path, "puzzle", ["fixed-rank-cg"], seeds=[0], device="cpu", jobs=1)
-    (run,) = plan(replace(settings))
+@pytest.mark.parametrize("method", SOLVING)
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_a_solver_that_is_cut_ends_as_one_that_is_not(puzzle, tmp_path, monkeypatch, method, cut):
+    settings = Settings(tmp_path, "puzzle", [method], ranks=[2], seeds=[0], device="cpu", jobs=1)
+    lrs = {"factor-adam": 0.03} if method == "factor-adam" else {}
+    (run,) = plan(replace(settings, lrs=lrs, max_evaluations=60))
+    whole = execute(run.spec, puzzle, METHODS[method], run.lr_source)
+    assert whole["effort"]["iterations"] > 5
+    advance, pieces = SolverRun.advance, []
+
+    def cut_after(state):
+        pieces.append(state.trace.effort.evaluations)
+        if len(pieces) == cut + 1:
+            raise Cut
+        return advance(state)
+
     keep = Checkpoint(tmp_path, run.spec.hash, every=0.0)
-    record = execute(run.spec, puzzle, METHODS["fixed-rank-cg"], None, None, keep)
+    with monkeypatch.context() as patch:
+        patch.setattr(watching, "_SECONDS_OF_A_PIECE", 0.0)
+        patch.setattr(SolverRun, "advance", cut_after)
+        with pytest.raises(Cut):
+            execute(run.spec, puzzle, METHODS[method], run.lr_source, None, keep)
+        assert pieces == sorted(set(pieces))
+        again = execute(run.spec, puzzle, METHODS[method], run.lr_source, None, keep)
+    # Taken up at the last state, not begun again.
+    assert pieces[cut + 1] == pieces[cut] > 0
+    assert without_time(again) == without_time(whole)
+
+
+def test_pymanopts_solver_is_not_cut(puzzle, tmp_path, monkeypatch):
+    pytest.importorskip("pymanopt")
+    monkeypatch.setattr(watching, "_SECONDS_OF_A_PIECE", 0.0)
+    name = "pymanopt-fixed-rank-cg"
+    task = replace(puzzle, kind="svdp")
+    settings = Settings(tmp_path, "puzzle", [name], seeds=[0], device="cpu", jobs=1)
+    monkeypatch.setattr(TASKS, "_entries", {**TASKS._entries, "puzzle": task})
+    (run,) = plan(settings)
+    keep = Checkpoint(tmp_path, run.spec.hash, every=0.0)
+    record = execute(run.spec, task, METHODS[name], None, None, keep)
     assert record["status"] == "ok"
     assert not list(tmp_path.iterdir())

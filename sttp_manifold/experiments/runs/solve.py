@@ -20,8 +20,11 @@ from sttp_manifold.experiments.task import Budget, Problem, Task, relative_squar
 
 __all__ = ["Solve", "Solver", "SolverRun"]
 
-Solve = Callable[[Problem, Watch], str]
-"""Works on a problem under a watch, which stops it; if it ends by itself, it says why."""
+Solve = Callable[[Problem, Watch], str | None]
+"""Works on a problem under a watch, which stops it; if it ends by itself, it says why.
+
+One that can be cut returns None soon after the watch says that it is due, with what it goes on from
+as the watch's state, and begins there the next time."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Solver:
 
 
 class SolverRun(Run):
-    """A problem is solved in one piece: solvers cannot be cut."""
+    """A problem is solved, by a solver that can be cut in pieces of some seconds."""
 
     kind = "solve"
     reads = ("effort",)
@@ -123,21 +126,37 @@ class SolverRun(Run):
             "w0_digest": drawn.digest,
         }
         self.problem = _moved(drawn, device, dtype)
+        self.watch = Watch(self.spec, self.problem, self.trace)
 
     def advance(self) -> bool:
-        """Solve; nothing is left then.
+        """Solve for some seconds, or to the end; whether there is more to do.
 
         Raises:
             ConfigError: the solver does not hold the common start.
             DivergedError: the residual stopped being finite.
         """
-        watch = Watch(self.spec, self.problem, self.trace)
+        self.watch.go_on()
         try:
-            message = self.solver.solve(self.problem, watch)
+            message = self.solver.solve(self.problem, self.watch)
         except Spent as spent:
             message = str(spent)
-        self.found = watch.finish(message)
+        if message is None:
+            return True
+        self.found = self.watch.finish(message)
         return False
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """See :meth:`Run.state_dict`."""
+        return {"watch": self.watch.state_dict(), "trace": self.trace.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Run.load_state_dict`.
+
+        Args:
+            state: of a run of the same specification.
+        """
+        self.trace.load_state_dict(state["trace"])
+        self.watch.load_state_dict(state["watch"])
 
     def end(self) -> dict[str, float]:
         """See :meth:`Run.end`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +14,15 @@ from sttp_manifold.experiments.problems import entries_of
 from sttp_manifold.experiments.runs.trace import MAX_SINGULAR_VALUES, DivergedError, Effort, Trace
 from sttp_manifold.experiments.specs import RunSpec
 from sttp_manifold.experiments.task import Problem, relative_error, relative_square
-from sttp_manifold.tt import SpectralTT, orthogonalize
+from sttp_manifold.tt import SpectralTT, TTShape, orthogonalize
 
 __all__ = ["Spent", "Watch"]
 
 # Every iterate up to here is recorded, then those that are this factor apart, and the last one.
 _ALL_UP_TO = 100
 _APART = 1.03
+# Between two pieces a run can be cut; a clock decides where, and changes no number.
+_SECONDS_OF_A_PIECE = 10.0
 
 
 class Spent(StopIteration):
@@ -42,6 +45,8 @@ class Watch:
     Attributes:
         effort: the counts. A solver adds the gradients and Hessian products that it computes.
         stopped: why the run is to end, once it is.
+        state: what the solver goes on from, by its own account; None at the start, and always of
+            one that cannot be cut.
     """
 
     def __init__(self, spec: RunSpec, problem: Problem, trace: Trace) -> None:
@@ -49,25 +54,31 @@ class Watch:
         self.spec, self.problem, self.trace = spec, problem, trace
         self.effort = trace.effort = Effort(spec.target)
         self.stopped: str | None = None
+        self.state: dict[str, Any] | None = None
         self._train = problem.splits.train
         self._norm = self._train.targets.square().sum()
         self._latest: SpectralTT | None = None
         self._recorded = -1
         self._seconds = 0.0
-        self._away = 0.0
-        self._begin = self._clock()
+        self.go_on()
 
     # -- what a solver calls ---------------------------------------------------------------------
 
-    def cost(self, tt: SpectralTT) -> Tensor:
+    @property
+    def due(self) -> bool:
+        """Whether a solver that can be cut is to leave :attr:`state`, and return."""
+        return self._clock() - self._piece >= _SECONDS_OF_A_PIECE
+
+    def cost(self, tt: SpectralTT, *, again: bool = False) -> Tensor:
         """Half the squared relative residual on the observed entries, a differentiable scalar.
 
-        The call is counted.
+        The call is counted, unless it is made again where a run goes on.
 
         Raises:
             Spent: the calls that the budget allows are made.
         """
-        self.count()
+        if not again:
+            self.count()
         errors = entries_of(tt, self._train.inputs) - self._train.targets
         return errors.square().sum() / (2 * self._norm)
 
@@ -123,6 +134,38 @@ class Watch:
             raise self._end(f"max_seconds = {spec.max_seconds:g} spent")
 
     # -- what the run calls ----------------------------------------------------------------------
+
+    def go_on(self) -> None:
+        """Begin a piece: time that went by since the last iterate is not the solver's."""
+        self._piece = self._clock()
+        self._begin, self._away = self._piece - self._seconds, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it but the trace, for a checkpoint."""
+        tt = self._latest
+        assert tt is not None
+        return {
+            "state": self.state,
+            "left": list(tt.left),
+            "spectrum": tt.spectrum,
+            "right": list(tt.right),
+            "recorded": self._recorded,
+            "seconds": self._seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What :meth:`state_dict` gave, after the trace has what it had.
+
+        Args:
+            state: of a watch over the same run.
+        """
+        assert self.trace.effort is not None
+        self.effort = self.trace.effort
+        self.state, self._recorded = state["state"], state["recorded"]
+        self._seconds = state["seconds"]
+        shape: TTShape = self.problem.start.shape
+        left, right = (tuple(state[side]) for side in ("left", "right"))
+        self._latest = SpectralTT(left, state["spectrum"], right, shape)
 
     def finish(self, message: str) -> SpectralTT:
         """Record the last iterate if it is not on record; what the solver ended with.
