@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +19,7 @@ from sttp_manifold.experiments.gan.judge import Judge
 from sttp_manifold.experiments.gan.samples import grid_of, products, strips_of
 from sttp_manifold.experiments.gan.setting import FLAGS, GanSetting
 from sttp_manifold.experiments.models import SNGANGenerator, weights
-from sttp_manifold.experiments.runs.contract import Run
+from sttp_manifold.experiments.runs.over_data import RunOverData
 from sttp_manifold.experiments.runs.trace import MAX_SINGULAR_VALUES, DivergedError
 from sttp_manifold.experiments.specs import RunSpec, derived_seed
 from sttp_manifold.experiments.task import Task
@@ -45,32 +44,20 @@ def hinge(real: Tensor, generated: Tensor) -> Tensor:
     return relu(1 - real).mean() + relu(1 + generated).mean()
 
 
-class GanRun(Run):
+class GanRun(RunOverData):
     """Two networks against each other; cut between any two pieces of some steps."""
 
     kind = "gan"
+    method: GanEntrant
     command = "gan"
     reads = ("score", "gan")
     options: ClassVar[Mapping[str, str]] = FLAGS
 
     def __init__(self, spec: RunSpec, task: Task, method: GanEntrant, splits: Splits) -> None:
-        super().__init__(spec, task)
-        self.method, self.splits = method, splits
+        super().__init__(spec, task, method, splits)
         self.setting = GanSetting.of({**spec.options, "batch_size": spec.batch_size})
-        self.examples = {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
         self.step = 0
-        self.elapsed = 0.0
         self.losses: list[float] = []
-
-    @classmethod
-    def of(cls, spec: RunSpec, task: Task, method: GanEntrant, data_dir: Path | None) -> GanRun:
-        """See :meth:`Run.of`.
-
-        Raises:
-            ConfigError: the task's data is not there.
-        """
-        assert task.load is not None
-        return cls(spec, task, method, task.load(data_dir))
 
     @classmethod
     def spec_fields(

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -23,9 +22,9 @@ from sttp_manifold.experiments.distributed import (
     wrapped,
 )
 from sttp_manifold.experiments.problems import digest_of
-from sttp_manifold.experiments.runs.contract import Run
 from sttp_manifold.experiments.runs.images import crop_and_flip, draw_crops, first_of, of_size
 from sttp_manifold.experiments.runs.measures import counts, drift, matrices, spectra
+from sttp_manifold.experiments.runs.over_data import RunOverData
 from sttp_manifold.experiments.runs.pretrained import PRETRAIN, PRETRAINER, kept_state, pretraining
 from sttp_manifold.experiments.runs.trace import DivergedError, Effort
 from sttp_manifold.experiments.runs.train_options import OPTIONS, checked_options
@@ -43,7 +42,7 @@ _MOST_NUMBERS = 2**21
 _SECONDS_OF_A_PIECE = 10.0
 
 
-class TrainingRun(Run):
+class TrainingRun(RunOverData):
     """A model goes through its data, a piece of an epoch at a time; between two it can be cut.
 
     Args:
@@ -57,31 +56,19 @@ class TrainingRun(Run):
     """
 
     kind = "train"
+    method: Trainer
     reads = ("score", "curves")
     options: ClassVar[Mapping[str, str]] = OPTIONS
 
     def __init__(self, spec: RunSpec, task: Task, method: Trainer, splits: Splits) -> None:
-        super().__init__(spec, task)
-        self.method, self.whole = method, splits
-        splits = first_of(splits, spec.options)
-        size = spec.options.get("image_size")
-        self.splits = splits = splits if size is None else of_size(splits, int(size))
-        self.examples = {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
+        used, size = first_of(splits, spec.options), spec.options.get("image_size")
+        used = used if size is None else of_size(used, int(size))
+        super().__init__(spec, task, method, used)
+        self.whole = splits
         self.iteration = 0
-        self.elapsed = 0.0
         # With the whole split in every step, the loss of a step is that of an iterate.
         if task.budget is not None and spec.batch_size is None:
             self.trace.effort = Effort(task.budget.target)
-
-    @classmethod
-    def of(cls, spec: RunSpec, task: Task, method: Trainer, data_dir: Path | None) -> TrainingRun:
-        """See :meth:`Run.of`.
-
-        Raises:
-            ConfigError: the task's data is not there.
-        """
-        assert task.load is not None
-        return cls(spec, task, method, task.load(data_dir))
 
     @classmethod
     def spec_fields(
