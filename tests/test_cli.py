@@ -242,11 +242,13 @@ def test_tuning_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS._entries, "digits", _short(TASKS["digits"]))
     tuned, out = tmp_path / "tuned.json", tmp_path / "out"
     result = sttp(
-        *("compare", "--tune", "--tuned-file", str(tuned), *QUICK),
+        *("compare", "--tune", "--tuned-file", str(tuned), "--tuning-seeds", "7-8", *QUICK),
         *("--methods", "dense-adam", "--out", str(out)),
     )
     assert result.exit_code == 0
-    rate = json.loads(tuned.read_text())["methods"]["dense-adam"]["lr"]
+    found = json.loads(tuned.read_text())["methods"]["dense-adam"]
+    assert found["seeds"] == [7, 8]
+    rate = found["lr"]
     record = json.loads((out / "records.jsonl").read_text())
     assert (record["spec"]["lr"], record["lr_source"]) == (rate, "tuned")
 

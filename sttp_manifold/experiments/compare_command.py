@@ -8,6 +8,21 @@ from typing import Annotated, Any
 import typer
 
 from sttp_manifold.experiments.options import numbers, rates, words
+from sttp_manifold.experiments.shared_options import (
+    Dask,
+    DataDir,
+    Device,
+    Dtype,
+    Jobs,
+    Out,
+    Quiet,
+    Rates,
+    ShardOf,
+    TensorBoard,
+    TunedFile,
+    TuningSeeds,
+    leave,
+)
 from sttp_manifold.experiments.terminal import ending
 
 __all__ = ["compare"]
@@ -125,46 +140,14 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    lr: Annotated[
-        list[str] | None,
-        typer.Option(help="Learning rate of all methods, or METHOD=RATE. \\[the tuned ones]"),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto (a CUDA GPU if there is one), cpu or cuda.")
-    ] = "auto",
-    dtype: Annotated[
-        str | None, typer.Option(help="float32 or float64. \\[the task's]", show_default=False)
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write to. \\[runs/TASK]", show_default=False)
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            help="Runs at a time, one thread each; numbers do not depend on it. "
-            "\\[one a core; one on a GPU]",
-            show_default=False,
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="Do the third of sixteen parts, as in 3/16: one job of a batch system each, all "
-            "with one --out. \\[all of it]",
-            show_default=False,
-        ),
-    ] = None,
-    dask: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a Dask scheduler, on whose workers runs are done. \\[here]",
-            show_default=False,
-        ),
-    ] = None,
-    tensorboard: Annotated[
-        bool,
-        typer.Option("--tensorboard", help="Log each run's curves to OUT/tensorboard as well."),
-    ] = False,
+    lr: Rates = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    out: Out = None,
+    jobs: Jobs = None,
+    shard: ShardOf = None,
+    dask: Dask = None,
+    tensorboard: TensorBoard = False,
     tune: Annotated[
         bool,
         typer.Option(
@@ -173,18 +156,10 @@ def compare(
             "validation split and seeds of its own, and keep it with the task.",
         ),
     ] = False,
-    tuned_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Read (with --tune: write) learning rates here instead of with the task.",
-            show_default=False,
-        ),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the task's data files.", show_default=False),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    tuning_seeds: TuningSeeds = None,
+    tuned_file: TunedFile = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
 ) -> None:
     """Run a comparison."""
     from sttp_manifold.experiments.carry_out import carry_out
@@ -192,6 +167,7 @@ def compare(
     from sttp_manifold.experiments.files import file_name
     from sttp_manifold.experiments.plan import Settings
     from sttp_manifold.experiments.shards import Shard
+    from sttp_manifold.experiments.tune import TUNING_SEEDS
 
     stopped = "Stopped. What is done is kept; the same command goes on from here."
     with ending(stopped), joined():
@@ -215,6 +191,7 @@ def compare(
             shard=None if shard is None else Shard.parse(shard),
             dask=dask,
             tensorboard=tensorboard,
+            tuning_seeds=numbers(tuning_seeds, "--tuning-seeds") or TUNING_SEEDS,
             options=_given(
                 model=model,
                 batch_size=batch_size,
@@ -230,10 +207,7 @@ def compare(
             ),
         )
         records = carry_out(settings, tune=tune, quiet=quiet)
-    statuses = [record["status"] for record in records]
-    # A shard may have no run, and processes beside the first of torchrun keep no records.
-    if "failed" in statuses or (statuses and "ok" not in statuses):
-        raise typer.Exit(1)
+    leave(records)
 
 
 def _given(**options: Any) -> dict[str, Any]:

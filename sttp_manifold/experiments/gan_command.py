@@ -9,6 +9,21 @@ import typer
 
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.options import numbers, rates, words
+from sttp_manifold.experiments.shared_options import (
+    Dask,
+    DataDir,
+    Device,
+    Dtype,
+    Jobs,
+    Out,
+    Quiet,
+    Rates,
+    ShardOf,
+    TensorBoard,
+    TunedFile,
+    TuningSeeds,
+    leave,
+)
 from sttp_manifold.experiments.terminal import ending
 
 __all__ = ["gan"]
@@ -67,12 +82,7 @@ def gan(
         float | None,
         typer.Option(help="Rate of the generator's Adam. \\[0.001]", show_default=False),
     ] = None,
-    lr: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Rate of the discriminator's weights, or METHOD=RATE. \\[the tuned ones]"
-        ),
-    ] = None,
+    lr: Rates = None,
     ema: Annotated[
         float | None,
         typer.Option(
@@ -102,59 +112,23 @@ def gan(
         str | None,
         typer.Option(help="Mixed precision: bfloat16. \\[none]", show_default=False),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto (a CUDA GPU if there is one), cpu or cuda.")
-    ] = "auto",
-    dtype: Annotated[
-        str | None, typer.Option(help="float32 or float64. \\[float32]", show_default=False)
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write to. \\[runs/TASK]", show_default=False)
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Runs at a time. \\[one a core; one on a GPU]", show_default=False),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="Do the third of sixteen parts, as in 3/16: one job of a batch system each, all "
-            "with one --out. \\[all of it]",
-            show_default=False,
-        ),
-    ] = None,
-    dask: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a Dask scheduler, on whose workers runs are done. \\[here]",
-            show_default=False,
-        ),
-    ] = None,
-    tensorboard: Annotated[
-        bool,
-        typer.Option("--tensorboard", help="Log each run's curves to OUT/tensorboard as well."),
-    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    out: Out = None,
+    jobs: Jobs = None,
+    shard: ShardOf = None,
+    dask: Dask = None,
+    tensorboard: TensorBoard = False,
     tune: Annotated[
         bool,
         typer.Option(
             "--tune", help="First choose each discriminator's rate from three, and keep it."
         ),
     ] = False,
-    tuning_seeds: Annotated[
-        list[str] | None,
-        typer.Option(help="Seeds to choose on, none of them reported. \\[1000,1001]"),
-    ] = None,
-    tuned_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Read (with --tune: write) rates here instead of with the task.",
-            show_default=False,
-        ),
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the data set's files.", show_default=False)
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    tuning_seeds: TuningSeeds = None,
+    tuned_file: TunedFile = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train GANs."""
     from sttp_manifold.experiments.carry_out import carry_out
@@ -213,7 +187,4 @@ def gan(
             options=options,
         )
         records = carry_out(settings, tune=tune, quiet=quiet)
-    statuses = [record["status"] for record in records]
-    # A shard may have no run.
-    if "failed" in statuses or (statuses and "ok" not in statuses):
-        raise typer.Exit(1)
+    leave(records)
