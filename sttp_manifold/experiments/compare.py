@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,13 @@ def _chosen(
     return save_tuned(task, found, settings.tuned_file), found
 
 
-def command_line(settings: Settings) -> str:
-    """The command that repeats a comparison."""
+def command_line(settings: Settings, rates: Mapping[str, float] | None = None) -> str:
+    """The command that repeats a comparison.
+
+    Args:
+        settings: of it.
+        rates: learning rates that were not given, and do not come with the package, by method.
+    """
     task = TASKS[settings.task]
     names = methods_for(task, settings.methods)
     command = RUNS[METHODS[names[0]].run].command
@@ -110,7 +115,7 @@ def command_line(settings: Settings) -> str:
                 words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     words += ["--dtype", settings.dtype or task.dtype]
     words += ["--device", resolve_device(settings.device)]
-    for name, lr in settings.lrs.items():
+    for name, lr in {**settings.lrs, **(rates or {})}.items():
         words += ["--lr", f"{name}={lr:g}"]
     return shlex.join(words)
 
@@ -124,11 +129,12 @@ def save_comparison(settings: Settings, runs: Sequence[Planned]) -> None:
     task = TASKS[settings.task]
     tuned = load_tuned(task, settings.tuned_file)
     used = {run.spec.method for run in runs if run.lr_source == "tuned"}
+    rates = {name: tuned[name]["lr"] for name in sorted(used)}
     content = {
         "task": task.name,
         "summary": task.summary,
         "seed_draws": task.seed_draws,
-        "command": command_line(settings),
+        "command": command_line(settings, {} if settings.tuned_file is None else rates),
         "hashes": [run.spec.hash for run in runs],
         "left_out": {method.name: method.requires for method in left_out(task, settings.methods)},
         "tuned": {

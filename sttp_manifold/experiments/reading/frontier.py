@@ -182,7 +182,10 @@ def say_frontier(found: dict[str, list[Point]], metric: Metric) -> list[str]:
             f"SVDP goes from Z = {svdp[0].z:.2g} to {svdp[-1].z:.2g} %, STTP from {sttp[0].z:.2g} "
             f"to {sttp[-1].z:.2g} %: they share no ratio at which to compare them."
         ]
+    ends = {f"{low:.2g}", f"{high:.2g}"}
     middle = [p.z for points in (svdp, sttp) for p in points if low < p.z < high]
+    # One that reads like an end would be said twice.
+    middle = [z for z in middle if f"{z:.2g}" not in ends]
     places = sorted({low, *([statistics.median_low(middle)] if middle else []), high})
     parts = []
     for z in places:
@@ -261,6 +264,14 @@ def _lines(axes: Axes, found: dict[str, list[Point]], metric: Metric) -> None:
         if kind == "dense":
             axes.axhline(means[0], color="#000000", linewidth=1.4)
             axes.axhspan(means[0] - reach[0], means[0] + reach[0], color="#000000", alpha=0.08)
+            axes.annotate(
+                "dense",
+                (0.01, means[0]),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                xytext=(0, 4),
+                fontsize=8,
+            )
             continue
         colour, line = _LINES[kind]
         axes.errorbar(
