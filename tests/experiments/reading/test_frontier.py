@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -135,19 +136,31 @@ def test_the_figure_is_the_first_of_a_frontier():
     assert names[0] == "frontier"
 
 
-def test_the_page_says_what_its_records_say():
-    folder = DOCS / "results" / "frontier" / "digits"
-    comparison = load_comparison(folder)
-    assert len(comparison.records) == len(comparison.note["hashes"]) == 85
-    page = (DOCS / "frontier.md").read_text("utf-8")
+@pytest.mark.parametrize(
+    ("name", "runs", "page", "sentence"),
+    [
+        (
+            "digits",
+            85,
+            ("Z = 6.4 % by 20.2 ± 3.3 points", "at 12 % by 4.7 ± 1.8"),
+            ("Z = 6.4 % ahead by 20.2 ± 3.3 points", "Z = 12 % ahead by 4.7 ± 1.8 points"),
+        ),
+        (
+            "fashion-wrn",
+            51,
+            ("by 6.9 ± 3.2 points", "3.0 ± 2.4 points at Z = 11 %", "2.4 ± 1.3 points at Z = 15 %"),
+            ("Z = 5.8 % ahead by 6.90 ± 3.16 points", "Z = 11 % ahead by 3.01 ± 2.36 points"),
+        ),
+    ],
+)
+def test_the_page_says_what_its_records_say(name, runs, page, sentence):
+    comparison = load_comparison(DOCS / "results" / "frontier" / name)
+    assert len(comparison.records) == len(comparison.note["hashes"]) == runs
+    text = (DOCS / "frontier.md").read_text("utf-8")
     for line in comparison.frontier.lines:
-        assert f"| {' | '.join(line)} |" in page
-    flat = " ".join(page.split())
-    for words in ("Z = 6.4 % by 20.2 ± 3.3 points", "at 12 % by 4.7 ± 1.8"):
-        assert words in flat
+        assert f"| {' | '.join(line)} |" in text
+    flat = " ".join(text.split())
+    assert all(words in flat for words in page)
     said = comparison.conclusions[0]
-    for words in (
-        "at Z = 6.4 % ahead by 20.2 ± 3.3 points",
-        "at Z = 12 % ahead by 4.7 ± 1.8 points",
-    ):
-        assert words in said
+    assert all(f"at {words}" in said for words in sentence)
+    assert said.count("at Z = ") == len(set(re.findall(r"at Z = \S+", said)))
