@@ -6,15 +6,16 @@ With :math:`m = (1 - \beta_1) \sum_k \beta_1^k g_k` and
 .. math::
     |\hat m| \le \frac{1 - \beta_1}{\sqrt{(1 - \beta_2)(1 - \beta_1^2 / \beta_2)}}\, \sqrt{\hat v}
 
-at every step, bias corrections included: 7.3 for the usual decays, and 3.2 = :math:`(1 - \beta_1) /
-\sqrt{1 - \beta_2}` for a gradient that comes after none. Momentum that is carried along by projection
-is shorter still. So is the step with AMSGrad or ``eps``. With a second moment for each entry, it is
-the bound of each entry, and :math:`\sqrt{d r}` as much for a frame.
+at every step, bias corrections included: 7.3 for the usual decays, and
+3.2 = :math:`(1 - \beta_1) / \sqrt{1 - \beta_2}` for a gradient that comes after none. Momentum that
+is carried along by projection is shorter still. So is the step with AMSGrad or ``eps``. With a
+second moment for each entry, it is the bound of each entry, and :math:`\sqrt{d r}` as much for a
+frame.
 
 Where this is short, the Gram matrix of ``X + U`` is near the identity, and neither has the host to
 look at it nor Cholesky QR to stand by. A momentum that is longer, of a state from elsewhere or from
-other decays, is cut to the bound, so that nothing rests on where a state came from; a point that was
-not left by the last step, since somebody has written it, is no frame for certain, and goes the
+other decays, is cut to the bound, so that nothing rests on where a state came from; a point that
+was not left by the last step, since somebody has written it, is no frame for certain, and goes the
 careful way once.
 """
 
@@ -31,7 +32,7 @@ from sttp_manifold.frames._branch_free import NEAR_IDENTITY
 from sttp_manifold.frames.retractions import Retraction
 from sttp_manifold.optim._stacks import Block, Stacks
 
-__all__ = ["keep_within", "looks_for_free", "longest_step", "reach_of"]
+__all__ = ["keep_within", "longest_step", "looks_for_free", "reach_of"]
 
 
 def longest_step(beta1: float, beta2: float) -> float:

@@ -34,8 +34,8 @@ from sttp_manifold.optim._moments import (
     is_elementwise,
     weight,
 )
-from sttp_manifold.optim._settings import check_settings
 from sttp_manifold.optim._reach import keep_within, reach_of
+from sttp_manifold.optim._settings import check_settings
 from sttp_manifold.optim._stacks import Block, Stacks
 
 __all__ = ["RiemannianAdam"]
