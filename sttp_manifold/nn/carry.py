@@ -24,6 +24,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.held import held_in
 from sttp_manifold.nn.torch_state import has_values
+from sttp_manifold.nn.written import ComputedWeight
 
 __all__ = [
     "FORWARDS",
@@ -235,7 +236,8 @@ def _check_parameters(layer: nn.Module, names: Iterable[str]) -> None:
                 f"a {name} of {parameter.dtype}, layout {parameter.layout}",
                 "make it a dense one of real floating numbers, as by layer.float()",
             )
-        if type(parameter) is not nn.Parameter and has_values(parameter):
+        # What remove_parametrizations makes of a tensor of ours is a plain one as well.
+        if type(parameter) not in (nn.Parameter, ComputedWeight) and has_values(parameter):
             raise _refused(
                 layer,
                 f"a {name} of type {type(parameter).__name__} (quantized, sharded, on a manifold)",

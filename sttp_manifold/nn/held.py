@@ -25,7 +25,7 @@ from sttp_manifold.nn import recurrent
 from sttp_manifold.nn.formed import once
 from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.nn.written import take_over
+from sttp_manifold.nn.written import shown, take_over
 from sttp_manifold.tt.decompose import tt_svd
 from sttp_manifold.tt.precision import widened
 
@@ -61,11 +61,12 @@ class HeldWeight(nn.Module):
             - output: ``view.shape``
         """
         if torch.compiler.is_compiling() or not isinstance(self.weight, WeightStack):
-            return self.view.joined(self.weight())
+            return shown(self.view.joined(self.weight()), self, "tensor")
         parts = self.weight.parts
         tensors = [tensor for weight in parts for tensor in weight._tensors()]
         # Whoever walks over the matrices of a stack reads it for each of them.
-        return once(self, parts, tensors, lambda: self.view.joined(self.weight()))
+        value = once(self, parts, tensors, lambda: self.view.joined(self.weight()))
+        return shown(value, self, "tensor")
 
     def right_inverse(self, tensor: Tensor) -> tuple[()]:
         """Take a tensor over, in place; what torch calls for an assignment.

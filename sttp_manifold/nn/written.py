@@ -156,6 +156,13 @@ def take_over(
 
 
 def _refusal(layer: nn.Module, name: str) -> ConversionError:
+    if not hasattr(layer, "holds"):
+        return ConversionError(
+            "this tensor is computed from a spectral weight behind it, and what is written into it "
+            "would be lost. Write by module.name = W, a tensor that its ranks carry, or "
+            "module.parametrizations[name][0].encode_(W) for the nearest; copy by "
+            "module.name.detach().clone()"
+        )
     weight = f"layer.{getattr(layer, 'holds', {}).get(name, 'spectral_weight')}"
     return ConversionError(
         f"the {name} of a {type(layer).__name__} is computed from its spectral parameters, and "

@@ -137,6 +137,26 @@ def test_states_and_assignments() -> None:
         experts.load_state_dict(stock)
 
 
+def test_writing_into_a_tensor_is_refused() -> None:
+    """It would be lost: the tensor is computed at each read, in or out of a forward."""
+    for module, name in (
+        (nn.MultiheadAttention(8, 2), "in_proj_weight"),
+        (nn.LSTM(8, 8), "weight_hh_l0"),
+    ):
+        compress(module, rank=2, grow="allow", together=False)
+        before = getattr(module, name).detach().clone()
+        with pytest.raises(ConversionError, match=r"would be lost.*encode_\(W\)"), torch.no_grad():
+            getattr(module, name).zero_()
+        with pytest.raises(ConversionError, match="would be lost"):
+            nn.init.xavier_uniform_(getattr(module, name))
+        assert torch.equal(getattr(module, name), before)
+        x = torch.randn(3, 2, 8)
+        output = module(x, x, x)[0] if isinstance(module, nn.MultiheadAttention) else module(x)[0]
+        assert type(output) is Tensor
+        output.sum().backward()
+        assert all(p.grad is not None for w in weights_of(module).values() for p in w.parameters())
+
+
 def test_sharing() -> None:
     torch.manual_seed(0)
     model: Any = nn.ModuleList([Experts(), Experts()])
