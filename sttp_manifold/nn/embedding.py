@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from sttp_manifold.tt.lookup import look_up, lookup_plan
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-__all__ = ["SpectralEmbedding", "Table", "check_padding"]
+__all__ = ["SpectralEmbedding", "Table"]
 
 # Indices of a batch, where they are not to be counted.
 _USUAL = 1024
@@ -38,8 +38,10 @@ class Table(SpectralLayer):
             layer had, zero in most, which training leaves alone. None without ``padding_idx``, and
             where another layer shares the weight: then it is the row of the weight, which the other
             layer trains, and lookups pass no gradient to it, as torch has it.
+        settings: names of what torch's constructor takes beside the sizes.
     """
 
+    settings: ClassVar[tuple[str, ...]] = ("padding_idx", "scale_grad_by_freq")
     bias = None
     own_buffers = ("padding_row",)
 
@@ -53,13 +55,20 @@ class Table(SpectralLayer):
     # Of the stock layer, for the way back; without meaning as long as there is no max_norm.
     norm_type: float = 2.0
 
-    def _hold_table(
-        self, stock: Any, rank: int | None, weight: Any, options: Mapping[str, Any], **where: Any
+    def _make(
+        self,
+        sizes: tuple[int, int],
+        settings: Mapping[str, Any],
+        rank: int | None,
+        weight: Any,
+        options: Mapping[str, Any],
+        **where: Any,
     ) -> None:
-        """Take over settings, and hold the weight."""
-        self.num_embeddings, self.embedding_dim = stock.num_embeddings, stock.embedding_dim
-        self.padding_idx = stock.padding_idx
-        self.scale_grad_by_freq = stock.scale_grad_by_freq
+        """Set all that a constructor is given: sizes, settings, and the weight."""
+        _check_padding(type(self).__name__, settings["padding_idx"], sizes[0])
+        stock: Any = self._kind().stock(*sizes, **settings, device="meta")
+        for name in ("num_embeddings", "embedding_dim", *self.settings):
+            setattr(self, name, getattr(stock, name))
         if weight is None:
             # With frames next to an identity nearly all rows would start at zero.
             options = {"init": "random", **options}
@@ -69,6 +78,21 @@ class Table(SpectralLayer):
             held = self.spectral_weight
             row = torch.zeros(self.embedding_dim, dtype=held.dtype, device=held.device)
         self.register_buffer("padding_row", row)
+
+    @classmethod
+    def _around(cls, layer: Any, weights: Mapping[str, Any]) -> Self:
+        settings = {name: getattr(layer, name) for name in cls.settings}
+        made = cls(layer.num_embeddings, layer.embedding_dim, **settings, weight=weights["weight"])
+        return made._keep(layer)
+
+    def _stock(self) -> Any:
+        return self._kind().stock(
+            self.num_embeddings,
+            self.embedding_dim,
+            norm_type=self.norm_type,
+            **{name: getattr(self, name) for name in self.settings},
+            device="meta",
+        )
 
     def _keep(self, layer: Any) -> Self:
         """Keep what a stock layer says of its rows."""
@@ -178,7 +202,7 @@ class Table(SpectralLayer):
         return f"{text}, {self._weight_repr()}"
 
 
-def check_padding(caller: str, padding_idx: int | None, count: int) -> None:
+def _check_padding(caller: str, padding_idx: int | None, count: int) -> None:
     """Raise for padding that is none of so many rows.
 
     Raises:
@@ -247,37 +271,9 @@ class SpectralEmbedding(Table):
         **options: Unpack[WeightOptions],
     ) -> None:
         super().__init__()
-        check_padding(type(self).__name__, padding_idx, num_embeddings)
-        stock = nn.Embedding(
-            num_embeddings,
-            embedding_dim,
-            padding_idx,
-            scale_grad_by_freq=scale_grad_by_freq,
-            device="meta",
-        )
-        self._hold_table(stock, rank, weight, options, dtype=dtype, device=device)
-
-    @classmethod
-    def _around(cls, layer: nn.Embedding, weights: Mapping[str, Any]) -> Self:
-        made = cls(
-            layer.num_embeddings,
-            layer.embedding_dim,
-            None,
-            layer.padding_idx,
-            layer.scale_grad_by_freq,
-            weight=weights["weight"],
-        )
-        return made._keep(layer)
-
-    def _stock(self) -> nn.Embedding:
-        return nn.Embedding(
-            self.num_embeddings,
-            self.embedding_dim,
-            self.padding_idx,
-            norm_type=self.norm_type,
-            scale_grad_by_freq=self.scale_grad_by_freq,
-            device="meta",
-        )
+        settings = {"padding_idx": padding_idx, "scale_grad_by_freq": scale_grad_by_freq}
+        sizes = (num_embeddings, embedding_dim)
+        self._make(sizes, settings, rank, weight, options, dtype=dtype, device=device)
 
     def _thin(self) -> nn.Sequential | None:
         row, rank = self.padding_row, self.spectral_weight.shape.rank

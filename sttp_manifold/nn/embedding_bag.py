@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ShapeError
-from sttp_manifold.nn.embedding import Table, check_padding
+from sttp_manifold.nn.embedding import Table
 from sttp_manifold.nn.recipe import WeightOptions, takes
 from sttp_manifold.nn.torch_state import outside_autocast
 from sttp_manifold.nn.weight import SpectralWeight
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
 __all__ = ["SpectralEmbeddingBag"]
 
@@ -60,6 +59,7 @@ class SpectralEmbeddingBag(Table):
     """
 
     stock = nn.EmbeddingBag
+    settings = (*Table.settings, "mode", "include_last_offset")
 
     mode: str
     include_last_offset: bool
@@ -83,48 +83,18 @@ class SpectralEmbeddingBag(Table):
     ) -> None:
         super().__init__()
         caller = type(self).__name__
-        check_padding(caller, padding_idx, num_embeddings)
         if mode not in ("sum", "mean", "max"):
             raise ShapeError(f"mode of {caller} is 'sum', 'mean' or 'max', got {mode!r}")
         if scale_grad_by_freq and mode == "max":
             raise ShapeError(f"{caller} has no scale_grad_by_freq for mode='max', as torch has not")
-        stock = nn.EmbeddingBag(
-            num_embeddings,
-            embedding_dim,
-            scale_grad_by_freq=scale_grad_by_freq,
-            mode=mode,
-            include_last_offset=include_last_offset,
-            padding_idx=padding_idx,
-            device="meta",
-        )
-        self.mode, self.include_last_offset = mode, include_last_offset
-        self._hold_table(stock, rank, weight, options, dtype=dtype, device=device)
-
-    @classmethod
-    def _around(cls, layer: nn.EmbeddingBag, weights: Mapping[str, Any]) -> Self:
-        made = cls(
-            layer.num_embeddings,
-            layer.embedding_dim,
-            None,
-            layer.scale_grad_by_freq,
-            layer.mode,
-            layer.include_last_offset,
-            layer.padding_idx,
-            weight=weights["weight"],
-        )
-        return made._keep(layer)
-
-    def _stock(self) -> nn.EmbeddingBag:
-        return nn.EmbeddingBag(
-            self.num_embeddings,
-            self.embedding_dim,
-            norm_type=self.norm_type,
-            scale_grad_by_freq=self.scale_grad_by_freq,
-            mode=self.mode,
-            include_last_offset=self.include_last_offset,
-            padding_idx=self.padding_idx,
-            device="meta",
-        )
+        settings = {
+            "padding_idx": padding_idx,
+            "scale_grad_by_freq": scale_grad_by_freq,
+            "mode": mode,
+            "include_last_offset": include_last_offset,
+        }
+        sizes = (num_embeddings, embedding_dim)
+        self._make(sizes, settings, rank, weight, options, dtype=dtype, device=device)
 
     def forward(
         self, x: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
