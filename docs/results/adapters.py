@@ -188,7 +188,7 @@ def optimizer_for(method: Method, lr: float, parameters: list[Any], head: list[A
     if parameters:
         groups.append({"params": parameters, "lr": lr})
     if method.how is not None and method.how.get("method") == "riemannian":
-        return sm.optim.RiemannianAdam(groups)
+        return sm.optim.RiemannianAdam(groups, second_moment="frame")
     return torch.optim.Adam(groups)
 
 

@@ -36,7 +36,7 @@ def _riemannian_sgd(parameters: Iterable[Any], lr: float) -> torch.optim.Optimiz
 
 
 def _riemannian_adam(parameters: Iterable[Any], lr: float) -> torch.optim.Optimizer:
-    return RiemannianAdam(parameters, lr=lr)
+    return RiemannianAdam(parameters, lr=lr, second_moment="frame")
 
 
 def _riemannian_adam_elementwise(parameters: Iterable[Any], lr: float) -> torch.optim.Optimizer:

@@ -17,6 +17,7 @@ from sttp_manifold.optim._blocks import (
     spread_scalars,
     working_dtype,
 )
+from sttp_manifold.optim._settings import SettingError
 from sttp_manifold.optim._stacks import Block
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "correction",
     "elementwise",
     "fitted",
+    "framewise",
     "is_bounded",
     "is_decoupled",
     "is_elementwise",
+    "refuse_kind",
     "weight",
 ]
 
@@ -109,6 +112,34 @@ def elementwise(
     return torch.div(block.arrays["exp_avg"], root, out=root)
 
 
+def framewise(
+    group: dict[str, Any], block: Block, steps: float | Tensor, lr: float | Tensor
+) -> Tensor:
+    """What the momentum of each frame and coordinate is to be multiplied with.
+
+    Args:
+        group: settings.
+        block: holds ``exp_avg_sq`` for every frame and coordinate.
+        steps: how many have been taken, or as many numbers as the block has scalars.
+        lr: learning rate.
+
+    Returns:
+        As many numbers as the block has scalars.
+    """
+    beta1, beta2 = betas(group)
+    second = block.scalars["exp_avg_sq"]
+    if group["amsgrad"]:
+        if "max_exp_avg_sq" not in block.scalars:
+            block.scalars["max_exp_avg_sq"] = torch.zeros_like(second)
+        peak = block.scalars["max_exp_avg_sq"]
+        second = torch.maximum(peak, second, out=peak)
+    scale = second.div(correction(beta2, steps)).sqrt_().add_(group["eps"]).reciprocal_()
+    if isinstance(lr, Tensor) or isinstance(steps, Tensor):
+        scale.mul_(lr).div_(correction(beta1, steps)).neg_()
+        return scale.to(second.dtype)
+    return scale.mul_(-lr / correction(beta1, steps))
+
+
 def fitted(p: Tensor, key: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A moment as steps of ``p`` work on it, from whatever a state brought.
 
@@ -141,3 +172,25 @@ def is_decoupled(group: dict[str, Any]) -> bool:
 def is_elementwise(group: dict[str, Any]) -> bool:
     """Whether second moments of frames are of their entries."""
     return bool(group["second_moment"] == "elementwise")
+
+
+def refuse_kind(name: str, group: dict[str, Any], *, tangent: bool) -> None:
+    """Refuse second moments of entries where directions are not projected.
+
+    There the gradient at a minimum is normal to the frames, and its quotient is not: frames would
+    leave the minimum again.
+
+    Args:
+        name: of the optimizer, for the message.
+        group: its settings.
+        tangent: whether its retraction moves along tangent vectors.
+    """
+    if is_elementwise(group) and not tangent:
+        retraction = group["retraction"]
+        raise SettingError(
+            f"{name} got second_moment='elementwise' with retraction={retraction!r}, whose "
+            f"directions are not projected: the quotient of the gradient at a minimum would move a "
+            f"frame away from it; call {name}(params, lr=..., retraction={retraction!r}, "
+            f"second_moment='frame'), or take a retraction along tangent vectors, as "
+            f"'newton_schulz'"
+        )

@@ -101,6 +101,8 @@ class RiemannianMuon(RiemannianAdam):
         >>> opt.step()
     """
 
+    _second_moment = "frame"  # none of its entries: only spectra have one
+
     def __init__(
         self,
         params: Any,

@@ -22,6 +22,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,7 @@ def _trained(
     trained = [p for p in model.parameters() if p.requires_grad]
     kinds = {
         "adam": torch.optim.Adam,
-        "riemannian-adam": sm.optim.RiemannianAdam,
+        "riemannian-adam": partial(sm.optim.RiemannianAdam, second_moment="frame"),
         "muon": sm.optim.RiemannianMuon,
     }
     stepper = kinds[optimizer](trained, lr=rate)

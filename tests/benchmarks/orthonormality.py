@@ -55,7 +55,7 @@ def drifts(steps: int = 1000, small: bool = False) -> dict[float, dict[str, floa
             return [f for manifold, x in pairs for f in manifold.unpack(x).core_frames()]
 
         start = [frame.detach().clone() for frame in frames()]
-        _train(RiemannianAdam(points, lr=lr), points, steps)
+        _train(RiemannianAdam(points, lr=lr, second_moment="frame"), points, steps)
         found[lr] = {"RiemannianAdam": drift(frames())}
         stiefel: dict[str, Callable[[], object]] = {
             "geoopt RiemannianAdam, Stiefel()": geoopt.Stiefel,

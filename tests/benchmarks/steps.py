@@ -165,7 +165,10 @@ def adam_case(timer: Timer, layers: Sequence[tuple[tuple[int, ...], int]] = LAYE
 
     def ours(retraction: str, capturable: bool = False) -> Work:
         fresh = with_gradients([manifold.random_parameter() for manifold in manifolds])
-        return RiemannianAdam(fresh, lr=1e-3, retraction=retraction, capturable=capturable).step
+        optimizer = RiemannianAdam(
+            fresh, 1e-3, retraction=retraction, capturable=capturable, second_moment="frame"
+        )
+        return optimizer.step
 
     def theirs(values: list[Tensor], manifold: object) -> Work:
         one_by_one = [ManifoldParameter(v.clone(), manifold=manifold) for v in values]

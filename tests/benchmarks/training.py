@@ -83,7 +83,7 @@ def converted(model: nn.Module, method: str, rank: int) -> tuple[nn.Module, torc
     kind, held = how
     model = compress(model, rank, kind=kind, method=held, init="random", grow="allow")
     if held == "riemannian":
-        return model, RiemannianAdam(model.parameters(), lr=1e-3)
+        return model, RiemannianAdam(model.parameters(), lr=1e-3, second_moment="frame")
     return model, torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
 
 

@@ -64,12 +64,10 @@ ROWS = {
     ),
     "adam, stabilized": Row(RiemannianAdam, {"stabilize": 2}, capturable=False),
     "adam, cayley": Row(RiemannianAdam, {"retraction": "cayley"}),
-    "adam, elementwise": Row(
-        RiemannianAdam, {"second_moment": "elementwise"}, reference=(ADAM, {})
-    ),
-    "adam, elementwise, amsgrad": Row(
+    "adam, frame": Row(RiemannianAdam, {"second_moment": "frame"}, reference=(ADAM, {})),
+    "adam, frame, amsgrad": Row(
         RiemannianAdam,
-        {"second_moment": "elementwise", "amsgrad": True, "weight_decay": 0.1},
+        {"second_moment": "frame", "amsgrad": True, "weight_decay": 0.1},
         reference=(ADAM, {"amsgrad": True, "weight_decay": 0.1}),
     ),
     "adam, pogo": Row(RiemannianAdam, {"retraction": "pogo"}),

@@ -31,14 +31,20 @@ def poisoned(*size, **kwargs):
 ADAM, SGD = RiemannianAdam, RiemannianSGD
 CASES = {
     "adam": (ADAM, dict(lr=1e-2)),
-    "adam, all of it": (ADAM, dict(lr=0.3, amsgrad=True, weight_decay=0.1, maximize=True)),
-    "adam, elementwise": (
+    "adam, frames": (ADAM, dict(lr=1e-2, second_moment="frame")),
+    "adam, frames, all of it": (
         ADAM,
-        dict(lr=0.1, second_moment="elementwise", amsgrad=True, weight_decay=0.1)
-        | dict(decoupled_weight_decay=True),
+        dict(lr=0.3, amsgrad=True, weight_decay=0.1, maximize=True) | dict(second_moment="frame"),
     ),
-    "adam, long steps": (ADAM, dict(lr=30.0, betas=(0.9, 0.5))),
-    "adam, capturable": (ADAM, dict(lr=torch.tensor(1e-2), capturable=True, eps=0.0)),
+    "adam, decay": (
+        ADAM,
+        dict(lr=0.1, amsgrad=True, weight_decay=0.1, decoupled_weight_decay=True),
+    ),
+    "adam, long steps": (ADAM, dict(lr=30.0, betas=(0.9, 0.5), second_moment="frame")),
+    "adam, capturable": (
+        ADAM,
+        dict(lr=torch.tensor(1e-2), capturable=True, eps=0.0) | dict(second_moment="frame"),
+    ),
     "sgd": (SGD, dict(lr=0.1)),
     "sgd, nesterov": (SGD, dict(lr=0.5, momentum=0.9, nesterov=True, weight_decay=0.1)),
     "sgd, dampening": (SGD, dict(lr=0.1, momentum=0.9, dampening=0.5, maximize=True)),

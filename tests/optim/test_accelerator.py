@@ -31,6 +31,8 @@ from sttp_manifold.tt.shape import TTShape
 SHAPE = TTShape(out_modes=(3, 4, 2), in_modes=(2, 5, 3), rank=4)
 OPTIMIZERS = [
     (RiemannianAdam, {}),
+    (RiemannianAdam, {"second_moment": "frame"}),
+    (RiemannianAdam, {"second_moment": "frame", "capturable": True, "amsgrad": True}),
     (RiemannianAdam, {"amsgrad": True}),
     (RiemannianAdam, {"capturable": True}),
     (RiemannianAdam, {"capturable": True, "amsgrad": True}),
@@ -295,6 +297,7 @@ def addresses(optimizer):
     [
         (RiemannianAdam, {"capturable": True}),
         (RiemannianAdam, {"capturable": True, "amsgrad": True, "weight_decay": 0.1}),
+        (RiemannianAdam, {"capturable": True, "second_moment": "frame"}),
         (RiemannianSGD, {"momentum": 0.9}),
     ],
 )
@@ -329,6 +332,7 @@ def test_what_persists_stays_where_it_is(monkeypatch, cls, options, retraction):
     ("cls", "options"),
     [
         (RiemannianAdam, {"capturable": True}),
+        (RiemannianAdam, {"capturable": True, "second_moment": "frame"}),
         (RiemannianAdam, {"capturable": True, "amsgrad": True}),
         (RiemannianAdam, {"capturable": True, "weight_decay": 0.1, "maximize": True}),
         (RiemannianAdam, {"capturable": True, "weight_decay": 0.1, "decoupled_weight_decay": True}),

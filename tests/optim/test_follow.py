@@ -28,7 +28,7 @@ OURS: dict[str, Any] = {
     "sgd": lambda p: RiemannianSGD(p, lr=0.05, momentum=0.9),
     "adam": lambda p: RiemannianAdam(p, lr=0.02),
     "adam, amsgrad": lambda p: RiemannianAdam(p, lr=0.02, amsgrad=True),
-    "adam, elementwise": lambda p: RiemannianAdam(p, lr=0.02, second_moment="elementwise"),
+    "adam, frame": lambda p: RiemannianAdam(p, lr=0.02, second_moment="frame"),
     "adam, pogo": lambda p: RiemannianAdam(p, lr=0.02, retraction="pogo"),
     "muon": lambda p: RiemannianMuon(p, lr=0.02),
 }

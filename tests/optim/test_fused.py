@@ -49,7 +49,7 @@ def interpreted(tmp_path_factory):
 @pytest.mark.slow
 def test_the_steps_are_those_of_the_reference(interpreted):
     cases = {k: v for k, v in interpreted.items() if k not in ("half", "handed over", "refused")}
-    assert len(cases) == 8
+    assert len(cases) == 9
     for name, errors in cases.items():
         limit = LIMITS.get(name, 5e-6)
         assert max(errors.values()) < limit, (name, errors)

@@ -37,7 +37,7 @@ BAD = {
         "amsgrad": [*FLAGS, None],
         "capturable": [*FLAGS, None],
         "decoupled_weight_decay": [*FLAGS, None],
-        "second_moment": ["scalar", None, 1, True],
+        "second_moment": ["scalar", 1, True],
     },
     RiemannianSGD: {
         **SHARED,

@@ -120,8 +120,9 @@ def test_frames_under_sgd(dtype, spike, options, retraction, look, monkeypatch):
 @pytest.mark.parametrize(
     ("cls", "options"),
     [
-        (RiemannianAdam, {"second_moment": "elementwise"}),
-        (RiemannianAdam, {"second_moment": "elementwise", "eps": 0.0, "capturable": True}),
+        (RiemannianAdam, {"second_moment": "frame"}),
+        (RiemannianAdam, {"second_moment": "frame", "eps": 0.0, "capturable": True}),
+        (RiemannianAdam, {"eps": 0.0, "capturable": True}),
         (RiemannianMuon, {}),
         (RiemannianMuon, {"nesterov": False, "weight_decay": 0.1}),
     ],

@@ -18,6 +18,7 @@ from sttp_manifold.tt.shape import TTShape
 
 OPTIMIZERS = [
     (RiemannianAdam, {"lr": 0.05}),
+    (RiemannianAdam, {"lr": 0.05, "second_moment": "frame"}),
     (RiemannianAdam, {"lr": 0.05, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     (RiemannianSGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
 ]
@@ -154,7 +155,11 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("cls", "options", "at_most"),
-    [(RiemannianAdam, {}, 80), (RiemannianSGD, {"momentum": 0.9}, 62)],
+    [
+        (RiemannianAdam, {}, 80),
+        (RiemannianAdam, {"second_moment": "frame"}, 80),
+        (RiemannianSGD, {"momentum": 0.9}, 62),
+    ],
 )
 def test_calls_of_a_step_of_a_small_network(cls, options, at_most):
     """64-128-64-10 of rank 4 with biases: what a step costs there is calls."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -98,3 +99,44 @@ def test_a_state_of_another_parameter_is_refused():
     optimizer.load_state_dict(state)
     with pytest.raises(OptimizerError, match=r"exp_avg_sq.*\(7,\).*load_state_dict"):
         optimizer.step()
+
+
+def step(optimizer, params, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for p in params:
+        p.grad = torch.randn(p.shape, dtype=p.dtype, generator=generator)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_state_of_frames_goes_on_as_one(says):
+    """Into an optimizer of entries; also one of an earlier release, which did not say its kind."""
+    x = SpectralTTManifold(SHAPE).random_parameter(dtype=torch.float64)
+    y = copy.deepcopy(x)
+    old, new = RiemannianAdam([x], lr=0.05, second_moment="frame"), RiemannianAdam([y], lr=1.0)
+    for seed in range(3):
+        step(old, [x], seed)
+    with torch.no_grad():
+        y.copy_(x)
+    state = through_file(old.state_dict())
+    if not says:
+        del state["param_groups"][0]["second_moment"]
+    new.load_state_dict(state)
+    assert new.param_groups[0]["second_moment"] == "frame"
+    for seed in range(3, 6):
+        step(old, [x], seed)
+        step(new, [y], seed)
+    assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("kind", ["frame", "elementwise"])
+def test_a_group_that_comes_after_a_pickle_or_a_state_is_of_the_same_kind(kind):
+    first, second, third = (SpectralTTManifold(SHAPE).random_parameter() for _ in range(3))
+    made = RiemannianAdam([first], second_moment=kind)
+    unpickled = pickle.loads(pickle.dumps(made))
+    unpickled.add_param_group({"params": [second]})
+    loaded = RiemannianAdam([first])
+    loaded.load_state_dict(made.state_dict())
+    loaded.add_param_group({"params": [third]})
+    for optimizer in (unpickled, loaded):
+        assert [group["second_moment"] for group in optimizer.param_groups] == [kind, kind]

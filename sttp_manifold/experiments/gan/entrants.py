@@ -136,7 +136,7 @@ class GanEntrant:
             groups = param_groups(model, lr=small, frame_lr=lr, **spectrum)
             return RiemannianMuon(groups, lr, momentum=_MUON_MOMENTUM, adam_betas=BETAS)
         groups = param_groups(model, lr=small, frame_lr=lr)
-        return RiemannianAdam(groups, lr, betas=BETAS)
+        return RiemannianAdam(groups, lr, betas=BETAS, second_moment="frame")
 
 
 def wide_discriminator(
