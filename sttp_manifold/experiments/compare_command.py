@@ -7,22 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sttp_manifold.experiments import shared_options as shared
 from sttp_manifold.experiments.options import numbers, rates, words
-from sttp_manifold.experiments.shared_options import (
-    Dask,
-    DataDir,
-    Device,
-    Dtype,
-    Jobs,
-    Out,
-    Quiet,
-    Rates,
-    ShardOf,
-    TensorBoard,
-    TunedFile,
-    TuningSeeds,
-    leave,
-)
 from sttp_manifold.experiments.terminal import ending
 
 __all__ = ["compare"]
@@ -140,14 +126,14 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    lr: Rates = None,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    out: Out = None,
-    jobs: Jobs = None,
-    shard: ShardOf = None,
-    dask: Dask = None,
-    tensorboard: TensorBoard = False,
+    lr: shared.Rates = None,
+    device: shared.Device = "auto",
+    dtype: shared.Dtype = None,
+    out: shared.Out = None,
+    jobs: shared.Jobs = None,
+    shard: shared.ShardOf = None,
+    dask: shared.Dask = None,
+    tensorboard: shared.TensorBoard = False,
     tune: Annotated[
         bool,
         typer.Option(
@@ -156,10 +142,10 @@ def compare(
             "validation split and seeds of its own, and keep it with the task.",
         ),
     ] = False,
-    tuning_seeds: TuningSeeds = None,
-    tuned_file: TunedFile = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
+    tuning_seeds: shared.TuningSeeds = None,
+    tuned_file: shared.TunedFile = None,
+    data_dir: shared.DataDir = None,
+    quiet: shared.Quiet = False,
 ) -> None:
     """Run a comparison."""
     from sttp_manifold.experiments.carry_out import carry_out
@@ -207,7 +193,7 @@ def compare(
             ),
         )
         records = carry_out(settings, tune=tune, quiet=quiet)
-    leave(records)
+    shared.leave(records)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -8,22 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments import shared_options as shared
 from sttp_manifold.experiments.options import numbers, rates, words
-from sttp_manifold.experiments.shared_options import (
-    Dask,
-    DataDir,
-    Device,
-    Dtype,
-    Jobs,
-    Out,
-    Quiet,
-    Rates,
-    ShardOf,
-    TensorBoard,
-    TunedFile,
-    TuningSeeds,
-    leave,
-)
 from sttp_manifold.experiments.terminal import ending
 
 __all__ = ["gan"]
@@ -82,7 +68,7 @@ def gan(
         float | None,
         typer.Option(help="Rate of the generator's Adam. \\[0.001]", show_default=False),
     ] = None,
-    lr: Rates = None,
+    lr: shared.Rates = None,
     ema: Annotated[
         float | None,
         typer.Option(
@@ -112,23 +98,23 @@ def gan(
         str | None,
         typer.Option(help="Mixed precision: bfloat16. \\[none]", show_default=False),
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    out: Out = None,
-    jobs: Jobs = None,
-    shard: ShardOf = None,
-    dask: Dask = None,
-    tensorboard: TensorBoard = False,
+    device: shared.Device = "auto",
+    dtype: shared.Dtype = None,
+    out: shared.Out = None,
+    jobs: shared.Jobs = None,
+    shard: shared.ShardOf = None,
+    dask: shared.Dask = None,
+    tensorboard: shared.TensorBoard = False,
     tune: Annotated[
         bool,
         typer.Option(
             "--tune", help="First choose each discriminator's rate from three, and keep it."
         ),
     ] = False,
-    tuning_seeds: TuningSeeds = None,
-    tuned_file: TunedFile = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
+    tuning_seeds: shared.TuningSeeds = None,
+    tuned_file: shared.TunedFile = None,
+    data_dir: shared.DataDir = None,
+    quiet: shared.Quiet = False,
 ) -> None:
     """Train GANs."""
     from sttp_manifold.experiments.carry_out import carry_out
@@ -187,4 +173,4 @@ def gan(
             options=options,
         )
         records = carry_out(settings, tune=tune, quiet=quiet)
-    leave(records)
+    shared.leave(records)

@@ -66,7 +66,7 @@ def reservations(records: Sequence[Record], note: Mapping[str, Any]) -> list[str
     if untuned:
         said.append(
             f"Learning rates were not tuned for {', '.join(untuned)} here: no conclusion about "
-            "these is fair until `sttp compare --tune`."
+            "these is fair until they are, by `--tune`."
         )
     given = sorted({row.method for row in table if row.lr_source == "given"})
     if given:
