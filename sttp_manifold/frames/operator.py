@@ -2,8 +2,9 @@
 
 Spelled out in a graph, a frame is some twenty operations and their derivatives, and a chain has up
 to a dozen frames: minutes of compilation, and code that is no faster. ``torch.compile`` finds one
-operator forth and one back instead, which run as in eager mode: small frames padded into one stack,
-the derivative written out (:mod:`sttp_manifold.frames._wy_form`). Exported programs have plain
+operator forth and one back instead, which run as in eager mode: by kernels where there are some
+(:mod:`sttp_manifold.frames._kernel_table`), else small frames padded into one stack, the derivative
+written out (:mod:`sttp_manifold.frames._wy_form`). Exported programs have plain
 operations, which run where this package is not.
 """
 
@@ -17,6 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sttp_manifold.frames._kernel_table import (
+    FrameTable,
+    Placed,
+    has_kernel,
+    kept_numbers,
+    kernels_serve,
+)
 from sttp_manifold.frames._wy_form import (
     Chart,
     FullChart,
@@ -63,8 +71,7 @@ def all_frames(
     if held:
         rows, columns = [shapes[k][0] for k in held], [shapes[k][1] for k in held]
         flat, _ = torch.ops.sttp_manifold.frames(vector, rows, columns, [full[k] for k in held])
-        order = [k for k in held if shapes[k][1] <= _SMALL]
-        order += [k for k in held if shapes[k][1] > _SMALL]
+        order = [held[n] for n in _written(columns)]
         parts = flat.split([shapes[k][0] * shapes[k][1] for k in order])
         for k, part in zip(order, parts, strict=True):
             frames[k] = part.view(shapes[k])
@@ -116,6 +123,32 @@ class _Bucket(NamedTuple):
 class _Plan(NamedTuple):
     buckets: list[_Bucket]
     scatter: Tensor
+
+
+def _by_kernels(
+    rows: Sequence[int], columns: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> bool:
+    return kernels_serve(device, dtype) and all(map(has_kernel, rows, columns))
+
+
+@lru_cache(maxsize=256)
+def _table(
+    rows: tuple[int, ...], columns: tuple[int, ...], full: tuple[bool, ...], device: torch.device
+) -> FrameTable:
+    """Frames in the order of their coordinates, written in that of buckets."""
+    shapes = list(zip(rows, columns, full, strict=True))
+    starts = list(accumulate((_size(*shape) for shape in shapes), initial=0))
+    placed, place = [], 0
+    for k in _written(columns):
+        d, r, whole = shapes[k]
+        placed.append(Placed(starts[k], place, d, r, whole, False))
+        place += d * r
+    return FrameTable(placed, device)
+
+
+def _written(columns: Sequence[int]) -> list[int]:
+    """The order in which frames are written: small ones first."""
+    return sorted(range(len(columns)), key=lambda k: columns[k] > _SMALL)
 
 
 @lru_cache(maxsize=256)
@@ -183,6 +216,9 @@ def _alone(d: int, r: int, full: bool, start: int, zero: int) -> _Bucket:
 def _frames(
     vector: Tensor, rows: list[int], columns: list[int], full: list[bool]
 ) -> tuple[Tensor, Tensor]:
+    if _by_kernels(rows, columns, vector.device, vector.dtype):
+        table = _table(tuple(rows), tuple(columns), tuple(full), vector.device)
+        return table.frames(vector.contiguous())
     plan = _plan(tuple(rows), tuple(columns), tuple(full), vector.device)
     joined = torch.cat((vector, vector.new_zeros(1)))
     flat, saved = [], []
@@ -195,8 +231,16 @@ def _frames(
 
 
 def _pulled_back(
-    gradient: Tensor, saved: Tensor, rows: list[int], columns: list[int], full: list[bool]
+    gradient: Tensor,
+    vector: Tensor,
+    saved: Tensor,
+    rows: list[int],
+    columns: list[int],
+    full: list[bool],
 ) -> Tensor:
+    if _by_kernels(rows, columns, vector.device, vector.dtype):
+        table = _table(tuple(rows), tuple(columns), tuple(full), vector.device)
+        return table.pulled_back(torch.zeros_like(vector), vector.contiguous(), gradient, saved)
     plan = _plan(tuple(rows), tuple(columns), tuple(full), saved.device)
     kept = iter(saved.split([cut for bucket in plan.buckets for cut in bucket.cuts]))
     gradients = gradient.contiguous().split([bucket.numel for bucket in plan.buckets])
@@ -209,8 +253,10 @@ def _pulled_back(
     return torch.cat(found).index_select(0, plan.scatter)
 
 
-def _numbers_saved(rows: list[int], columns: list[int], full: list[bool]) -> int:
+def _numbers_saved(vector: Tensor, rows: list[int], columns: list[int], full: list[bool]) -> int:
     """What the operator keeps for its backward pass."""
+    if _by_kernels(rows, columns, vector.device, vector.dtype):
+        return sum(map(kept_numbers, columns))
     shapes = list(zip(rows, columns, full, strict=True))
     small = [(d, r) for d, r, _ in shapes if r <= _SMALL]
     saved = sum((d if whole else d - r) * r + 2 * r * r for d, r, whole in shapes if r > _SMALL)
@@ -234,7 +280,7 @@ _back = torch.library.custom_op(
     "sttp_manifold::frames_pulled_back",
     _pulled_back,
     mutates_args=(),
-    schema=f"(Tensor gradient, Tensor saved, {_SIZES}) -> Tensor",
+    schema=f"(Tensor gradient, Tensor vector, Tensor saved, {_SIZES}) -> Tensor",
 )
 
 
@@ -243,24 +289,28 @@ def _(
     vector: Tensor, rows: list[int], columns: list[int], full: list[bool]
 ) -> tuple[Tensor, Tensor]:
     numel = sum(d * r for d, r in zip(rows, columns, strict=True))
-    return vector.new_empty(numel), vector.new_empty(_numbers_saved(rows, columns, full))
+    return vector.new_empty(numel), vector.new_empty(_numbers_saved(vector, rows, columns, full))
 
 
 @_back.register_fake
 def _(
-    gradient: Tensor, saved: Tensor, rows: list[int], columns: list[int], full: list[bool]
+    gradient: Tensor,
+    vector: Tensor,
+    saved: Tensor,
+    rows: list[int],
+    columns: list[int],
+    full: list[bool],
 ) -> Tensor:
     return saved.new_empty(sum(map(_size, rows, columns, full)))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1])
+    ctx.save_for_backward(inputs[0], output[1])
     ctx.sizes = inputs[1:]
 
 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-    (saved,) = ctx.saved_tensors
-    found = torch.ops.sttp_manifold.frames_pulled_back(gradient, saved, *ctx.sizes)
+    found = torch.ops.sttp_manifold.frames_pulled_back(gradient, *ctx.saved_tensors, *ctx.sizes)
     return found, None, None, None
 
 

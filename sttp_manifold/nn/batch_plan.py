@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sttp_manifold.frames._kernel_table import FrameTable, Placed, has_kernel, kernels_serve
 from sttp_manifold.nn.chain_forest import CHARTS, Core, Half, Node, forest, halves_of
 from sttp_manifold.nn.layout import SMALL, Layout
 from sttp_manifold.spectrum import SpectrumMap
@@ -40,6 +41,7 @@ class Bucket:
         cuts: how what they take is divided among them.
         take: for padded frames, which entries are wanted; and
         give: for each entry of a frame, its place among those, the last one being none.
+        entries: how many are wanted of all frames, if kernels form these; else 0.
     """
 
     full: bool
@@ -52,6 +54,7 @@ class Bucket:
     cuts: list[int] = field(default_factory=list)
     take: Tensor | None = None
     give: Tensor | None = None
+    entries: int = 0
 
 
 class Plan:
@@ -75,6 +78,7 @@ class Plan:
             scaled node.
         buckets, roots, nodes: the frames, and the forest.
         raw_nodes, constant_nodes, scaled_nodes: some of the nodes, in their order.
+        table: the frames that kernels form, if any.
         outputs: for each weight, for each part, the node and the place in it where it ends.
         widths: of how many tensors each weight consists in its form.
         owners: for each of these tensors, the weight.
@@ -153,14 +157,22 @@ class Plan:
                 node.constant = minus.view(node.rows, node.columns).repeat(len(node.halves), 1, 1)
         self.cuts = [sum(map(len, parts))]
         self.buckets: list[Bucket] = []
+        placed: list[Placed] = []
         for entries in self._bucket_entries():
             bucket, reflectors = self._bucket(entries, table)
+            frames = self._placed(entries, sum(b.entries for b in self.buckets))
+            if kernels_serve(device, dtype) and all(has_kernel(f.d, f.r) for f in frames):
+                bucket.entries = sum(f.d * f.r for f in frames)
+                bucket.cuts = [node.numel for node in bucket.nodes]
+                placed += frames
+                reflectors = reflectors[:0]
             self.buckets.append(bucket)
             parts.append(reflectors)
             self.cuts.append(len(reflectors))
         self.raw_nodes = [node for node in self.nodes if node.source == "raw"]
         self.constant_nodes = [node for node in self.nodes if node.source == "constant"]
         self.scaled_nodes = [node for node in self.nodes if node.scaled]
+        self.table = FrameTable(placed, device) if placed else None
         fetch = np.concatenate(parts)
         scatter = np.zeros(self._total, np.int64)
         mine = fetch < self._total
@@ -232,6 +244,16 @@ class Plan:
                 key = () if core.frame[1] <= SMALL else (core.frame, core.source, core.right)
                 found.setdefault(key, []).append((node, half))
         return list(found.values())
+
+    def _placed(self, entries: list[tuple[Node, Half]], place: int) -> list[Placed]:
+        """Frames of a bucket as kernels take them, written one after another from a place on."""
+        found = []
+        for node, half in entries:
+            core = half.cores[node.depth]
+            start = self._starts[half.weight] + self.layouts[half.weight].starts[core.k]
+            found.append(Placed(start, place, *core.frame, core.source == "full", core.right))
+            place += core.frame[0] * core.frame[1]
+        return found
 
     def _bucket(self, entries: list[tuple[Node, Half]], table: Table) -> tuple[Bucket, Index]:
         cores = [half.cores[node.depth] for node, half in entries]

@@ -100,7 +100,7 @@ class _Run:
         self.counts = [len(weight.tensors) for weight in weights]
         self.dtype, self.wide = weights[0].tensors[0].dtype, plan.constants.dtype
         self.done: Counter[int] = Counter()
-        self.saved: tuple[list[Parts], Trace] | None = None
+        self.saved: tuple[_Saved, Trace] | None = None
 
     def forward(self, tensors: Sequence[Tensor], recorded: bool = False) -> list[Tensor]:
         """The tensors of all weights, one after another."""
@@ -213,29 +213,56 @@ class _Together(torch.autograd.Function):
 # --- Frames, without a graph. ---
 
 
-def _leaves(plan: Plan, joined: Tensor) -> tuple[list[Tensor], list[Parts]]:
+class _Saved(NamedTuple):
+    """What the derivative of frames needs.
+
+    Attributes:
+        parts: of each bucket, those excepted that kernels form.
+        kernels: the joined vectors, and what the kernels have kept.
+    """
+
+    parts: list[Parts]
+    kernels: tuple[Tensor, Tensor] | None
+
+
+def _leaves(plan: Plan, joined: Tensor) -> tuple[list[Tensor], _Saved]:
     """What chains are contracted from: raw numbers, then the frames of each bucket."""
     raw, *reflectors = joined.index_select(0, plan.fetch).split_with_sizes(plan.cuts)
-    leaves, saved = [raw], []
+    leaves, saved, kernels = [raw], [], None
+    if plan.table is not None:
+        frames, kept = plan.table.frames(joined)
+        kernels = joined, kept
+        formed = iter(frames.split_with_sizes([b.entries for b in plan.buckets if b.entries]))
     for bucket, numbers in zip(plan.buckets, reflectors, strict=True):
+        if bucket.entries:
+            leaves.append(next(formed))
+            continue
         chart = FullChart if bucket.full else ReducedChart
         Y = numbers.view(bucket.count, bucket.rows, bucket.r)
         parts = chart.parts(Y, refuse_overflow)
         saved.append(parts)
         Q = chart.assemble(parts, bucket.right)
         leaves.append(Q if bucket.take is None else Q.view(-1).index_select(0, bucket.take))
-    return leaves, saved
+    return leaves, _Saved(saved, kernels)
 
 
 def _pull_back(
-    plan: Plan, saved: Sequence[Parts], raw: list[Tensor], frames: Sequence[list[Tensor]]
+    plan: Plan, saved: _Saved, raw: list[Tensor], frames: Sequence[list[Tensor]]
 ) -> Tensor:
     """Cotangent of the joined vectors, from those of what chains are contracted from."""
-    flat = list(raw)
-    for bucket, parts, cotangents in zip(plan.buckets, saved, frames, strict=True):
-        flat.append(_pull_back_frames(bucket, parts, cotangents, plan.zero))
+    flat, each = list(raw), iter(saved.parts)
+    by_kernels: list[Tensor] = []
+    for bucket, cotangents in zip(plan.buckets, frames, strict=True):
+        if bucket.entries:
+            by_kernels += cotangents
+        else:
+            flat.append(_pull_back_frames(bucket, next(each), cotangents, plan.zero))
     joined = torch.cat(flat) if len(flat) > 1 else flat[0]
-    return joined.index_select(0, plan.scatter)
+    pulled = joined.index_select(0, plan.scatter)
+    if plan.table is None or saved.kernels is None:
+        return pulled
+    vector, kept = saved.kernels
+    return plan.table.pulled_back(pulled, vector, torch.cat(by_kernels), kept)
 
 
 def _pull_back_frames(

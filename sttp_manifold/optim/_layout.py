@@ -31,9 +31,8 @@ __all__ = [
 _COLUMNS, _ELEMENTS = 16, 1 << 12
 # Zeros that are taken for one stack less, beside as many as there are elements: measured on a CPU.
 _FREE = 1 << 13
-# An accelerator: what a stack of a step costs in launches, seconds, and multiplications and
-# additions a second, low ones. Not measured: what a network's stacks come to does not hang on a
-# factor of two.
+# An accelerator: seconds that the launches of a stack take, and multiplications and additions in a
+# second. Assumed, not measured: the stacks of a network do not hang on a factor of two.
 _LAUNCHES, _RATES = 13 * 5e-6, {torch.float32: 4e12, torch.float64: 5e11}
 
 

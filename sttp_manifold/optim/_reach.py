@@ -6,16 +6,15 @@ With :math:`m = (1 - \beta_1) \sum_k \beta_1^k g_k` and
 .. math::
     |\hat m| \le \frac{1 - \beta_1}{\sqrt{(1 - \beta_2)(1 - \beta_1^2 / \beta_2)}}\, \sqrt{\hat v}
 
-at every step, bias corrections included: 7.3 for the usual decays, and
-3.2 = :math:`(1 - \beta_1) / \sqrt{1 - \beta_2}` for a gradient that comes after none. Momentum that
-is carried along by projection is shorter still. So is the step with AMSGrad or ``eps``. With a
-second moment for each entry, it is the bound of each entry, and :math:`\sqrt{d r}` as much for a
-frame.
+at every step, bias corrections included: 7.3 for the usual decays. A single gradient after none
+makes a step of :math:`(1 - \beta_1) / \sqrt{1 - \beta_2}`, which is 3.2. Momentum that is carried
+along by projection is shorter still, and so is the step with AMSGrad or ``eps``. With a second
+moment for each entry, it is the bound of each entry, and :math:`\sqrt{d r}` as much for a frame.
 
-Where this is short, the Gram matrix of ``X + U`` is near the identity, and neither has the host to
-look at it nor Cholesky QR to stand by. A momentum that is longer, of a state from elsewhere or from
-other decays, is cut to the bound, so that nothing rests on where a state came from; a point that
-was not left by the last step, since somebody has written it, is no frame for certain, and goes the
+Where this is short, the Gram matrix of ``X + U`` is near the identity: the host need not look at
+it, nor Cholesky QR stand by. A momentum that is longer, of a state from elsewhere or from other
+decays, is cut to the bound, so that nothing rests on where a state came from. A point that is not
+as the last step has left it, since somebody has written to it, may be no frame, and goes the
 careful way once.
 """
 

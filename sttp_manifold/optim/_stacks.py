@@ -9,10 +9,11 @@ and, at its end, of coordinates that are no frames:
 - large frames, those of one shape in one stack, which are copied piece by piece.
 
 On the CPU a block is no larger than a cache likes; on an accelerator, where a call costs as much as
-the arithmetic of many frames, everything is one block, and large frames are padded as well. Points
-and gradients belong to the parameters and are copied into blocks and back. Momentum and second
-moments stay in blocks from one step to the next; they are laid out as the parameters again for
-whoever asks for the optimizer's state.
+the arithmetic of many frames, everything is one block, and large frames are padded as well.
+
+Points and gradients belong to the parameters and are copied into blocks and back. Momentum and
+second moments stay in blocks from one step to the next; they are laid out as the parameters again
+for whoever asks for the optimizer's state.
 
 Unless they stay with the parameters, as a captured graph needs it: it replays on the memory that it
 saw, so the state of each parameter has to keep its address, also when somebody has read it. Then

@@ -77,7 +77,7 @@ def test_torch_accepts_the_operator(sizes: Sizes) -> None:
     torch.library.opcheck(torch.ops.sttp_manifold.frames, args, test_utils=checks)
     _, saved = torch.ops.sttp_manifold.frames(*args)
     frames = sum(d * r for d, r, full in sizes if length(d, r, full))
-    back = (torch.randn(frames, **DOUBLE), saved.detach(), *args[1:])
+    back = (torch.randn(frames, **DOUBLE), args[0].detach(), saved.detach(), *args[1:])
     torch.library.opcheck(torch.ops.sttp_manifold.frames_pulled_back, back, test_utils=checks)
 
 

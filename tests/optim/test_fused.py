@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from kernels.triton_process import needs_triton, run_with_triton
 
 from sttp_manifold import SpectralTTManifold, TTShape
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, RiemannianSGD
 
 HERE = Path(__file__).parent
-# Where `make test` puts it.
-BESIDE = Path(sys.prefix) / "triton"
-HAS_TRITON = importlib.util.find_spec("triton") is not None or (BESIDE / "triton").is_dir()
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 # Products are the kernel's own, and each step is rounded in another order; where steps are long,
 # the Q factor is only as near as the frame is well conditioned.
 LIMITS = {"adam, long steps": 2e-4}
-
-
-def run_with_triton(cache, *arguments, **environment):
-    """What a process prints that finds Triton, as JSON."""
-    path = os.pathsep.join([*sys.path, str(BESIDE)])
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        env={**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": str(cache)} | environment,
-    )
-    assert not done.returncode, done.stderr[-3000:]
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
