@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.moments import Moments
 
-__all__ = ["second_moments"]
+__all__ = ["repeatable", "runs_of", "second_moments", "undisturbed"]
 
 
 def second_moments(model: nn.Module, parameters: Iterable[Tensor], data: object) -> Moments:
@@ -32,14 +32,23 @@ def second_moments(model: nn.Module, parameters: Iterable[Tensor], data: object)
         ConversionError: data that is none, or has no batch.
     """
     moments = Moments(parameters)
-    with _undisturbed(model), moments:
-        for run, mask in _runs(model, data):
+    with undisturbed(model), moments:
+        for run, mask in runs_of(model, data):
             with moments.only(mask):
                 run()
     return moments
 
 
-def _runs(model: nn.Module, data: Any) -> Iterator[tuple[Callable[[], object], Tensor | None]]:
+def repeatable(data: Any) -> Any:
+    """Data that can be gone through more than once: an iterator, such as a loader's, as a list.
+
+    Args:
+        data: as for :func:`second_moments`.
+    """
+    return list(data) if isinstance(data, Iterator) else data
+
+
+def runs_of(model: nn.Module, data: Any) -> Iterator[tuple[Callable[[], object], Tensor | None]]:
     """Calls of a network, one for each batch, with which of its places are no padding."""
     if callable(data):
         yield lambda: data(model), None
@@ -105,7 +114,7 @@ def _quiet(flags: AbstractContextManager[object]) -> Iterator[None]:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation without gradient, by the plain ways of torch, after which all is as before."""
     modes = {module: module.training for module in model.modules()}
     devices = {t.device for t in (*model.parameters(), *model.buffers())}

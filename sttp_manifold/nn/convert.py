@@ -10,11 +10,13 @@ from torch import nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError
+from sttp_manifold.nn.calibration import repeatable
 from sttp_manifold.nn.carry import carry_over, check_weight, mark_like
 from sttp_manifold.nn.choose import Choice, Ranks, chosen, rank_rule
 from sttp_manifold.nn.dense_parameter import check_replaceable, dense_parameter
 from sttp_manifold.nn.fast_path import FAST, leave_fast_path, take_fast_path
 from sttp_manifold.nn.held import let_go
+from sttp_manifold.nn.in_turn import fit_in_turn
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.methods import make_weight, plain_weight, weight_class
 from sttp_manifold.nn.modules import naming, replace
@@ -27,6 +29,7 @@ from sttp_manifold.nn.selection import (
     nothing_to_compress,
     ranks_by_rule,
     ranks_within,
+    stock_to_fit,
 )
 from sttp_manifold.nn.sharing import check_sharing
 from sttp_manifold.nn.stock import put_in_place
@@ -58,6 +61,7 @@ def compress(
     of: str = "treated",
     allocate: str = "uniform",
     data: Any = None,
+    in_turn: bool = False,
     skip: Choice = (),
     only: Choice | None = None,
     grow: str = "skip",
@@ -91,6 +95,9 @@ def compress(
             as little as can be of their *outputs* on these, instead of themselves
             (:func:`tt_fit`). What an ``attention_mask`` of a mapping leaves out is no input; other
             padding counts, so leave it out of the batches.
+        in_turn: fit the weights one after the other on the data, each to the outputs of the dense
+            network on what the truncated ones before it give. Much nearer where little is kept, at
+            two runs of the data for each input of layers, and a copy of the network.
         skip: what to leave: a qualified name, a wildcard over names, a class, a function of name
             and module, or several of them; each means all layers within.
         only: likewise what alone to compress; by default everything.
@@ -144,6 +151,7 @@ def compress(
     recipe = Recipe.of("compress", KernelOptions, options, init=PRETRAINED)
     meant = set(model.modules()) if only is None else chosen(model, "only", only)
     meant -= chosen(model, "skip", skip)
+    data = repeatable(data) if in_turn else data
     found = find_units(model, meant, recipe, grow, data, options)
     if rank is None:
         assert budget is not None
@@ -155,6 +163,8 @@ def compress(
                 f"compress(model, budget=0.2, allocate={allocate!r}); got rank={rank!r}"
             )
         ranks = ranks_by_rule(rank_rule(model, rank), found.units)
+    if in_turn:
+        fit_in_turn(model, stock_to_fit(ranks, data), data)
     new = made_of(ranks, found.left)
     if not new:
         raise nothing_to_compress(found)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Moments", "widest"]
+__all__ = ["Moments", "Part", "widest"]
 
 # Elements of an input that are widened at a time.
 _CHUNK = 1 << 22
@@ -41,7 +41,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A part of a parameter as a product reads it.
 
     Attributes:
@@ -69,7 +69,7 @@ class Moments(TorchDispatchMode):
         self._parameters = list(parameters)
         self._number = {id(p): k for k, p in enumerate(self._parameters)}
         self._memory = {_memory(p): (k, p) for k, p in enumerate(self._parameters)}
-        self._sums: dict[_Part, Tensor] = {}
+        self._sums: dict[Part, Tensor] = {}
         self._last: tuple[Any, Tensor] | None = None
         self._mask: Tensor | None = None
 
@@ -145,17 +145,26 @@ class Moments(TorchDispatchMode):
         number, base = known
         axes = _without_ones([(weight.shape[d], weight.stride(d)) for d in dims])
         first, last = _span(weight, base)
-        self._add(_Part(number, first, last, axes), x())
+        self._add(Part(number, first, last, axes), x())
 
-    def _add(self, part: _Part, rows: Tensor) -> None:
+    def _add(self, part: Part, rows: Tensor) -> None:
+        mask = self._mask
+        if mask is not None and rows.shape[:-1] == (mask.numel(),):
+            rows = rows[mask.flatten()]
+        self.take(part, rows)
+
+    def take(self, part: Part, rows: Tensor) -> None:
+        """Rows that a part of a parameter is multiplied with."""
         key = (rows.data_ptr(), rows.shape, rows.stride(), rows._version, rows.dtype)
         if self._last is not None and self._last[0][0] == key:
             moment = self._last[1]
         else:
-            mask = self._mask
-            masked = mask is not None and rows.shape[:-1] == (mask.numel(),)
-            moment = _moment(rows[mask.flatten()] if masked else rows)  # type: ignore[union-attr]
+            moment = _moment(rows)
             self._last = ((key, rows), moment)  # rows are held, so that their memory is not reused
+        self.sum_up(part, moment)
+
+    def sum_up(self, part: Part, moment: Tensor) -> None:
+        """Add a moment to those of a part of a parameter."""
         self._sums[part] = _added(self._sums.get(part), moment)
 
     def counted(self, indices: Tensor, table: Tensor, padding: int = -1) -> None:
@@ -165,7 +174,7 @@ class Moments(TorchDispatchMode):
             return
         number, base = known
         first, last = _span(table, base)
-        part = _Part(number, first, last, ((table.shape[0], table.stride(0)),))
+        part = Part(number, first, last, ((table.shape[0], table.stride(0)),))
         if self._mask is not None and self._mask.shape == indices.shape:
             indices = indices[self._mask]
         indices = indices if padding < 0 else indices[indices != padding]

@@ -32,6 +32,7 @@ __all__ = [
     "nothing_to_compress",
     "ranks_by_rule",
     "ranks_within",
+    "stock_to_fit",
 ]
 
 Unit: TypeAlias = "StockUnit | SpectralUnit"
@@ -198,6 +199,24 @@ def _parameters_of(unit: Unit) -> list[torch.Tensor]:
 
 
 # -- what is made, and what is left --------------------------------------------------------------
+
+
+def stock_to_fit(ranks: Mapping[Unit, int], data: object) -> dict[StockUnit, int]:
+    """Stock layers that will be converted, with their ranks.
+
+    Raises:
+        ConversionError: no data to fit them on.
+    """
+    if data is None:
+        raise ConversionError(
+            "in_turn=True fits weights on data, as in compress(model, budget=0.2, data=batches, "
+            "in_turn=True); got none"
+        )
+    return {
+        unit: rank
+        for unit, rank in ranks.items()
+        if isinstance(unit, StockUnit) and unit.grown(rank) is None
+    }
 
 
 def made_of(ranks: Mapping[Unit, int], left: list[str]) -> Made:

@@ -6,8 +6,8 @@ something of that rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -33,7 +33,7 @@ from sttp_manifold.tt.ranks import clip_ranks
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["Made", "SpectralUnit", "StockUnit", "spectral_units"]
+__all__ = ["Made", "SpectralUnit", "StockUnit", "ridged", "spectral_units"]
 
 Made: TypeAlias = "dict[nn.Module, nn.Module | dict[str, HeldWeight]]"
 
@@ -52,12 +52,14 @@ class StockUnit:
         recipe: the options of their weights.
         grow: whether layers that would grow are left: ``"skip"`` or ``"allow"``.
         moments: what is known of their inputs.
+        fitted: values of weights that are there already, one for each matrix.
     """
 
     group: Group
     recipe: Recipe
     grow: str
     moments: Moments | None = None
+    fitted: dict[Tensor, list[SpectralTT]] = field(default_factory=dict)
 
     @property
     def layers(self) -> dict[nn.Module, str]:
@@ -119,15 +121,17 @@ class StockUnit:
         left = torch.tensor([self.grown(rank) is not None for rank in ranks])
         return torch.where(left, 0.0, total)
 
-    def _matrices(self, weight: Tensor) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
+    def _matrices(
+        self, weight: Tensor, matrices: Iterable[Tensor] | None = None
+    ) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
         """Each matrix of a weight with the moments of its two sides, in the widest dtype."""
         dtype = widest(weight.device)
         found = []
-        for matrix in self.group.views[weight].split(weight.detach()):
+        for matrix in matrices or self.group.views[weight].split(weight.detach()):
             sides: tuple[Tensor | None, ...] = (None, None)
             if self.moments is not None:
                 sides = self.moments.of(weight, matrix)
-            left, right = (None if m is None else _ridged(m.to(weight.device)) for m in sides)
+            left, right = (None if m is None else ridged(m.to(weight.device)) for m in sides)
             found.append((matrix.to(dtype), left, right))
         return found
 
@@ -138,19 +142,44 @@ class StockUnit:
         for weight, name in self.group.weights.items():
             if not has_values(weight):
                 continue  # which the recipe refuses by name
+            if weight in self.fitted:
+                values[weight] = self.fitted[weight]
+                continue
             with naming(name), outside_autocast(weight.device):
-                values[weight] = [
-                    tt_fit(
-                        matrix.flatten(1),
-                        self.recipe.at(rank).plan(matrix.shape),
-                        left=left,
-                        right=right,
-                        max_sweeps=_SWEEPS,
-                        tol=_TOL,
-                    )
-                    for matrix, left, right in self._matrices(weight)
-                ]
+                values[weight] = self.fit(weight, rank)
         return values
+
+    def fit(
+        self, weight: Tensor, rank: int, matrices: Iterable[Tensor] | None = None
+    ) -> list[SpectralTT]:
+        """Values of a rank that are closest to the matrices of a weight, or to some, on the data.
+
+        Shape:
+            - weight: any
+            - matrices: each ``(d_out, d_in, *kernel)``, a view of ``weight``
+        """
+        return [
+            self.nearest(matrix.flatten(1), matrix.shape, rank, left, right)
+            for matrix, left, right in self._matrices(weight, matrices)
+        ]
+
+    def nearest(
+        self,
+        matrix: Tensor,
+        size: Sequence[int],
+        rank: int,
+        left: Tensor | None,
+        right: Tensor | None,
+    ) -> SpectralTT:
+        """The value closest to a matrix, on the plan of a weight of a size and a rank.
+
+        Shape:
+            - matrix: ``(d_out, d_in)``
+            - left: ``(d_out, d_out)`` or ``(d_out,)``
+            - right: ``(d_in, d_in)`` or ``(d_in,)``
+        """
+        plan = self.recipe.at(rank).plan(tuple(size))
+        return tt_fit(matrix, plan, left=left, right=right, max_sweeps=_SWEEPS, tol=_TOL)
 
     def made(self, rank: int) -> Made:
         """What takes the place of the layers, or of their parameters."""
@@ -161,7 +190,12 @@ class StockUnit:
         return str(self.group)
 
 
-def _ridged(moment: Tensor) -> Tensor:
+def ridged(moment: Tensor) -> Tensor:
+    """A moment with a part of the mean square added in all directions.
+
+    Shape:
+        - moment: ``(d, d)`` or ``(d,)``
+    """
     if moment.ndim == 1:
         return moment + _RIDGE * moment.mean()
     more = _RIDGE * moment.diagonal().mean()

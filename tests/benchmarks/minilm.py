@@ -22,7 +22,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import sttp_manifold as sm
 from sttp_manifold.nn.calibration import second_moments
+from sttp_manifold.nn.moments import Moments
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "minilm.json"
@@ -44,7 +45,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "SVDP, data": {"kind": "svdp", "data": True},
     "SVDP, data, balanced": {"kind": "svdp", "data": True, "allocate": "balanced"},
     "STTP, data": {"kind": "sttp", "data": True},
+    "SVDP, in turn": {"kind": "svdp", "data": True, "in_turn": True},
+    "STTP, in turn": {"kind": "sttp", "data": True, "in_turn": True},
 }
+# Sentences for fits in turn, which run them for each input of layers.
+IN_TURN = 400
 
 
 # -- texts and model -----------------------------------------------------------------------------
@@ -91,9 +96,14 @@ class Sentences:
         self.held_out = self.batches(texts[:held_out])
         self.pool = texts[held_out:]
         self.calibration = self.batches(self.pool[:calibration])
-        weights = [p for p in self.model.parameters() if p.ndim == 2]
-        self.moments = second_moments(self.model, weights, self.calibration)
+        self.few = self.batches(self.pool[: min(IN_TURN, calibration)])
         self.wanted = torch.cat([embeddings(self.model, batch) for batch in self.held_out])
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Of what every matrix of the model is multiplied with."""
+        weights = [p for p in self.model.parameters() if p.ndim == 2]
+        return second_moments(self.model, weights, self.calibration)
 
     def batches(self, texts: list[str], size: int = BATCH) -> list[Mapping[str, Tensor]]:
         """Sentences of like length together, so that little is padding."""
@@ -125,7 +135,7 @@ def compressed(of: Sentences, fraction: float, way: Mapping[str, Any], **how: An
     """A copy of the model with so much of its encoder's weights."""
     how = {"only": "encoder", **way, **how}
     if how.pop("data", False):
-        how["data"] = of.moments
+        how["data"] = of.few if how.get("in_turn") else of.moments
     # A copy that shares its parameters, which compress replaces and does not change.
     copied = copy.deepcopy(of.model, {id(p): p for p in of.model.parameters()})
     with warnings.catch_warnings():
@@ -137,23 +147,26 @@ def compressed(of: Sentences, fraction: float, way: Mapping[str, Any], **how: An
 
 
 def truncate(
-    of: Sentences, save: Callable[[str, Any], None], kinds: str, fractions: Sequence[float]
+    of: Sentences,
+    save: Callable[[str, Any], None],
+    before: Sequence[Any],
+    ways: Sequence[str],
+    fractions: Sequence[float],
 ) -> None:
-    """The cosines after truncation alone."""
-    rows = []
+    """The cosines after truncation alone; rows of other ways are kept."""
+    rows = [row for row in before if row["way"] not in ways]
     for name, way in WAYS.items():
-        if way["kind"] in kinds:
+        if name in ways:
             for fraction in fractions:
                 rows.append(_row(of, name, "encoder", fraction, way))
                 save("truncate", rows)
     both = {"only": ["encoder", "embeddings.word_embeddings"]}
     for fraction in (f for f in fractions if f in (0.3, 0.1)):
         for name in ("SVDP, data", "STTP, data"):
-            how = {**WAYS[name], **both}
-            if how["kind"] not in kinds:
-                continue
-            rows.append(_row(of, name, "encoder and table of words", fraction, how))
-            save("truncate", rows)
+            if name in ways:
+                how = {**WAYS[name], **both}
+                rows.append(_row(of, name, "encoder and table of words", fraction, how))
+                save("truncate", rows)
 
 
 def _row(of: Sentences, name: str, part: str, fraction: float, way: Mapping[str, Any]) -> Any:
@@ -309,7 +322,7 @@ def tables(results: Mapping[str, Any]) -> str:
             f"| {part}, kept | {' | '.join(f'{f:.0%}' for f in fractions)} | seconds |",
             f"|---|{'---:|' * (len(fractions) + 1)}",
         ]
-        for name in dict.fromkeys(row["way"] for row in rows):
+        for name in (way for way in WAYS if any(row["way"] == way for row in rows)):
             mine = {row["fraction"]: row for row in rows if row["way"] == name}
             cells = [f"{mine[f]['cosine']:.3f}" if f in mine else "" for f in fractions]
             seconds = statistics.mean(row["seconds"] for row in mine.values())
@@ -350,9 +363,9 @@ def figure(results: Mapping[str, Any], path: Path) -> None:
 
     shown, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
     rows = [row for row in results["truncate"] if row["part"] == "encoder"]
-    for name in dict.fromkeys(row["way"] for row in rows):
+    for name in (way for way in WAYS if any(row["way"] == way for row in rows)):
         mine = sorted((row["kept"], row["cosine"]) for row in rows if row["way"] == name)
-        style = "--" if "data" not in name else "-"
+        style = "--" if "data" not in WAYS[name] else "-"
         axes.plot(*zip(*mine, strict=True), style, marker="o", ms=3, label=name)
     axes.set_xlabel("part of the encoder's weights kept")
     axes.set_ylabel("cosine to the dense embeddings")
@@ -372,7 +385,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.2, help="what distillation starts from")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--kinds", default="svdp,sttp", help="which to truncate by")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), help="which to truncate by")
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
     parser.add_argument("--out", type=Path, default=RESULTS, help="the file of results")
     given = parser.parse_args()
@@ -390,7 +403,7 @@ def main() -> None:
     if set(given.parts) - {"page"}:
         of = Sentences(given.calibration, given.held_out)
         if "truncate" in given.parts:
-            truncate(of, save, given.kinds, given.fractions)
+            truncate(of, save, results.get("truncate", ()), given.ways, given.fractions)
         if "layers" in given.parts:
             layers(of, save)
         if "distill" in given.parts:
