@@ -356,19 +356,19 @@ UNTUNED = ("cifar10", "stl10", *(task.name for task in TASKS if task.gan))
 @pytest.mark.parametrize("task", [task.name for task in TASKS if task.name not in UNTUNED])
 def test_the_rates_kept_with_a_task_are_whole(task):
     found = tune.load_tuned(TASKS[task])
-    assert set(found) == {
-        method.name
+    rated = {
+        method.name: not getattr(method, "extra", False)
         for method in METHODS
         if method.applies_to(TASKS[task]) and method.untuned_lr is not None
-        if not getattr(method, "extra", False)
     }
+    assert {name for name, always in rated.items() if always} <= set(found) <= set(rated)
     for entry in found.values():
         assert entry["lr"] in [point["lr"] for point in entry["grid"]]
         assert not set(entry["seeds"]) & set(TASKS[task].seeds)
 
 
 def test_a_task_says_how_many_seeds_it_is_compared_on(tmp_path):
-    for name, count in (("digits", 7), ("fashion-mnist", 3), ("completion", 3)):
+    for name, count in (("digits", 10), ("fashion-mnist", 3), ("completion", 3)):
         settings = Settings(tmp_path, name, ["dense-adam"], ranks=[4], device="cpu")
         seeds = [planned.spec.seed for planned in plan(settings)]
         assert seeds == list(TASKS[name].seeds) == list(range(count))
