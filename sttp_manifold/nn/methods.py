@@ -45,6 +45,7 @@ def _of_any_method(
                 not ``r`` positive numbers.
 
         Example:
+            >>> from sttp_manifold import TTShape
             >>> make_weight("riemannian", TTShape.svd(6, 5, rank=2), init="random").method
             'riemannian'
         """

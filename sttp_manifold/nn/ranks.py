@@ -264,8 +264,8 @@ def _keeping(tt: SpectralTT, energy: float, eps: float) -> SpectralTT:
     plan, values = tt.shape, unfolding_values(tt)
     modes = plan.out_modes + plan.in_modes
     whole = float(tt.norm()) ** 2
-    # What is rounding in the dtype of the weight is no rank.
-    allowed = whole * max(1 - energy, plan.rank * (8 * eps) ** 2)
+    # What is rounding in the dtype of the weight is no rank; each bond that is cut rounds anew.
+    allowed = whole * max(1 - energy, sum(plan.ranks) * (8 * eps) ** 2)
     share = allowed
     while True:
         wanted = [_needed(v, share) for v in values]

@@ -28,6 +28,7 @@ __all__ = ["step_coordinates", "step_frames"]
 ADAM = tl.constexpr(0)
 _LONGEST = tl.constexpr(1e3)  # as in optim/_blocks.py
 _LARGEST = tl.constexpr(3.4028235e38)
+_FAR = tl.constexpr(2.2517998e15)  # as in optim/_moments.py
 _TINY = tl.constexpr(1.1754944e-38)
 
 
@@ -143,6 +144,8 @@ def step_frames(
                 )
                 tl.store(second + moment + at, s, mask=inside)
                 u = tl.where(inside, m / root, 0.0)
+                if SHORTEN:
+                    u = tl.minimum(tl.maximum(u, -_FAR), _FAR)
         elif MOMENTUM:
             m = tl.load(M + at, mask=inside, other=0.0) * keep + fresh * g
             tl.store(M + at, m, mask=inside)

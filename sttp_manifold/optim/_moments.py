@@ -82,7 +82,13 @@ def correction(beta: float | Tensor, steps: float | Tensor) -> float | Tensor:
 
 
 def elementwise(
-    block: Block, steps: float | Tensor, beta2: float | Tensor, eps: float, peak: bool
+    block: Block,
+    steps: float | Tensor,
+    beta2: float | Tensor,
+    eps: float,
+    *,
+    peak: bool,
+    bounded: bool,
 ) -> Tensor:
     """Momentum over the root of a second moment for each element, Adam's own, without the rate.
 
@@ -92,6 +98,7 @@ def elementwise(
         beta2: decay of the second moment.
         eps: added to the root.
         peak: whether to take the largest second moment so far.
+        bounded: whether the quotients are; others are cut where their squares would overflow.
 
     Returns:
         A flat vector of the layout of the block.
@@ -109,7 +116,12 @@ def elementwise(
     root = second.div(weights).to(second.dtype).sqrt_().add_(eps)
     if not eps:
         root.clamp_(min=torch.finfo(root.dtype).tiny)  # for rows of zeros
-    return torch.div(block.arrays["exp_avg"], root, out=root)
+    flat = torch.div(block.arrays["exp_avg"], root, out=root)
+    if not bounded:
+        # After a spike that the second moment has forgotten; squares still have a finite sum.
+        far = math.sqrt(torch.finfo(flat.dtype).max) / 2**13
+        flat.clamp_(-far, far)
+    return flat
 
 
 def framewise(

@@ -298,7 +298,14 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             directions, rest = block.kept("exp_avg")
             return directions, rest, *block.parts(framewise(group, block, steps, lr))
         beta1, beta2 = betas(group)
-        flat = elementwise(block, steps, beta2, group["eps"], group["amsgrad"])
+        flat = elementwise(
+            block,
+            steps,
+            beta2,
+            group["eps"],
+            peak=group["amsgrad"],
+            bounded=is_bounded(beta1, beta2),
+        )
         directions, rest = block.views(flat)
         for x, u in zip(points, directions, strict=True):
             project_(x, u)

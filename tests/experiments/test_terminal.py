@@ -51,7 +51,6 @@ def test_a_reader_who_has_left_is_no_error_of_settings():
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_signals_that_end_take_the_way_of_an_interrupt(capsys, name):
     number = getattr(signal, name)
-    before = signal.getsignal(number)
     closed = []
 
     def wait() -> None:
@@ -61,11 +60,16 @@ def test_signals_that_end_take_the_way_of_an_interrupt(capsys, name):
         finally:
             closed.append(True)
 
-    with pytest.raises(typer.Exit) as caught, ending("Kept."):
-        wait()
+    # Under nohup it would be ignored, and stay so.
+    inherited = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(typer.Exit) as caught, ending("Kept."):
+            wait()
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, inherited)
     assert (caught.value.exit_code, closed) == (130, [True])
     assert "Kept." in capsys.readouterr().err
-    assert signal.getsignal(number) == before
 
 
 def test_brackets_are_no_markup(capsys):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import normal, seeds, shapes
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ def dense(model: nn.Module) -> list[Tensor]:
     return [m().detach() for m in model.modules() if isinstance(m, SpectralWeight)]
 
 
+@example(TTShape((2,), (3, 2, 5), ranks=(1, 2, 2, 2, 1)), 1, 1, "householder", "bounded")
 @given(
     shape=shapes(max_modes=4),
     seed=seeds,
