@@ -56,7 +56,9 @@ class SpectralWeight(StatefulWeight, ABC):
         device: likewise.
 
     Attributes:
-        shape, spectrum, bound: as given.
+        shape: the plan.
+        spectrum: name of the spectrum map.
+        bound: bound of the spectrum map ``"bounded"``.
         values: the constant singular values of ``"fixed"``, perhaps with signs, a buffer; None
             for the others. A state that is loaded brings its own.
         method: name of the way, ``"householder"`` or ``"riemannian"``.
