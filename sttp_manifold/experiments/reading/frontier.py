@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -22,7 +22,7 @@ from sttp_manifold.experiments.reading.pair_table import lead_of
 from sttp_manifold.experiments.reading.paired import interval, paired
 from sttp_manifold.experiments.reading.pictures import Picture, png
 from sttp_manifold.experiments.reading.result_table import Row, metric_of, rows
-from sttp_manifold.experiments.reading.style import STYLE, legend, looks_of, plain
+from sttp_manifold.experiments.reading.style import STYLE, Look, legend, looks_of, plain
 from sttp_manifold.experiments.records import Record
 from sttp_manifold.experiments.task import Metric
 from sttp_manifold.nn.counts import ratio
@@ -238,11 +238,19 @@ def draw_frontier(records: Sequence[Record]) -> list[Picture]:
                     color=look.colour,
                     marker=look.marker,
                     markerfacecolor=look.face,
-                    alpha=0.55,
+                    alpha=0.8,
                     linestyle="",
+                    zorder=3,
                 )
         _lines(axes, found, metric)
-        legend(figure, [look for name, look in looks.items() if _drawn(records, name)])
+        # A line is no method: it goes through the best of each rank.
+        marks = [replace(look, line="") for name, look in looks.items() if _drawn(records, name)]
+        lines = [
+            Look(*_LINES[kind], "", f"{kind.upper()}, the best of each rank")
+            for kind in found
+            if kind in _LINES
+        ]
+        legend(figure, [*marks, *lines])
     caption = (
         f"Test {metric.name} against the compression ratio Z. Thick lines are the frontiers of "
         "SVDP (blue) and STTP (red): at each rank the method that is best on the validation split, "
