@@ -50,10 +50,12 @@ def _has_triton() -> bool:
 def kernels_serve(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether frames of coordinates of a dtype on a device go by kernels.
 
-    In tests Triton's interpreter stands for a GPU.
+    In tests Triton's interpreter stands for a GPU. ``STTP_KERNELS=0`` in the environment switches
+    them off, for plans that are made from then on.
     """
     there = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    return there and dtype == torch.float32 and _has_triton()
+    wanted = os.environ.get("STTP_KERNELS") != "0"
+    return there and wanted and dtype == torch.float32 and _has_triton()
 
 
 def has_kernel(d: int, r: int) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from kernels.triton_process import needs_triton, run_with_triton
 
+from sttp_manifold.frames import _kernel_table
 from sttp_manifold.frames._kernel_table import has_kernel, kernels_serve
 
 HERE = Path(__file__).parent
@@ -74,8 +75,13 @@ def test_compiled_for_gpus_that_need_not_be_there(tmp_path):
         assert shared <= 96 * 1024, case  # of one block, since compute capability 8.0
 
 
-def test_where_kernels_serve():
+def test_where_kernels_serve(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(_kernel_table, "_has_triton", lambda: True)
+    assert kernels_serve(cuda, torch.float32)
+    with monkeypatch.context() as patch:
+        patch.setenv("STTP_KERNELS", "0")
+        assert not kernels_serve(cuda, torch.float32)
     assert not kernels_serve(cpu, torch.float32)
     assert not kernels_serve(cuda, torch.float64)
     assert has_kernel(512, 128)
