@@ -179,7 +179,6 @@ class Plan:
         scatter[fetch[mine]] = np.arange(len(fetch))[mine]
         self.fetch, self.scatter = table(fetch), table(scatter)
         self.constants = torch.tensor([0.0, 1.0], dtype=dtype, device=device)
-        self.one = self.constants[1:]
         self.zero = self.constants[:1]
 
     def _spectra(self, table: Table) -> Index:
