@@ -243,14 +243,23 @@ def test_tuning_from_the_command_line(tmp_path, monkeypatch):
     tuned, out = tmp_path / "tuned.json", tmp_path / "out"
     result = sttp(
         *("compare", "--tune", "--tuned-file", str(tuned), "--tuning-seeds", "7-8", *QUICK),
-        *("--methods", "dense-adam", "--out", str(out)),
+        *("--methods", "dense-adam", "--out", str(out), "--extensions", "1"),
     )
     assert result.exit_code == 0
     found = json.loads(tuned.read_text())["methods"]["dense-adam"]
     assert found["seeds"] == [7, 8]
+    # Of two rates, one is best, and at an edge.
+    assert len(found["grid"]) == 3
     rate = found["lr"]
     record = json.loads((out / "records.jsonl").read_text())
     assert (record["spec"]["lr"], record["lr_source"]) == (rate, "tuned")
+
+
+@pytest.mark.parametrize("command", ["compare", "gan"])
+def test_options_of_tuning_are_refused_where_nothing_is_tuned(command):
+    result = sttp(command, "--tuning-seeds", "7", "--extensions", "1")
+    assert result.exit_code == 2
+    assert "--tuning-seeds and --extensions: only tuning heeds that; add --tune" in result.stderr
 
 
 def _short(task):

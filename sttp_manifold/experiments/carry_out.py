@@ -51,7 +51,10 @@ def carry_out(settings: Settings, *, tune: bool, quiet: bool) -> list[Record]:
         with RunProgress(err, metric, "tuning", quiet=quiet) as progress:
             try:
                 path, found = comparing.tune(
-                    settings, on_start=progress.start, on_record=progress.record
+                    settings,
+                    on_start=progress.start,
+                    on_record=progress.record,
+                    on_extend=progress.extend,
                 )
             except comparing.UnfinishedError as unfinished:
                 console.print(str(unfinished), soft_wrap=True)

@@ -24,6 +24,7 @@ from sttp_manifold.experiments.tune import (
     best_rate,
     check_writable,
     load_tuned,
+    rate_beyond,
     save_tuned,
     tuned_path,
 )
@@ -40,8 +41,18 @@ def tune(
     *,
     on_start: Callable[[int, int, int], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
+    on_extend: Callable[[Mapping[str, float]], None] | None = None,
 ) -> tuple[Path, dict[str, dict[str, Any]]]:
     """Choose each method's learning rate and keep it with the task.
+
+    Where the best rate of a method lies at an edge of its grid, the next one beyond is tried too,
+    and so on, ``settings.extensions`` times at most and up to the method's largest rate.
+
+    Args:
+        settings: what to compare, and where.
+        on_start: as of :func:`run_plan`, of the grid and of each extension.
+        on_record: told each record.
+        on_extend: told the rates beyond their grids, by method, before their runs.
 
     Returns:
         The file, and what was found for each method. A method that finished at no rate of the
@@ -53,29 +64,33 @@ def tune(
     """
     planned = tuning_plan(settings)
     check_writable(TASKS[settings.task], settings.tuned_file)
-    records = run_plan(
-        planned,
-        settings,
-        file_name=TUNING,
-        on_start=on_start,
-        on_record=on_record,
-    )
-    if settings.shard is not None and len(records) < len(planned):
-        raise UnfinishedError(
-            f"{len(records)} of {len(planned)} tuning runs are on record. Rates are chosen, and "
-            "the comparison begins, when the other shards are done: the same command again"
-        )
+    records: list[Record] = []
+    for left in range(settings.extensions, -1, -1):
+        done = run_plan(planned, settings, file_name=TUNING, on_start=on_start, on_record=on_record)
+        records += done
+        if settings.shard is not None and len(done) < len(planned):
+            raise UnfinishedError(
+                f"{len(done)} of {len(planned)} tuning runs are on record. Rates are chosen, and "
+                "the comparison begins, when the other shards are done: the same command again"
+            )
+        # The first process alone has the records.
+        beyond = of_all(_beyond(settings, records) if left and is_first() else {})
+        if not beyond:
+            break
+        if on_extend:
+            on_extend(beyond)
+        planned = tuning_plan(settings, {name: [lr] for name, lr in beyond.items()})
     path = tuned_path(settings.task, settings.tuned_file)
     found: dict[str, dict[str, Any]] = {}
     if is_first():
-        path, found = _chosen(settings, records)
+        found = _chosen(settings, records)
+        path = save_tuned(TASKS[settings.task], found, settings.tuned_file)
     # The other processes read the file that is there then.
     return of_all((path, found))
 
 
-def _chosen(
-    settings: Settings, records: Sequence[Record]
-) -> tuple[Path, dict[str, dict[str, Any]]]:
+def _chosen(settings: Settings, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """The best rate of each method that finished at one."""
     task = TASKS[settings.task]
     by_method: dict[str, list[Record]] = {}
     for record in records:
@@ -85,7 +100,15 @@ def _chosen(
         best = best_rate(task, group)
         if best is not None:
             found[name] = best
-    return save_tuned(task, found, settings.tuned_file), found
+    return found
+
+
+def _beyond(settings: Settings, records: Sequence[Record]) -> dict[str, float]:
+    """The next rate of each method whose best lies at the edge of what was tried."""
+    beyond = {name: rate_beyond(found) for name, found in _chosen(settings, records).items()}
+    return {
+        name: lr for name, lr in beyond.items() if lr is not None and lr <= METHODS[name].largest_lr
+    }
 
 
 def command_line(settings: Settings, rates: Mapping[str, float] | None = None) -> str:

@@ -143,6 +143,7 @@ def compare(
         ),
     ] = False,
     tuning_seeds: shared.TuningSeeds = None,
+    extensions: shared.Extensions = None,
     tuned_file: shared.TunedFile = None,
     data_dir: shared.DataDir = None,
     quiet: shared.Quiet = False,
@@ -153,7 +154,6 @@ def compare(
     from sttp_manifold.experiments.files import file_name
     from sttp_manifold.experiments.plan import Settings
     from sttp_manifold.experiments.shards import Shard
-    from sttp_manifold.experiments.tune import TUNING_SEEDS
 
     stopped = "Stopped. What is done is kept; the same command goes on from here."
     with ending(stopped), joined():
@@ -177,7 +177,7 @@ def compare(
             shard=None if shard is None else Shard.parse(shard),
             dask=dask,
             tensorboard=tensorboard,
-            tuning_seeds=numbers(tuning_seeds, "--tuning-seeds") or TUNING_SEEDS,
+            **shared.tuning(tune, tuning_seeds, extensions),
             options=_given(
                 model=model,
                 batch_size=batch_size,

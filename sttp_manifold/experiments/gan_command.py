@@ -112,6 +112,7 @@ def gan(
         ),
     ] = False,
     tuning_seeds: shared.TuningSeeds = None,
+    extensions: shared.Extensions = None,
     tuned_file: shared.TunedFile = None,
     data_dir: shared.DataDir = None,
     quiet: shared.Quiet = False,
@@ -125,7 +126,6 @@ def gan(
     from sttp_manifold.experiments.gan.setting import PRESETS
     from sttp_manifold.experiments.plan import Settings
     from sttp_manifold.experiments.shards import Shard
-    from sttp_manifold.experiments.tune import TUNING_SEEDS
 
     with ending("Stopped. What is done is kept; the same command goes on from here."):
         if preset not in PRESETS:
@@ -169,7 +169,7 @@ def gan(
             shard=None if shard is None else Shard.parse(shard),
             dask=dask,
             tensorboard=tensorboard,
-            tuning_seeds=numbers(tuning_seeds, "--tuning-seeds") or TUNING_SEEDS,
+            **shared.tuning(tune, tuning_seeds, extensions),
             options=options,
         )
         records = carry_out(settings, tune=tune, quiet=quiet)

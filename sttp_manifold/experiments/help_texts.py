@@ -35,8 +35,9 @@ Start with [bold]sttp compare[/bold]: two minutes on two cores, no download.
 COMPARE = _flow("""Run methods x ranks x seeds of a task; write records, tables, figures, a report.
 
 All methods of one rank and seed start from one weight and see the data in one order. Each method's
-learning rate comes from one grid, judged on a validation split (--tune) and kept with the task. The
-test split is looked at once a run, at its end.
+learning rate comes from one grid, judged on a validation split (--tune) and kept with the task; the
+grid grows where the best rate is its first or last. The test split is looked at once a run, at its
+end.
 
 Solvers (see `sttp methods`) stop at the task's target, or when their budget of calls of the cost
 function is spent; what it took them is a table and a figure of its own.

@@ -16,7 +16,7 @@ from sttp_manifold.experiments.shards import Shard
 from sttp_manifold.experiments.specs import RunSpec
 from sttp_manifold.experiments.task import Task
 from sttp_manifold.experiments.tasks import TASKS
-from sttp_manifold.experiments.tune import TUNING_SEEDS, load_tuned
+from sttp_manifold.experiments.tune import EXTENSIONS, TUNING_SEEDS, load_tuned
 
 __all__ = ["Planned", "Settings", "plan", "tuning_plan"]
 
@@ -50,6 +50,7 @@ class Settings:
         dask: address of a scheduler, on whose workers runs are done.
         tensorboard: whether each run writes a log of its curves.
         tuning_seeds: seeds on which learning rates are chosen, none of them reported.
+        extensions: rates that a grid is extended by, at most, where the best lies at its edge.
     """
 
     out: Path
@@ -72,6 +73,7 @@ class Settings:
     dask: str | None = None
     tensorboard: bool = False
     tuning_seeds: Sequence[int] = TUNING_SEEDS
+    extensions: int = EXTENSIONS
 
     def seeds_of(self, task: Task) -> Sequence[int]:
         """The seeds that were given, or the task's."""
@@ -111,6 +113,7 @@ def _checked(settings: Settings) -> Task:
         ("iteration limit", _given(settings.max_iterations), 1),
         ("evaluation limit", _given(settings.max_evaluations), 1),
         ("time limit", _given(settings.max_seconds), 0),
+        ("extension count", (settings.extensions,), 0),
         ("example count", _given(settings.options.get("train_examples")), 1),
     )
     for noun, values, least in numbers:
@@ -244,10 +247,21 @@ def _once(runs: Iterable[Planned]) -> list[Planned]:
     return list({run.spec.hash: run for run in runs}.values())
 
 
-def tuning_plan(settings: Settings) -> list[Planned]:
+def _grid(task: Task, name: str) -> Sequence[float]:
+    return RUNS[METHODS[name].run].rates(task, METHODS[name])
+
+
+def tuning_plan(
+    settings: Settings, rates: Mapping[str, Sequence[float]] | None = None
+) -> list[Planned]:
     """The runs that choose learning rates: the task's grid on the tuning seeds.
 
     Methods without a learning rate are left alone.
+
+    Args:
+        settings: what to compare, and where.
+        rates: learning rates by method, in place of the grid; methods that are not among them have
+            no runs then.
 
     Raises:
         ConfigError: as :func:`plan`, or a tuning seed is among the seeds to report.
@@ -269,6 +283,6 @@ def tuning_plan(settings: Settings) -> list[Planned]:
         for seed in settings.tuning_seeds
         for rank in dict.fromkeys(settings.ranks or task.ranks)
         for name in names
-        for lr in RUNS[METHODS[name].run].rates(task, METHODS[name])
+        for lr in (_grid(task, name) if rates is None else rates.get(name, ()))
         if lr <= METHODS[name].largest_lr
     )

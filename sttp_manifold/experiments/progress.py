@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -117,8 +117,8 @@ class RunProgress:
         return f", about {timedelta(seconds=round(left))} left"
 
     def start(self, total: int, skipped: int, torn_bytes: int) -> None:
-        """Told before the first run."""
-        self._total, self._skipped = total, skipped
+        """Told before the first run, and before the first of each extension of a grid."""
+        self._total, self._skipped, self._done = total, skipped, 0
         self._begin = time.monotonic()
         self._bar.reset(self._task, total=total, best="")
         if torn_bytes:
@@ -129,6 +129,11 @@ class RunProgress:
             )
         if skipped:
             self._say(f"{skipped} of {total} runs are on record already; going on with the rest.")
+
+    def extend(self, rates: Mapping[str, float]) -> None:
+        """Told the rates that are tried beyond their grids, by method."""
+        listed = ", ".join(f"{name} {lr:g}" for name, lr in rates.items())
+        self._say(f"Best at the edge of the grid, trying beyond: {listed}")
 
     def record(self, record: Record) -> None:
         """Told each record."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from sttp_manifold.errors import ConfigError
+from sttp_manifold.experiments.options import numbers
 from sttp_manifold.experiments.records import Record
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "DataDir",
     "Device",
     "Dtype",
+    "Extensions",
     "Jobs",
     "Out",
     "Quiet",
@@ -24,6 +27,7 @@ __all__ = [
     "TunedFile",
     "TuningSeeds",
     "leave",
+    "tuning",
 ]
 
 Rates = Annotated[
@@ -68,6 +72,14 @@ TuningSeeds = Annotated[
     list[str] | None,
     typer.Option(help="Seeds to choose rates on, none of them reported. \\[1000,1001]"),
 ]
+Extensions = Annotated[
+    int | None,
+    typer.Option(
+        help="With --tune: where the best rate is the first or last of a grid, go on beyond it by "
+        "the grid's factor, a rate at a time, so many times at most. \\[2]",
+        show_default=False,
+    ),
+]
 TunedFile = Annotated[
     Path | None,
     typer.Option(
@@ -89,3 +101,24 @@ def leave(records: Sequence[Record]) -> None:
     statuses = [record["status"] for record in records]
     if "failed" in statuses or (statuses and "ok" not in statuses):
         raise typer.Exit(1)
+
+
+def tuning(tune: bool, seeds: Sequence[str] | None, extensions: int | None) -> dict[str, Any]:
+    """The settings of tuning, of the options that were given.
+
+    Args:
+        tune: whether learning rates are chosen.
+        seeds: as they were typed.
+        extensions: of the grid; None stands for the default, like the seeds.
+
+    Raises:
+        ConfigError: an option that nothing would heed.
+    """
+    given = {"--tuning-seeds": seeds, "--extensions": extensions}
+    idle = [flag for flag, value in given.items() if value is not None]
+    if idle and not tune:
+        raise ConfigError(
+            f"{' and '.join(idle)}: only tuning heeds that; add --tune, or leave it out"
+        )
+    chosen = {"tuning_seeds": numbers(seeds, "--tuning-seeds"), "extensions": extensions}
+    return {name: value for name, value in chosen.items() if value is not None}

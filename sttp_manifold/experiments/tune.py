@@ -11,25 +11,38 @@ import math
 import os
 import statistics
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from sttp_manifold.errors import ConfigError
 from sttp_manifold.experiments.files import file_name, locked, named_errors, unlinking, write_text
-from sttp_manifold.experiments.json_values import check_numbers, check_words, loads
+from sttp_manifold.experiments.json_values import LARGEST, check_numbers, check_words, loads
 from sttp_manifold.experiments.reading.result_table import average
 from sttp_manifold.experiments.records import Record, read_for
 from sttp_manifold.experiments.task import Task
 
-__all__ = ["TUNING_SEEDS", "best_rate", "check_writable", "load_tuned", "save_tuned", "tuned_path"]
+__all__ = [
+    "EXTENSIONS",
+    "TUNING_SEEDS",
+    "best_rate",
+    "check_writable",
+    "load_tuned",
+    "rate_beyond",
+    "save_tuned",
+    "tuned_path",
+]
 
 # Far from the seeds that anyone reports.
 TUNING_SEEDS = (1000, 1001)
 
+# How often a grid grows towards a best rate at its edge.
+EXTENSIONS = 2
+
 _FOLDER = Path(__file__).with_name("tuned")
 _SCHEMA = 1
+_SMALLEST = 1 / LARGEST
 _NAME_ANOTHER = "cannot keep rates there; name another file with --tuned-file"
 
 
@@ -60,7 +73,7 @@ def load_tuned(task: Task, given: Path | None = None) -> dict[str, dict[str, Any
         methods: dict[str, dict[str, Any]] = content["methods"]
         for name, found in methods.items():
             check_words("method", [name])
-            check_numbers(f"learning rate of {name}", [found["lr"]], least=1e-100)
+            check_numbers(f"learning rate of {name}", [found["lr"]], least=_SMALLEST)
             if not isinstance(found["at_edge"], bool):
                 raise ValueError(f"at_edge of {name} is no truth value")
             check_words(f"model of {name}", [found.get("model") or ""])
@@ -182,3 +195,23 @@ def best_rate(task: Task, records: Iterable[Record]) -> dict[str, Any] | None:
         "versions": first["versions"],
         "when": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def rate_beyond(found: Mapping[str, Any]) -> float | None:
+    """The rate to try next where the best lies at an edge of its grid; None where it does not.
+
+    It is as far from the edge as the edge from its neighbour, by factor. A grid of one rate has no
+    factor, and no edge to go beyond.
+
+    Args:
+        found: what :func:`best_rate` gave.
+
+    >>> rate_beyond({"lr": 0.3, "at_edge": True, "grid": [{"lr": 0.03}, {"lr": 0.1}, {"lr": 0.3}]})
+    0.9
+    """
+    tried = [point["lr"] for point in found["grid"]]
+    if not found["at_edge"] or len(tried) < 2:
+        return None
+    edge, inner = tried[:2] if found["lr"] == tried[0] else tried[:-3:-1]
+    beyond = float(f"{edge * edge / inner:.3g}")
+    return beyond if _SMALLEST <= beyond <= LARGEST else None

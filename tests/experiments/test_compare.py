@@ -192,7 +192,9 @@ def test_data_that_is_not_there_stops_before_the_first_run(tmp_path):
 
 def test_tuning_writes_rates_that_are_used(tiny, settings, tmp_path):
     tuned_file = tmp_path / "tuned.json"
-    settings = replace(settings, tuned_file=tuned_file, methods=["dense-adam", "sttp-chart-sgd"])
+    settings = replace(
+        settings, tuned_file=tuned_file, methods=["dense-adam", "sttp-chart-sgd"], extensions=0
+    )
     with pytest.raises(ConfigError, match=r"no tuned rates in .*--tune"):
         plan(settings)
     path, found = compare.tune(settings)

@@ -116,6 +116,7 @@ def test_rates_are_chosen_when_all_shards_are_done(tiny, tmp_path):
             methods=["dense-adam"],
             shard=Shard(k, 2),
             tuned_file=tmp_path / "tuned.json",
+            extensions=0,
         )
         for k in (1, 2)
     ]

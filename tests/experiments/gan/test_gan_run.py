@@ -211,6 +211,12 @@ def test_rates_are_tuned_on_seeds_of_their_own_and_kept(gan_task, tmp_path):
     assert [run.spec.lr for run in planned] == [3.33e-4, 1e-3, 3e-3, 5e-3, 1.5e-2, 4.5e-2]
     assert {run.spec.seed for run in planned} == {1000}
     _, found = tune(here)
+    for entry in found.values():
+        tried = [point["lr"] for point in entry["grid"]]
+        # Three rates of a grid, and those beyond where the best was its first or last.
+        assert len(tried) in (3, 4, 5)
+        assert entry["at_edge"] == (entry["lr"] in (tried[0], tried[-1]))
+        assert len(tried) == 5 or not entry["at_edge"]
     runs = plan(here)
     assert {run.lr_source for run in runs} == {"tuned"}
     assert [run.spec.lr for run in runs] == [entry["lr"] for entry in found.values()]
