@@ -19,11 +19,11 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, regis
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.adapted_layer import SpectralUpdate, kind_for
 from sttp_manifold.nn.adapting import check_options, zero_update
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.modules import naming
 from sttp_manifold.nn.recipe import Recipe
+from sttp_manifold.nn.spectral_update import SpectralUpdate, kind_for
 
 __all__ = ["SpectralConfig", "SpectralModel", "SpectralTunerLayer"]
 

@@ -1,9 +1,8 @@
 """Weights, layers, and the conversion of whole networks."""
 
-from sttp_manifold.nn.adapted_layer import AdaptedLayer, SpectralUpdate
+from sttp_manifold.nn.adapted_layer import AdaptedLayer
 from sttp_manifold.nn.adapter_file import load_adapter, save_adapter
-from sttp_manifold.nn.adapting import (
-    adapt,
+from sttp_manifold.nn.adapter_switches import (
     adapters,
     merge,
     remove_adapter,
@@ -11,6 +10,7 @@ from sttp_manifold.nn.adapting import (
     unmerge,
     without_adapters,
 )
+from sttp_manifold.nn.adapting import adapt
 from sttp_manifold.nn.aligned import align_adapters
 from sttp_manifold.nn.by_name import hold
 from sttp_manifold.nn.capture import CapturedStep, capture_step
@@ -41,6 +41,7 @@ from sttp_manifold.nn.recipe import Recipe
 from sttp_manifold.nn.registered import register, unregister
 from sttp_manifold.nn.riemannian import OffManifoldWarning, RiemannianWeight
 from sttp_manifold.nn.saving import load, save
+from sttp_manifold.nn.spectral_update import SpectralUpdate
 from sttp_manifold.nn.stack import MatrixView, WeightStack
 from sttp_manifold.nn.summary import Summary, SummaryRow, summary
 from sttp_manifold.nn.together import together

@@ -17,16 +17,12 @@ from torch import Tensor, nn
 from sttp_manifold._arguments import explained
 from sttp_manifold._files import replacing
 from sttp_manifold.errors import ConversionError, SttpError
-from sttp_manifold.nn.adapted_layer import (
-    AdaptedLayer,
-    SpectralUpdate,
-    adapted_layers,
-    place_in,
-    view_for,
-)
-from sttp_manifold.nn.adapting import DEFAULT, adapters, attach, can_adapt, check_name
+from sttp_manifold.nn.adapted_layer import AdaptedLayer, adapted_layers
+from sttp_manifold.nn.adapter_switches import adapters
+from sttp_manifold.nn.adapting import DEFAULT, attach, can_adapt, check_name
 from sttp_manifold.nn.modules import naming
 from sttp_manifold.nn.saving import opened
+from sttp_manifold.nn.spectral_update import SpectralUpdate, place_in, view_for
 from sttp_manifold.nn.stack import WeightStack, parts_of, rows_and_columns
 from sttp_manifold.nn.together import together
 from sttp_manifold.nn.weight_file import StoredWeight, pack, unpack

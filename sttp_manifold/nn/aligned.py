@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.adapted_layer import AdaptedLayer, SpectralUpdate, adapted_layers, place_in
+from sttp_manifold.nn.adapted_layer import AdaptedLayer, adapted_layers
 from sttp_manifold.nn.adapting import zero_at
 from sttp_manifold.nn.modules import naming
+from sttp_manifold.nn.spectral_update import SpectralUpdate, place_in
 from sttp_manifold.nn.stack import parts_of
 from sttp_manifold.nn.torch_state import has_values, outside_autocast
 from sttp_manifold.tt.decompose import tt_svd
