@@ -19,6 +19,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, regis
 from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError
+from sttp_manifold.nn.adapter_places import Place
 from sttp_manifold.nn.adapting import check_options, zero_update
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.modules import naming
@@ -176,7 +177,7 @@ class SpectralTunerLayer(nn.Module, BaseTunerLayer):
             config: its options.
         """
         base = self.get_base_layer()
-        update = zero_update(base, config.recipe, config.alpha)
+        update = zero_update(Place(base), config.recipe, config.alpha)
         update.twin(base)
         self.spectral_tt_weight[adapter_name] = update.weight
         self.spectral_tt_alpha[adapter_name] = config.alpha

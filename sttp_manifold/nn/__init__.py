@@ -1,6 +1,7 @@
 """Weights, layers, and the conversion of whole networks."""
 
 from sttp_manifold.nn.adapted_layer import AdaptedLayer
+from sttp_manifold.nn.adapted_tensor import AdaptedTensor
 from sttp_manifold.nn.adapter_file import load_adapter, save_adapter
 from sttp_manifold.nn.adapter_switches import (
     adapters,
@@ -50,6 +51,7 @@ from sttp_manifold.nn.weights_of import weights_of
 
 __all__ = [
     "AdaptedLayer",
+    "AdaptedTensor",
     "CapturedStep",
     "CollapseRule",
     "HouseholderWeight",

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from sttp_manifold._arguments import explained
 from sttp_manifold._files import replacing
 from sttp_manifold.errors import ConversionError, SttpError
-from sttp_manifold.nn.adapted_layer import AdaptedLayer, adapted_layers
+from sttp_manifold.nn.adapter_places import Place, adapted_of, place_at
 from sttp_manifold.nn.adapter_switches import adapters
-from sttp_manifold.nn.adapting import DEFAULT, attach, can_adapt, check_name
+from sttp_manifold.nn.adapting import DEFAULT, attach, check_name
 from sttp_manifold.nn.modules import naming
 from sttp_manifold.nn.saving import opened
-from sttp_manifold.nn.spectral_update import SpectralUpdate, place_in, view_for
+from sttp_manifold.nn.spectral_update import SpectralUpdate
 from sttp_manifold.nn.stack import WeightStack, parts_of, rows_and_columns
 from sttp_manifold.nn.together import together
 from sttp_manifold.nn.weight_file import StoredWeight, pack, unpack
@@ -78,7 +78,7 @@ def save_adapter(
         raise ConversionError(f"there is no adapter {name!r}; the network has {there}")
     said: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
-    for at, layer in adapted_layers(model).items():
+    for at, layer in adapted_of(model).items():
         if name not in layer.updates:
             continue
         update = layer.updates[name]
@@ -130,7 +130,7 @@ def load_adapter(
         except ConversionError as error:
             error.args = (f"{path}: {error}",)
             raise
-    adapted = attach(into, name, updates, freeze=not adapted_layers(into))
+    adapted = attach(into, name, updates, freeze=not adapted_of(into))
     return together(adapted)
 
 
@@ -159,16 +159,14 @@ def _read(text: str | None) -> tuple[str, dict[str, _StoredUpdate]]:
 
 def _updates(
     model: nn.Module, name: str, stored: Mapping[str, _StoredUpdate], file: Any
-) -> dict[nn.Module, SpectralUpdate]:
-    made: dict[nn.Module, SpectralUpdate] = {}
+) -> dict[Place, SpectralUpdate]:
+    made: dict[Place, SpectralUpdate] = {}
     for at, one in stored.items():
         with naming(at):
-            layer = _layer_at(model, at)
-            base = layer
-            if isinstance(layer, AdaptedLayer):
-                layer.check_new(name)
-                base = layer.base
-            view = view_for(base)
+            place = place_at(model, at)
+            if place.adapted is not None:
+                place.adapted.check_new(name)
+            view = place.view
             sizes = rows_and_columns(view.sizes)
             plans = {(w.shape.d_out, w.shape.d_in) for w in one.weights}
             if view.shape != one.shape or len(one.weights) != view.count or plans != {sizes}:
@@ -176,7 +174,7 @@ def _updates(
                     f"its weight is of shape {view.shape}, and the update is for one of "
                     f"{one.shape}; load it into the network that it was trained for"
                 )
-            _, device = place_in(base)
+            _, device = place.where
             device = torch.device("cpu") if device.type == "meta" else device
             parts = []
             for i, weight in enumerate(one.weights):
@@ -185,24 +183,8 @@ def _updates(
                     raise ConversionError(f"the file has no {key!r}: it is damaged")
                 parts.append(unpack(weight, file.get_tensor(key), None, device))
             held = parts[0] if view.count == 1 else WeightStack(parts)
-            made[layer] = SpectralUpdate(held, one.alpha)
+            made[place] = SpectralUpdate(held, one.alpha)
     return made
-
-
-def _layer_at(model: nn.Module, at: str) -> nn.Module:
-    try:
-        layer = model.get_submodule(at)
-    except AttributeError as error:
-        raise ConversionError(
-            "the adapter has an update for a layer that the network has not; load it into the "
-            "network that it was trained for"
-        ) from error
-    if not can_adapt(layer):
-        raise ConversionError(
-            f"a {type(layer).__name__} can have no update; load it into the network that it was "
-            "trained for"
-        )
-    return layer
 
 
 def _key(at: str, i: int, weight: StoredWeight) -> str:

@@ -10,7 +10,10 @@ from torch import nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.adapted_layer import AdaptedLayer, adapted_layers
+from sttp_manifold.nn.adapted import Adapted
+from sttp_manifold.nn.adapted_layer import AdaptedLayer
+from sttp_manifold.nn.adapted_tensor import leave_tensors
+from sttp_manifold.nn.adapter_places import adapted_of
 from sttp_manifold.nn.modules import Owners, naming, replace, show
 from sttp_manifold.nn.together import together as compute_together
 from sttp_manifold.nn.weight import SpectralWeight
@@ -41,13 +44,13 @@ def _known(model: nn.Module, names: str | Iterable[str] | None) -> tuple[str, ..
 
 @explained
 def adapters(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Adapters of a network by name, each with the names of its layers.
+    """Adapters of a network by name, each with the names of its layers and tensors.
 
     Args:
         model: any network.
     """
     found: dict[str, list[str]] = {}
-    for at, layer in adapted_layers(model).items():
+    for at, layer in adapted_of(model).items():
         for name in layer.updates:
             found.setdefault(name, []).append(at)
     return {name: tuple(layers) for name, layers in found.items()}
@@ -70,7 +73,7 @@ def set_adapter(model: nn.Module, names: str | Iterable[str] | None) -> nn.Modul
         ConversionError: an unknown name, or an adapter that is merged and is to be left out.
     """
     chosen = _known(model, names)
-    layers = adapted_layers(model)
+    layers = adapted_of(model)
     for at, layer in layers.items():
         for name in layer.merged:
             if name not in chosen:
@@ -104,7 +107,7 @@ def without_adapters(model: nn.Module) -> Iterator[nn.Module]:
         ...     y = model(torch.randn(3, 8))
     """
     _known(model, ())
-    layers = adapted_layers(model)
+    layers = adapted_of(model)
     if any(layer.merged for layer in layers.values()):
         raise ConversionError("adapters are merged into the weights; unmerge(model) first")
     before = {layer: layer.active for layer in layers.values()}
@@ -137,10 +140,10 @@ def merge(model: nn.Module, names: str | Iterable[str] | None = None) -> nn.Modu
         ConversionError: an unknown name or no adapter, a weight that is shared with another module
             or is spectral itself, or a sum that is not finite in the dtype of the weight.
     """
-    layers, owners = adapted_layers(model), Owners(model)
+    layers, owners = adapted_of(model), Owners(model)
     chosen = None if names is None else _known(model, names)
     _known(model, ())
-    done: list[tuple[AdaptedLayer, str]] = []
+    done: list[tuple[Adapted, str]] = []
     try:
         for at, layer in layers.items():
             with naming(at):
@@ -158,15 +161,18 @@ def merge(model: nn.Module, names: str | Iterable[str] | None = None) -> nn.Modu
     return model
 
 
-def _check_alone(layer: AdaptedLayer, owners: Owners) -> None:
-    weight = layer.base._parameters.get("weight")
+def _check_alone(adapted: Adapted, owners: Owners) -> None:
+    module, name = adapted.owner
+    weight = module._parameters.get(name)
     others = [] if weight is None else owners.of(weight)
-    others = [owner for owner in others if owner != (layer.base, "weight")]
+    others = [owner for owner in others if owner != adapted.owner]
     if others:
+        is_layer = isinstance(adapted, AdaptedLayer)
+        own = "layer.base.weight" if is_layer else "module.parametrizations[name][0].base"
         raise ConversionError(
             f"its weight is shared with {', '.join(map(owners.name, others))}, which would change "
-            "as well; give it one of its own first: layer.base.weight = "
-            "torch.nn.Parameter(layer.base.weight.detach().clone())"
+            f"as well; give it one of its own first: {own} = torch.nn.Parameter("
+            f"{own}.detach().clone())"
         )
 
 
@@ -185,7 +191,7 @@ def unmerge(model: nn.Module) -> nn.Module:
         ConversionError: no adapters.
     """
     _known(model, ())
-    for at, layer in adapted_layers(model).items():
+    for at, layer in adapted_of(model).items():
         with naming(at):
             for name in reversed(layer.merged):
                 layer.put(name, layer.fold(name, -1), -1)
@@ -210,13 +216,15 @@ def remove_adapter(model: nn.Module, names: str | Iterable[str] | None = None) -
     """
     chosen = _known(model, tuple(adapters(model)) if names is None else names)
     new: dict[nn.Module, nn.Module] = {}
-    for layer in adapted_layers(model).values():
+    for layer in adapted_of(model).values():
         for name in chosen:
             if name in layer.updates:
                 layer.drop(name)
-        if not layer.updates:
+        if isinstance(layer, AdaptedLayer) and not layer.updates:
             new[layer] = layer.base
     plain = replace(model, new)
+    for module in list(plain.modules()):
+        leave_tensors(module)
     if not any(isinstance(module, SpectralWeight) for module in plain.modules()):
         compute_together(plain, False)
     return plain

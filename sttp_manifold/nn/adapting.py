@@ -6,6 +6,7 @@ r"""Adapters: a frozen network, and spectral updates of its weights that are tra
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,16 +14,17 @@ from torch import nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, SpectrumError
-from sttp_manifold.nn.adapted_layer import AdaptedLayer, adapted_layers
+from sttp_manifold.nn.adapted import Adapted
+from sttp_manifold.nn.adapted_layer import AdaptedLayer
+from sttp_manifold.nn.adapted_tensor import adapt_tensors
+from sttp_manifold.nn.adapter_places import Place, adapted_of
 from sttp_manifold.nn.adapter_switches import set_adapter
 from sttp_manifold.nn.initial import INITS
-from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.modules import naming, replace
 from sttp_manifold.nn.recipe import KernelOptions, Recipe, takes
-from sttp_manifold.nn.spectral_update import SpectralUpdate, place_in, view_for
-from sttp_manifold.nn.stack import WeightStack, parts_of
-from sttp_manifold.nn.stock import row_of
-from sttp_manifold.nn.targets import Targets, layers_meant
+from sttp_manifold.nn.spectral_update import SpectralUpdate
+from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of
+from sttp_manifold.nn.targets import Targets, places_meant
 from sttp_manifold.nn.together import together as compute_together
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight
@@ -36,7 +38,6 @@ __all__ = [
     "DEFAULT",
     "adapt",
     "attach",
-    "can_adapt",
     "check_name",
     "check_options",
     "set_to_zero",
@@ -63,9 +64,12 @@ def adapt(
     r"""Freeze a network, and put a trainable spectral update beside the weights of its layers.
 
     Each target layer becomes an :class:`AdaptedLayer`, in place, that adds
-    :math:`\alpha\, U \operatorname{diag}(s) V^\top` to the weight. The update is zero at the start,
-    so that the network computes what it did. All parameters are frozen but those of the update;
-    what is to be trained as well, such as a new head, is set so afterwards by ``requires_grad_()``.
+    :math:`\alpha\, U \operatorname{diag}(s) V^\top` to the weight. A module that computes with its
+    matrices itself (attention, recurrent layers, bilinear forms, stacks of experts) stays, and
+    reads sums of each of them and an update (:class:`AdaptedTensor`). The update is zero at the
+    start, so that the network computes what it did. All parameters are frozen but those of the
+    update; what is to be trained as well, such as a new head, is set so afterwards by
+    ``requires_grad_()``.
     Called again with another name, it adds a second adapter, which is the active one then, and
     freezes nothing but the first. Optimizers have to be built after this call.
 
@@ -73,8 +77,10 @@ def adapt(
         model: the network, dense or compressed; a single layer is accepted.
         rank: rank of all bonds, lowered where a bond cannot carry it.
         targets: the layers, by names (``"encoder.0.query"``), ends of names (``"query"``),
-            wildcards (``"*.query"``), classes, or functions of name and module; by default all
-            that have an update.
+            wildcards (``"*.query"``), classes, or functions of name and module, each with all
+            inside; the same for single tensors of modules that stay (``"in_proj_weight"``,
+            ``"*.weight_hh_*"``), and for any matrix that a module of yours holds itself. By default
+            all layers of the table of ``compress``.
         name: of the adapter.
         alpha: factor in front of the update. The frames are orthonormal, so that its singular
             values are ``alpha * |s|`` at every rank and size.
@@ -106,62 +112,56 @@ def adapt(
     """
     recipe = Recipe.of("adapt", KernelOptions, options, init="random", spectrum="full", rank=rank)
     check_options(name, alpha, recipe)
-    bases = {layer.base for layer in adapted_layers(model).values()}
-    layers = layers_meant(model, targets, lambda m: can_adapt(m) and m not in bases)
-    updates: dict[nn.Module, SpectralUpdate] = {}
-    for layer, at in layers.items():
+    meant = places_meant(model, targets)
+    updates: dict[Place, SpectralUpdate] = {}
+    for place, at in meant.items():
         with naming(at):
-            base = layer.base if isinstance(layer, AdaptedLayer) else layer
-            if isinstance(layer, AdaptedLayer):
-                layer.check_new(name)
-            updates[layer] = zero_update(base, recipe, alpha, dtype)
-    is_first = not adapted_layers(model)
+            if place.adapted is not None:
+                place.adapted.check_new(name)
+            updates[place] = zero_update(place, recipe, alpha, dtype)
+    is_first = not adapted_of(model)
     adapted = attach(model, name, updates, freeze=is_first)
     return compute_together(adapted) if together else adapted
 
 
 def attach(
-    model: nn.Module, name: str, updates: dict[nn.Module, SpectralUpdate], *, freeze: bool
+    model: nn.Module, name: str, updates: Mapping[Place, SpectralUpdate], *, freeze: bool
 ) -> nn.Module:
-    """Put updates beside layers, as the adapter of a name, which is the active one then."""
+    """Put updates in their places, as the adapter of a name, which is the active one then."""
     held = {m for update in updates.values() for m in update.modules()}
+    behind: dict[nn.Module, dict[str, MatrixView]] = {}
     new: dict[nn.Module, nn.Module] = {}
-    for layer in updates:
-        if not isinstance(layer, AdaptedLayer):
-            new[layer] = AdaptedLayer(layer)
+    for place in updates:
+        if place.tensor is not None:
+            behind.setdefault(place.module, {})[place.tensor] = place.view
+        elif place.adapted is None:
+            new[place.module] = AdaptedLayer(place.module)
     adapted = replace(model, new)
     for old, wrapper in new.items():  # `replace` puts the wrapper into itself as well
         wrapper._modules["base"] = old
+    for module, views in behind.items():
+        adapt_tensors(module, views)
     if freeze:
         for module in adapted.modules():
             if module not in held:
                 for parameter in module._parameters.values():
                     if parameter is not None:
                         parameter.requires_grad_(False)
-    for layer, update in updates.items():
-        wrapper = new.get(layer, layer)
-        assert isinstance(wrapper, AdaptedLayer)
-        wrapper.add(name, update)
+    for place, update in updates.items():
+        there = new.get(place.module) if place.tensor is None else None
+        there = place.adapted if there is None else there
+        assert isinstance(there, Adapted)
+        there.add(name, update)
     return set_adapter(adapted, name)
 
 
-def can_adapt(module: nn.Module) -> bool:
-    """Whether a layer can have updates: it is in the table with one weight, or is spectral."""
-    if isinstance(module, AdaptedLayer):
-        return True
-    if isinstance(module, SpectralLayer):
-        return list(module.holds) == ["weight"]
-    row = row_of(module)
-    return row is not None and row.spectral is not None and list(row.spectral.holds) == ["weight"]
-
-
 def zero_update(
-    base: nn.Module, recipe: Recipe, alpha: float = 1.0, dtype: torch.dtype | None = None
+    place: Place, recipe: Recipe, alpha: float = 1.0, dtype: torch.dtype | None = None
 ) -> SpectralUpdate:
-    """An update for a layer that is zero, with the frames that a recipe asks for."""
-    own, device = place_in(base)
+    """An update for a place that is zero, with the frames that a recipe asks for."""
+    own, device = place.where
     held = recipe.make_all(
-        view_for(base),
+        place.view,
         dtype=torch.promote_types(own, torch.float32) if dtype is None else dtype,
         device=device,
     )

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, ShapeError
-from sttp_manifold.nn.adapted_layer import AdaptedLayer, adapted_layers
+from sttp_manifold.nn.adapted import Adapted
+from sttp_manifold.nn.adapter_places import adapted_of
 from sttp_manifold.nn.adapting import zero_at
 from sttp_manifold.nn.modules import naming
-from sttp_manifold.nn.spectral_update import SpectralUpdate, place_in
+from sttp_manifold.nn.spectral_update import SpectralUpdate
 from sttp_manifold.nn.stack import parts_of
 from sttp_manifold.nn.torch_state import has_values, outside_autocast
 from sttp_manifold.tt.decompose import tt_svd
@@ -63,7 +64,7 @@ def align_adapters(
                 "loss is a function without arguments that computes the loss of a batch, as "
                 f"lambda: mse_loss(model(x), y); got {type(one).__name__}"
             )
-    layers = {at: layer for at, layer in adapted_layers(model).items() if any(layer.added())}
+    layers = {at: layer for at, layer in adapted_of(model).items() if any(layer.added())}
     if not layers:
         raise ConversionError(
             "no adapter is active; adapt(model, rank=8) adds one, set_adapter(model, name) "
@@ -81,7 +82,7 @@ def align_adapters(
     return model
 
 
-def _check_zero(layer: AdaptedLayer) -> None:
+def _check_zero(layer: Adapted) -> None:
     for update in layer.added():
         for weight in parts_of(update.weight):
             if not has_values(*weight._tensors()) or bool((weight.bond() != 0).any()):
@@ -92,14 +93,14 @@ def _check_zero(layer: AdaptedLayer) -> None:
 
 
 def _gradients(
-    layers: list[tuple[str, AdaptedLayer]], losses: Iterable[Callable[[], Tensor]]
+    layers: list[tuple[str, Adapted]], losses: Iterable[Callable[[], Tensor]]
 ) -> list[Tensor]:
     """Gradients of a sum of losses in the dense weights of layers."""
     sums: list[Tensor | None] = [None] * len(layers)
     probes = []
     try:
         for _, layer in layers:
-            dtype, device = place_in(layer.base)
+            dtype, device = layer.place
             probes.append(
                 torch.zeros(layer.view.shape, dtype=dtype, device=device).requires_grad_()
             )

@@ -22,7 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.nn.held import held_in
+from sttp_manifold.nn.held import behind, held_in
 from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.written import ComputedWeight
 
@@ -254,7 +254,8 @@ def check_own(module: nn.Module, names: Iterable[str] = ()) -> None:
         names: tensors to name first.
 
     Raises:
-        ConversionError: such a tensor, with the call that makes it a parameter again.
+        ConversionError: such a tensor, or one with adapters, with the call that makes it a
+            parameter again.
     """
     if not parametrize.is_parametrized(module):
         return
@@ -263,6 +264,12 @@ def check_own(module: nn.Module, names: Iterable[str] = ()) -> None:
     found = [name for name in lists if name not in held_in(module)]
     if found:
         name = next(n for n in (*names, *found) if n in found)
+        if name in behind(module):
+            raise ConversionError(
+                f"the {name} of this {type(module).__name__} has adapters beside it, which would "
+                "not know the new one; compress first and adapt then, or make it one weight by "
+                "remove_adapter(merge(model))"
+            )
         call = f"torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
         raise _computed(module, name, call)
 

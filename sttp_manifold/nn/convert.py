@@ -10,12 +10,12 @@ from torch import nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError
+from sttp_manifold.nn.adapted_tensor import make_dense
 from sttp_manifold.nn.calibration import repeatable
 from sttp_manifold.nn.carry import carry_over, check_weight, mark_like
 from sttp_manifold.nn.choose import Choice, Ranks, chosen, rank_rule
 from sttp_manifold.nn.dense_parameter import check_replaceable, dense_parameter
 from sttp_manifold.nn.fast_path import FAST, leave_fast_path, take_fast_path
-from sttp_manifold.nn.held import let_go
 from sttp_manifold.nn.in_turn import fit_in_turn
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.methods import make_weight, plain_weight, weight_class
@@ -244,7 +244,7 @@ def decompress(model: nn.Module, form: str = "dense") -> nn.Module:
             new[layer] = layer.hand_over(stock)
     converted = replace(model, new)
     for module, parameters in behind.items():
-        let_go(module, parameters)
+        make_dense(module, parameters)
     pairs = set(thin.values())
     for module in converted.modules():
         compute_together(module, False)

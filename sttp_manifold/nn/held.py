@@ -29,10 +29,26 @@ from sttp_manifold.nn.written import shown, take_over
 from sttp_manifold.tt.decompose import tt_svd
 from sttp_manifold.tt.precision import widened
 
-__all__ = ["HeldWeight", "held_in", "let_go", "put_behind"]
+__all__ = ["BehindTensor", "HeldWeight", "behind", "held_in", "let_go", "put_behind"]
 
 
-class HeldWeight(nn.Module):
+class BehindTensor(nn.Module):
+    """A parametrization of this package, which takes no tensor and gives one.
+
+    Attributes:
+        order: names of the module's parameters before, in which order they are put back.
+        held: the spectral weight or weights that the tensor is formed from, or None.
+    """
+
+    order: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> HeldWeight | None:
+        """What the tensor is formed from."""
+        return None
+
+
+class HeldWeight(BehindTensor):
     """The parametrization: a tensor formed from a spectral weight, or from a stack of them.
 
     Reading the tensor forms it; within a forward of a network that forms its weights together
@@ -43,16 +59,17 @@ class HeldWeight(nn.Module):
     Args:
         weight: the spectral weight or weights.
         view: how the tensor is read as matrices.
-
-    Attributes:
-        order: names of the module's parameters before, in which order they are put back.
     """
 
     def __init__(self, weight: SpectralWeight | WeightStack, view: MatrixView) -> None:
         super().__init__()
         self.weight = weight
         self.view = view
-        self.order: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> HeldWeight:
+        """Itself."""
+        return self
 
     def forward(self) -> Tensor:
         """The tensor.
@@ -115,40 +132,51 @@ class HeldWeight(nn.Module):
 class _NoTensor:
     """The parametrization while torch registers it: it has been given its weight already."""
 
-    def __init__(self, held: HeldWeight) -> None:
+    def __init__(self, held: BehindTensor) -> None:
         self._held = held
 
     def __enter__(self) -> None:
-        self._held.right_inverse = lambda _: ()  # type: ignore[method-assign, assignment]
+        self._held.right_inverse = lambda _: ()  # type: ignore[assignment]
 
     def __exit__(self, *_: object) -> None:
         del self._held.right_inverse
 
 
-def held_in(module: nn.Module) -> dict[str, HeldWeight]:
-    """The tensors of a module that are formed from spectral weights, by name."""
+def behind(module: nn.Module) -> dict[str, BehindTensor]:
+    """The tensors of a module that this package computes, by name."""
     lists = module._modules.get("parametrizations")
     if not isinstance(lists, nn.ModuleDict):
         return {}
-    # With another parametrization on top of it, the tensor is not what the weight says.
+    # With another parametrization on top of it, the tensor is not what ours says.
     return {
         name: ours
         for name, chain in lists.items()
-        if len(chain) == 1 and isinstance(ours := chain[0], HeldWeight)  # type: ignore[arg-type, index]
+        if len(chain) == 1 and isinstance(ours := chain[0], BehindTensor)  # type: ignore[arg-type, index]
     }
 
 
-def put_behind(module: nn.Module, held: Mapping[str, HeldWeight]) -> None:
-    """Put spectral weights behind parameters of a module, which go.
+def held_in(module: nn.Module) -> dict[str, HeldWeight]:
+    """The tensors of a module that are formed from spectral weights, by name."""
+    found = {name: ours.held for name, ours in behind(module).items()}
+    return {name: held for name, held in found.items() if held is not None}
+
+
+def put_behind(module: nn.Module, new: Mapping[str, BehindTensor]) -> None:
+    """Let tensors of a module be computed; its parameters go.
 
     Args:
         module: the module; it keeps its identity and whatever hangs on it.
-        held: by the names of its parameters.
+        new: what computes them, by the names of its parameters, or of tensors that are computed
+            already.
     """
     order = (*held_order(module), *(n for n in module._parameters if n not in held_order(module)))
-    for name, parametrization in held.items():
+    for name, parametrization in new.items():
         parametrization.order = order
         parametrization.train(module.training)
+        if name in behind(module):
+            lists: Any = module.parametrizations
+            lists[name][0] = parametrization
+            continue
         with _NoTensor(parametrization):
             if parametrize.is_parametrized(module) and not _is_ours(module):
                 parametrize.register_parametrization(module, name, parametrization, unsafe=True)
@@ -166,7 +194,7 @@ def put_behind(module: nn.Module, held: Mapping[str, HeldWeight]) -> None:
 
 
 def let_go(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Put parameters in the place of spectral weights.
+    """Put parameters in the place of tensors that this package computes.
 
     Args:
         module: the module.
@@ -197,8 +225,8 @@ def let_go(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def held_order(module: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters before the first spectral weight came; empty if none has."""
-    return next((held.order for held in held_in(module).values()), ())
+    """Names of the parameters before the first of them was computed; empty if none is."""
+    return next((ours.order for ours in behind(module).values()), ())
 
 
 # -- a class for each module -------------------------------------------------------------------
@@ -231,14 +259,15 @@ def _unpickled(base: type[nn.Module], names: Iterable[str]) -> nn.Module:
 def _load(
     self: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
 ) -> None:
-    for name in held_in(self):
+    for name, held in held_in(self).items():
+        at = "[0]" if held is behind(self)[name] else "[0].base"
         dense, own = prefix + name, f"{prefix}parametrizations.{name}."
         if dense in state_dict and not any(key.startswith(own) for key in state_dict):
             # The last argument collects what torch raises at the end.
             args[-1].append(
                 f"the state holds {dense!r}, a dense tensor, and this module a spectral weight "
                 "behind it: load the state into the stock network, then compress(model, ...), or "
-                f"take the nearest by module.parametrizations.{name}[0].encode_(state[{dense!r}])"
+                f"take the nearest by module.parametrizations.{name}{at}.encode_(state[{dense!r}])"
             )
     _base_of(self)._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
 

@@ -129,7 +129,8 @@ def kind_for(layer: nn.Module) -> type[SpectralLayer]:
     if row is None or row.spectral is None or list(row.spectral.holds) != ["weight"]:
         raise ConversionError(
             f"a {type(layer).__name__} has no update; targets are layers with one weight of "
-            "sttp_manifold.nn.stock.TABLE, such as nn.Linear and nn.Conv2d"
+            "sttp_manifold.nn.stock.TABLE, such as nn.Linear and nn.Conv2d, and by sm.nn.adapt "
+            "matrices that a module computes with itself"
         )
     if getattr(layer, "mode", "sum") == "max":
         raise ConversionError("an EmbeddingBag with mode='max' is not linear in its weight")

@@ -142,10 +142,10 @@ def row_of(module: nn.Module) -> Row | None:
 
 def stock_weights(module: nn.Module) -> dict[str, Tensor]:
     """Parameters of a stock layer (or a subclass) that would be held as spectral weights."""
-    return {name: tensor for name, (tensor, _) in _readings(module).items()}
+    return {name: tensor for name, (tensor, _) in readings(module).items()}
 
 
-def _readings(module: nn.Module) -> dict[str, tuple[nn.Parameter, MatrixView]]:
+def readings(module: nn.Module) -> dict[str, tuple[nn.Parameter, MatrixView]]:
     """The same, each with how it is read as matrices."""
     row = row_of(module) or next((row for row in TABLE if isinstance(module, row.stock)), None)
     own = module._parameters
@@ -208,7 +208,7 @@ class Group:
             row = row_of(layer)
             assert row is not None
             with naming(name):
-                own = _readings(layer)
+                own = readings(layer)
                 if row.spectral is not None:
                     weights = {n: made[weight] for n, (weight, _) in own.items()}
                     new[layer] = row.spectral.in_place_of(layer, weights)
@@ -290,14 +290,14 @@ def groups_of(model: nn.Module, layers: dict[nn.Module, str]) -> tuple[list[Grou
         while new := [m for m in layers if m in members - seen]:
             seen.update(new)
             for layer in new:
-                for weight, view in _readings(layer).values():
+                for weight, view in readings(layer).values():
                     if weight in weights:
                         continue
                     weights[weight], views[weight] = layers[layer], view
                     for owner, name in owners.of(weight):
                         if owner in layers and follows(owner, name):
                             continue
-                        reading = _readings(owner).get(name) if owner in layers else None
+                        reading = readings(owner).get(name) if owner in layers else None
                         if reading is not None and reading[0] is weight and reading[1] == view:
                             members.add(owner)
                         else:

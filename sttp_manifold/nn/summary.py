@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.display import box_html, table_html
+from sttp_manifold.nn.adapted_tensor import adapted_in
 from sttp_manifold.nn.counts import count_elements, counted_tensors, ratio
 from sttp_manifold.nn.stack import WeightStack, parts_of
 from sttp_manifold.nn.stock import stock_weights
@@ -204,7 +205,12 @@ def _weights(
     """Weights of layers, and spectral weights that are in no layer."""
     inside = {weight for m in model.modules() for weight in weights_of(m).values()}
     for name, module in model.named_modules():
-        held, views, tensors = held_of(module), views_of(module), stock_weights(module)
+        held, views = held_of(module), views_of(module)
+        frozen = {key: ours.base for key, ours in adapted_in(module).items()}
+        tensors: dict[str, Tensor] = {
+            k: base for k, base in frozen.items() if isinstance(base, Tensor)
+        }
+        tensors |= stock_weights(module)
         several = [*held, *tensors]
         for key, weight in held.items():
             yield _row_name(name, key, several), weight, views[key].shape

@@ -1,69 +1,114 @@
-"""Which layers of a network are meant: as for `compress`, and by the ends of names as well."""
+"""Which places of a network are meant: as for `compress`, by the ends of names, and by tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from sttp_manifold.errors import ConversionError
+from sttp_manifold.nn.adapted_layer import AdaptedLayer
+from sttp_manifold.nn.adapter_places import Place, places
 from sttp_manifold.nn.choose import Choice, chosen, own_tensors
+from sttp_manifold.nn.held import BehindTensor
+from sttp_manifold.nn.weight import SpectralWeight
 
-__all__ = ["Targets", "layers_meant"]
+__all__ = ["Targets", "places_meant"]
 
 Targets: TypeAlias = "Choice | None"
 
 _SHOWN = 20
 
 
-def layers_meant(
-    model: nn.Module, targets: Targets, may: Callable[[nn.Module], bool]
-) -> dict[nn.Module, str]:
-    """Layers that targets name, with their first names.
+def places_meant(model: nn.Module, targets: Targets) -> dict[Place, str]:
+    """Places that targets mean, with their names.
 
     Args:
         model: the network.
         targets: what is meant, as for :func:`sttp_manifold.nn.choose.chosen`, where a string also
-            means the modules whose qualified name ends with it after a dot; None for all layers.
-        may: whether a module is a layer that can be meant.
+            means the modules, and the tensors, whose qualified name ends with it after a dot; None
+            for all places that the table of layers knows.
 
     Raises:
-        ConversionError: a target that means no layer, or no layers at all.
+        ConversionError: a target that means no place, or no places at all.
     """
-    layers = {module: name for name, module in model.named_modules() if may(module)}
-    if not layers:
-        whole = _whole(model.modules())
-        raise ConversionError(f"the network has no layer of the table, such as nn.Linear{whole}")
+    known = places(model)
     if targets is None:
-        return layers
+        if not known:
+            raise ConversionError(
+                f"the network has no layer of the table, such as nn.Linear{_whole(model.modules())}"
+            )
+        return known
     several = [targets] if isinstance(targets, str) or callable(targets) else list(targets)
     if not several:
         raise ConversionError("targets is empty; name layers, as in targets=['query', 'value']")
-    meant: set[nn.Module] = set()
+    meant: dict[Place, str] = {}
     for target in several:
-        named = chosen(model, "targets", [target], ends=True)
-        found = named & layers.keys()
+        meant |= _meant_by(model, target, known)
+    order = [*known, *(place for place in meant if place not in known)]
+    return {place: meant[place] for place in order if place in meant}
+
+
+def _meant_by(model: nn.Module, target: object, known: Mapping[Place, str]) -> dict[Place, str]:
+    found: dict[Place, str] = {}
+    if isinstance(target, str):
+        tensors = {place: name for place, name in known.items() if place.tensor is not None}
+        found = {p: n for p, n in tensors.items() if _is_called(n, target)}
+        found = found or {p: n for p, n in _other_matrices(model, known) if _is_called(n, target)}
+    try:
+        named = chosen(model, "targets", [target], ends=True)  # type: ignore[list-item]
+    except ConversionError:
         if not found:
-            shown = [repr(name) for name in layers.values()][:_SHOWN]
-            more = " and more" if len(layers) > _SHOWN else ""
-            whole = _whole(m for m in model.modules() if m in named)
-            raise ConversionError(
-                f"targets has {target!r}, which means no layer of this network; it has "
-                f"{', '.join(shown)}{more}{whole}"
-            )
-        meant |= found
-    return {module: name for module, name in layers.items() if module in meant}
+            raise
+        named = set()
+    found |= {place: name for place, name in known.items() if _module_of(place) in named}
+    if not found:
+        shown = [repr(name) for name in known.values()][:_SHOWN]
+        has = f"; it has {', '.join(shown)}{' and more' if len(known) > _SHOWN else ''}"
+        whole = _whole(m for m in model.modules() if m in named)
+        raise ConversionError(
+            f"targets has {target!r}, which means no layer of this network{has if shown else ''}"
+            f"{whole}"
+        )
+    return found
+
+
+def _is_called(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}") or fnmatchcase(name, target)
+
+
+def _module_of(place: Place) -> nn.Module:
+    return place.module.base if isinstance(place.module, AdaptedLayer) else place.module
+
+
+def _other_matrices(model: nn.Module, known: Mapping[Place, str]) -> list[tuple[Place, str]]:
+    """Matrices that modules hold themselves, of which the table of layers knows nothing."""
+    inside = {inner for place in known for inner in place.module.modules() if place.tensor is None}
+    return [
+        (Place(module, key), f"{name}.{key}".removeprefix("."))
+        for name, module in model.named_modules()
+        for key in _matrices(module)
+        if module not in inside and Place(module, key) not in known
+    ]
+
+
+def _matrices(module: nn.Module) -> list[str]:
+    """Names of the matrices that a module of somebody's holds itself."""
+    if isinstance(module, (SpectralWeight, BehindTensor, parametrize.ParametrizationList)):
+        return []
+    matrices = [id(p) for p in own_tensors(module) if p.ndim == 2]
+    return [key for key, p in module._parameters.items() if id(p) in matrices]
 
 
 def _whole(modules: Iterable[nn.Module]) -> str:
     """What to do about modules that compute with matrices of their own."""
-    module = next((m for m in modules if any(p.ndim > 1 for p in own_tensors(m))), None)
-    if module is None:
-        return ""
-    tensor = next(key for key, p in module._parameters.items() if p is not None and p.ndim > 1)
-    return (
-        f". A {type(module).__name__} computes with its {tensor} itself, and nothing can be added "
-        "beside it: train it as it is, by module.requires_grad_() after adapt(model, ...) of other "
-        "layers, or compress(model, rank) it"
-    )
+    for module in modules:
+        for key in _matrices(module):
+            return (
+                f". A {type(module).__name__} computes with its {key} itself: name that for an "
+                f"update of its own, as in targets=[{key!r}]"
+            )
+    return ""

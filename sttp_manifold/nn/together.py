@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import FrameOverflowError
+from sttp_manifold.nn.adapted_tensor import AdaptedTensor
 from sttp_manifold.nn.batch_plan import Plan
 from sttp_manifold.nn.formed import Entry, Scope, close_scope, open_scope
 from sttp_manifold.nn.frame_batch import Ticket, Wanted, form
@@ -76,6 +77,10 @@ class _Forward(Scope):
             elif HeldWeight in kinds:
                 for weight in parts_of(found.weight):
                     self._weights.setdefault(id(weight), (weight, "dense"))
+            elif AdaptedTensor in kinds:
+                for update in found.updates.values():
+                    for weight in parts_of(update.weight):
+                        self._weights.setdefault(id(weight), (weight, "dense"))
             elif SpectralWeight in kinds:
                 loose.append(found)
         for weight in loose:

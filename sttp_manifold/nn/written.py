@@ -156,6 +156,8 @@ def take_over(
 
 
 def _refusal(layer: nn.Module, name: str) -> ConversionError:
+    if isinstance(refusal := getattr(layer, "refusal", None), str):
+        return ConversionError(refusal)
     if not hasattr(layer, "holds"):
         return ConversionError(
             "this tensor is computed from a spectral weight behind it, and what is written into it "

@@ -32,7 +32,7 @@ from sttp_manifold.nn import (
     unmerge,
     without_adapters,
 )
-from sttp_manifold.nn.adapting import can_adapt
+from sttp_manifold.nn.adapter_places import places
 from sttp_manifold.nn.stock import TABLE
 from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, RiemannianSGD, check_points
 
@@ -286,33 +286,12 @@ def test_targets_that_mean_nothing_and_bad_options() -> None:
             call(model)
 
 
-@pytest.mark.parametrize(
-    ("model", "targets", "said"),
-    [
-        (nn.LSTM(4, 4), None, "no layer of the table.*A LSTM computes with its weight_ih_l0"),
-        (nn.Sequential(nn.GRU(4, 4), nn.Linear(4, 4)), "0", "'0'.*it has '1'. A GRU computes"),
-        (
-            nn.TransformerEncoderLayer(4, 2, 4),
-            "self_attn",
-            "'linear1'.*A MultiheadAttention computes with its in_proj_weight itself.*compress",
-        ),
-        (nn.Sequential(nn.Bilinear(3, 3, 3), nn.Linear(3, 3)), nn.Bilinear, "A Bilinear computes"),
-    ],
-)
-def test_modules_that_compute_with_their_own_matrices(
-    model: nn.Module, targets: Any, said: str
-) -> None:
-    """Attention, recurrent layers and the like are refused by name, with what works."""
-    with pytest.raises(ConversionError, match=said):
-        adapt(model, 2, targets)
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def test_every_layer_of_the_table_with_one_weight_can_be_adapted() -> None:
-    assert {row.stock for row in TABLE} >= {nn.Linear, nn.Conv2d}
-    assert can_adapt(nn.Linear(2, 2))
-    assert can_adapt(SpectralLinear(4, 4, 2))
-    assert not can_adapt(nn.LayerNorm(2))
+def test_every_layer_of_the_table_is_a_place() -> None:
+    assert {row.stock for row in TABLE} >= {nn.Linear, nn.Conv2d, nn.MultiheadAttention}
+    assert list(places(nn.Linear(2, 2)).values()) == [""]
+    assert list(places(SpectralLinear(4, 4, 2)).values()) == [""]
+    assert list(places(nn.GRUCell(2, 2)).values()) == ["weight_ih", "weight_hh"]
+    assert not places(nn.LayerNorm(2))
 
 
 # -- several ----------------------------------------------------------------------------------
