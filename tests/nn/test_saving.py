@@ -564,32 +564,48 @@ def test_a_state_is_refused_by_another_plan_as_a_file_is(tmp_path: Path) -> None
     assert all(w.method == "householder" for m in other.modules() for w in weights_of(m).values())
 
 
-def test_hugging_face_networks_and_their_ties(tmp_path: Path) -> None:
+SMALL = {
+    "Bert": {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32},
+    "GPT2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8},
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_hugging_face_networks_and_their_ties(tmp_path: Path, kind: str) -> None:
     """Saved beside their configuration, and loaded into a network made from it."""
     transformers = pytest.importorskip("transformers")
+    auto = "AutoModelForMaskedLM" if kind == "Bert" else "AutoModelForCausalLM"
 
     def make(config: Any) -> nn.Module:
         torch.manual_seed(0)
-        return transformers.AutoModelForMaskedLM.from_config(config).eval()
+        return getattr(transformers, auto).from_config(config).eval()
 
-    config = transformers.BertConfig(
-        vocab_size=60,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    model = compress(make(config), rank=4, grow="allow")
+    ends = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 0, "num_attention_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(**ends, **SMALL[kind])
+    model = compress(make(config), rank=4, kind="svdp", grow="allow")
     tokens = torch.arange(12).reshape(2, 6)
     model.config.save_pretrained(tmp_path)
     save(model, tmp_path / "spectral.safetensors")
-    other = make(transformers.AutoConfig.from_pretrained(tmp_path))
-    other = load(tmp_path / "spectral.safetensors", into=other)
-    with torch.no_grad():
-        assert torch.equal(other(input_ids=tokens).logits, model(input_ids=tokens).logits)
+    for where in ("cpu", "meta"):
+        with torch.device(where):
+            other = make(transformers.AutoConfig.from_pretrained(tmp_path))
+        if where == "meta":  # buffers that no file holds
+            for name, buffer in make(config).named_buffers():
+                owner = other.get_submodule(name.rpartition(".")[0])
+                owner._buffers[name.rpartition(".")[2]] = buffer
+        other = load(tmp_path / "spectral.safetensors", into=other)
+        with torch.no_grad():
+            assert torch.equal(other(input_ids=tokens).logits, model(input_ids=tokens).logits)
     inner, outer = other.get_input_embeddings(), other.get_output_embeddings()
     assert inner.spectral_weight is outer.spectral_weight
+    # What transformers itself says, before anything of this package runs; docs/compress.md.
     with pytest.raises(TypeError, match="SpectralEmbedding"):
         other.resize_token_embeddings(70)
-    decompress(other).resize_token_embeddings(70)
+    with pytest.raises((AttributeError, ValueError), match=r"wte\.weight|word_embeddings\.weight"):
+        other.tie_weights()
+    with pytest.raises(RuntimeError, match="spectral_weight"):
+        other.save_pretrained(tmp_path / "pretrained")
+    logits = other(input_ids=tokens).logits
+    decompress(other).resize_token_embeddings(70, mean_resizing=False)
+    close(other(input_ids=tokens).logits[..., :60], logits)
     assert compress(other, rank=4, grow="allow").get_input_embeddings().num_embeddings == 70
