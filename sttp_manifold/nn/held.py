@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.nn import recurrent
 from sttp_manifold.nn.formed import once
-from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of
+from sttp_manifold.nn.stack import MatrixView, WeightStack, encode_each
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.nn.written import shown, take_over
 from sttp_manifold.tt.decompose import tt_svd
@@ -119,10 +119,8 @@ class HeldWeight(BehindTensor):
                 f"this tensor has shape {self.view.shape}, got one of {tuple(tensor.shape)}"
             )
         matrices = widened(self.view.split(tensor.detach()).flatten(2))
-        parts = parts_of(self.weight)
-        values = [tt_svd(matrix, parts[0].shape) for matrix in matrices]
-        for weight, value in zip(parts, values, strict=True):
-            weight.encode_(value)
+        values = [tt_svd(matrix, self.weight.shape) for matrix in matrices]
+        encode_each(self.weight, values)
 
     def extra_repr(self) -> str:
         """The shape of the tensor."""

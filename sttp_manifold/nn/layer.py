@@ -19,7 +19,7 @@ from sttp_manifold.nn.given import check_fits, check_given
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, WeightOptions, takes
 from sttp_manifold.nn.stack import MatrixView, WeightStack, named_parts, parts_of
 from sttp_manifold.nn.weight import SpectralWeight
-from sttp_manifold.nn.written import holder_of, no_parameter, shown, take_over
+from sttp_manifold.nn.written import holder_of, nearest_by, no_parameter, shown, take_over
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -254,9 +254,7 @@ class SpectralLayer(nn.Module, ABC):
         if isinstance(other, SpectralLayer) and other.view_of(its) == view:
             setattr(self, attribute, getattr(other, other.holds[its]))
         elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            where = f"layer.{attribute}"
-            nearest = f"{where}.encode_(tt_svd(W.flatten(1), {where}.shape))"
-            take_over(getattr(self, attribute), view, value, nearest)
+            take_over(getattr(self, attribute), view, value, nearest_by(self, name, "W"))
         else:
             raise no_parameter(self, name)
 
@@ -387,8 +385,8 @@ class SpectralLayer(nn.Module, ABC):
                 args[-1].append(
                     f"the state holds {dense!r}, the dense weight of a stock layer, and this layer "
                     "holds a spectral one: load the state into the stock network, then "
-                    f"compress(model, ...), or take it over by W = state[{dense!r}].flatten(1); "
-                    f"w = model.get_submodule({own[:-1]!r}); w.encode_(tt_svd(W, w.shape))"
+                    f"compress(model, ...), or take the nearest by layer = model.get_submodule("
+                    f"{prefix[:-1]!r}); W = state[{dense!r}]; {nearest_by(self, name, 'W')}"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained, explained_constructor
-from sttp_manifold.errors import ConversionError, ShapeError
+from sttp_manifold.errors import ConversionError, ShapeError, SttpError
+from sttp_manifold.nn.torch_state import has_values
 from sttp_manifold.nn.weight import SpectralWeight, formed_each
 from sttp_manifold.tt.shape import TTShape
+from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["Held", "MatrixView", "WeightStack", "parts_of"]
+__all__ = ["Held", "MatrixView", "WeightStack", "encode_each", "parts_of"]
 
 
 @explained_constructor
@@ -235,6 +239,89 @@ class WeightStack(nn.ModuleList):
         """
         left, right = zip(*formed_each(self.parts, "factors"), strict=True)
         return torch.stack(left), torch.stack(right)
+
+    @explained
+    def encode_(self, tt: SpectralTT, project: bool = False) -> WeightStack:
+        """Take over one value for each weight, in place; as :meth:`SpectralWeight.encode_` of each.
+
+        If one of them fails, nothing has changed.
+
+        Args:
+            tt: the values, a batch of them on the plan of the stack, as ``tt_svd`` makes of dense
+                matrices of shape ``(n, d_out, d_in)``.
+            project: take the nearest weights that the spectrum can hold.
+
+        Shape:
+            - tt: a batch of ``(n,)``
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ConversionError: different values for a weight that is in the stack several times.
+            ShapeError: no batch of ``n`` values, another plan, or cores that are not orthonormal.
+            SpectrumError: a value that the spectrum cannot hold, unless ``project``.
+
+        Example:
+            >>> import sttp_manifold as sm
+            >>> stack = sm.nn.SpectralConv1d(32, 32, 3, rank=2, groups=2).spectral_weight
+            >>> W = torch.randn(2, stack.shape.d_out, stack.shape.d_in)
+            >>> stack = stack.encode_(sm.tt_svd(W, stack.shape))
+        """
+        count, value = len(self.parts), cast("object", tt)
+        given = type(value).__name__
+        if isinstance(value, SpectralTT):
+            given = f"one with a batch of {tuple(tt.batch_shape)}"
+        if not isinstance(value, SpectralTT) or tuple(tt.batch_shape) != (count,):
+            raise ShapeError(
+                f"a stack of {count} weights takes a SpectralTT with a batch of ({count},), as "
+                f"stack.encode_(tt_svd(W, stack.shape)) of W with shape ({count}, "
+                f"{self.shape.d_out}, {self.shape.d_in}); got {given}"
+            )
+        encode_each(self, [_one_of(tt, i) for i in range(count)], project)
+        return self
+
+
+def _one_of(tt: SpectralTT, i: int) -> SpectralTT:
+    left, right = (tuple(core[i] for core in cores) for cores in (tt.left, tt.right))
+    return SpectralTT(left, tt.spectrum[i], right, tt.shape)
+
+
+def encode_each(
+    held: SpectralWeight | WeightStack, values: Sequence[SpectralTT], project: bool = False
+) -> None:
+    """Take over one value for each spectral weight in the place of a parameter; all or none.
+
+    Args:
+        held: the weight or weights.
+        values: one for each.
+        project: take the nearest weights that the spectrum can hold.
+
+    Raises:
+        ConversionError: different values for a weight that is there several times.
+        ShapeError: as :meth:`SpectralWeight.encode_`.
+        SpectrumError: likewise.
+    """
+    before: dict[SpectralWeight, SpectralWeight] = {}
+    first: dict[SpectralWeight, SpectralTT] = {}
+    try:
+        for weight, value in zip(parts_of(held), values, strict=True):
+            if weight in first and not value.allclose(first[weight]):
+                raise ConversionError(
+                    "the same weight is in the stack several times, and was to hold different "
+                    "values; give each place a weight of its own first"
+                )
+            first.setdefault(weight, value)
+            if weight not in before:
+                before[weight] = copy.deepcopy(weight)
+                weight.encode_(value, project)
+    except SttpError:
+        for weight, old in before.items():
+            for name, tensor in old.state_dict(keep_vars=True).items():
+                now = weight.state_dict(keep_vars=True)[name]
+                if isinstance(now, Tensor) and isinstance(tensor, Tensor) and has_values(now):
+                    now.detach().copy_(tensor)
+        raise
 
 
 Held = SpectralWeight | WeightStack

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn.formed import any_running
-from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of
+from sttp_manifold.nn.stack import MatrixView, WeightStack, encode_each, parts_of
 from sttp_manifold.nn.torch_state import circumstances, has_values
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.decompose import tt_svd
@@ -26,7 +26,7 @@ from sttp_manifold.tt.precision import closeness, widened
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ComputedWeight", "holder_of", "no_parameter", "shown", "take_over"]
+__all__ = ["ComputedWeight", "holder_of", "nearest_by", "no_parameter", "shown", "take_over"]
 
 _SETTING = {
     "__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__",
@@ -151,8 +151,7 @@ def take_over(
                 f"rank {value.shape.rank} does not carry this tensor: {lost:.2g} of its norm would "
                 f"be lost. Take the nearest that it carries by {nearest}, or more rank"
             )
-    for part, value in zip(parts, values, strict=True):
-        part.encode_(value)
+    encode_each(weight, values)
 
 
 def _refusal(layer: nn.Module, name: str) -> ConversionError:
@@ -165,22 +164,36 @@ def _refusal(layer: nn.Module, name: str) -> ConversionError:
             "module.parametrizations[name][0].encode_(W) for the nearest; copy by "
             "module.name.detach().clone()"
         )
-    weight = f"layer.{getattr(layer, 'holds', {}).get(name, 'spectral_weight')}"
     return ConversionError(
         f"the {name} of a {type(layer).__name__} is computed from its spectral parameters, and "
         f"what is written into it would be lost. Write by layer.{name} = W, a tensor that its "
-        f"ranks carry, or {weight}.encode_(tt_svd(W.flatten(1), {weight}.shape)) for the nearest; "
+        f"ranks carry, or {nearest_by(layer, name, 'W')} for the nearest; "
         f"start anew by compress(..., init='random'); copy by layer.{name}.detach().clone()"
     )
 
 
+def nearest_by(layer: Any, name: str, tensor: str) -> str:
+    """The call that takes the nearest that a layer of this package carries of a dense tensor.
+
+    Args:
+        layer: the layer.
+        name: of the stock layer's parameter.
+        tensor: an expression for the tensor.
+    """
+    weight = f"layer.{getattr(layer, 'holds', {}).get(name, 'spectral_weight')}"
+    view = layer.view_of(name) if hasattr(layer, "view_of") else None
+    if isinstance(view, MatrixView) and (view.order or view.rows > 1 or view.count > 1):
+        each = f"layer.view_of({name!r}).split({tensor}).flatten(2)"
+        return f"{weight}.encode_(tt_svd({each}{'' if view.count > 1 else '[0]'}, {weight}.shape))"
+    return f"{weight}.encode_(tt_svd({tensor}.flatten(1), {weight}.shape))"
+
+
 def no_parameter(layer: nn.Module, name: str) -> ConversionError:
     """The error for a parameter in the place of a computed weight."""
-    weight = f"layer.{getattr(layer, 'holds', {}).get(name, 'spectral_weight')}"
     return ConversionError(
         f"the {name} of a {type(layer).__name__} is computed from its spectral parameters, and a "
         f"parameter in its place would be none of the layer's. For its numbers, layer.{name} = "
-        f"W.detach(), or {weight}.encode_(tt_svd(W.detach().flatten(1), {weight}.shape)); to tie, "
+        f"W.detach(), or {nearest_by(layer, name, 'W.detach()')}; to tie, "
         f"tie before compress, or two spectral layers by a.{name} = b.{name}; for a dense layer, "
         "decompress(model)"
     )

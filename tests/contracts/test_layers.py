@@ -11,6 +11,7 @@ import copy
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn import (
     SpectralUpdate,
     SpectralWeight,
@@ -48,7 +50,7 @@ from sttp_manifold.nn import (
 from sttp_manifold.nn.stock import TABLE, row_of, stock_weights
 from sttp_manifold.nn.weights_of import held_of, views_of
 from sttp_manifold.optim import RiemannianSGD
-from sttp_manifold.tt import SPECTRA
+from sttp_manifold.tt import SPECTRA, tt_svd
 
 DOUBLE: Any = {"dtype": torch.float64}
 METHODS = ("householder", "riemannian")
@@ -468,6 +470,22 @@ def test_another_plan_is_refused(row: Row, method: str) -> None:
         row.spectral(method=method).load_state_dict(state, strict=False)
     with pytest.raises(RuntimeError, match="compress"):
         row.spectral(method=method).load_state_dict(row.make(**DOUBLE).state_dict())
+
+
+@every_row
+@every_method
+def test_the_call_that_a_refusal_names_takes_the_nearest(row: Row, method: str) -> None:
+    layer = row.spectral(method=method)
+    for name, held in held_of(layer).items():
+        view = views_of(layer)[name]
+        W = torch.randn(view.shape, **DOUBLE)
+        with pytest.raises(ConversionError) as refused:
+            setattr(layer, name, W)
+        call = re.search(r"carries by (.*), or more rank", str(refused.value))
+        assert call is not None
+        eval(call[1], {"layer": layer, "module": layer, "name": name, "W": W, "tt_svd": tt_svd})
+        nearest = tt_svd(view.split(W).flatten(2), held.shape).to_matrix()
+        close(held().view_as(nearest), nearest)
 
 
 # -- conversions -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sttp_manifold import TTShape, tt_svd
-from sttp_manifold.errors import ConversionError, ShapeError
+from sttp_manifold.errors import ConversionError, ShapeError, SpectrumError
 from sttp_manifold.nn import make_weight
 from sttp_manifold.nn.recipe import Recipe
 from sttp_manifold.nn.stack import MatrixView, WeightStack, parts_of
@@ -83,3 +83,37 @@ def test_stacks_of_unequal_weights_are_refused() -> None:
         WeightStack([make_weight(method, plans[0]) for method in ("householder", "riemannian")])
     with pytest.raises(ShapeError, match="make_weight"):
         WeightStack([nn.Linear(2, 2)])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("method", ["householder", "riemannian"])
+def test_a_stack_takes_a_batch_of_values_or_none(method: str) -> None:
+    plan = TTShape.for_matrix(6, 4, rank=3)
+    stack = WeightStack([make_weight(method, plan, "bounded", **DOUBLE) for _ in range(3)])
+    torch.manual_seed(0)
+    W = torch.nn.functional.normalize(torch.randn(3, 6, 4, **DOUBLE), dim=(1, 2)) / 2
+    assert stack.encode_(tt_svd(W, plan)) is stack
+    nearest = torch.stack([tt_svd(one, plan).to_matrix() for one in W])
+    torch.testing.assert_close(stack(), nearest, rtol=0, atol=1e-12)
+    before, twice = stack().detach(), W.clone()
+    twice[1] *= 4  # which the spectrum cannot hold, once the first one is taken over
+    with pytest.raises(SpectrumError, match="project"):
+        stack.encode_(tt_svd(twice, plan))
+    assert torch.equal(stack(), before)
+    stack.encode_(tt_svd(twice, plan), project=True)
+    assert float(torch.linalg.matrix_norm(stack().detach(), 2).max()) <= 1
+    for wrong in (tt_svd(W[0], plan), tt_svd(W[:2], plan), W):
+        with pytest.raises(ShapeError, match=r"batch of \(3,\).*tt_svd\(W, stack.shape\)"):
+            stack.encode_(wrong)
+
+
+def test_a_weight_that_is_in_a_stack_twice_holds_one_value() -> None:
+    plan = TTShape.for_matrix(6, 4, rank=4)
+    one = make_weight("householder", plan, **DOUBLE)
+    stack, W = WeightStack([one, one]), torch.randn(2, 6, 4, **DOUBLE)
+    before = stack().detach()
+    with pytest.raises(ConversionError, match="several times"):
+        stack.encode_(tt_svd(W, plan))
+    assert torch.equal(stack(), before)
+    W[1] = W[0]
+    stack.encode_(tt_svd(W, plan))
+    torch.testing.assert_close(one(), W[0], rtol=0, atol=1e-10)
