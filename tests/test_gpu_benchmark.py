@@ -85,3 +85,31 @@ def test_all_tables_take_less_than_eight_minutes(module: Any) -> None:
     gpu = module("gpu")
     assert {*gpu.SECONDS} == {*module("gpu_cases").TABLES}
     assert sum(gpu.SECONDS.values()) < 8 * 60
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the script does it on the GPU")
+@pytest.mark.parametrize("part", ["forward and backward", "charts", "optimizer", "whole step"])
+def test_every_part_of_a_captured_step_runs_on_the_stand_in(module: Any, part: str) -> None:
+    parts, meter = module("captured_parts"), module("gpu_meter").StandIn()
+    cases = list(parts.cases([part], list(parts.METHODS)))
+    assert cases == [*dict.fromkeys(cases)]
+    assert len(cases) == (2 if part == "charts" else 9)
+    for _, method, way in cases:
+        if method in ("dense", "STTP chart", "STTP Riemannian"):
+            work = parts.PARTS[part](meter, method, True, way == parts.WITH)
+            work()
+            work()
+
+
+@pytest.mark.slow
+def test_what_becomes_of_a_part_is_said(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = module("captured_parts")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    limits: dict[str, Any] = dict(small=True, replays=2, seconds=240.0)
+    said = parts.outcome("optimizer", "STTP Riemannian", parts.WITHOUT, **limits)
+    assert said == "2 replays went well"
+    monkeypatch.setattr(parts, "__file__", str(BENCHMARKS / "no_such_script.py"))
+    said = parts.outcome("optimizer", "STTP Riemannian", parts.WITH, **limits)
+    assert said.startswith("FAILED before or at the first replay")
+    limits["seconds"] = 0.01
+    assert parts.outcome("optimizer", "dense", parts.WITH, **limits) == "stopped after 0.01 s"

@@ -98,6 +98,9 @@ def _steps(meter: Meter, sizes: list[tuple[int, ...]], rank: int, small: bool) -
     def adam(**flags: Any) -> Work:
         return RiemannianAdam(points(), lr=1e-3, **flags).step
 
+    def muon(**flags: Any) -> Work:
+        return RiemannianMuon(points(), lr=1e-3, **flags).step
+
     def torch_adam(some: list[tuple[int, ...]]) -> Work:
         how = dict(fused=True) if fused else dict(foreach=True)
         return torch.optim.Adam(plain(some), lr=1e-3, **how).step
@@ -117,7 +120,9 @@ def _steps(meter: Meter, sizes: list[tuple[int, ...]], rank: int, small: bool) -
             EAGER,
             lambda: RiemannianSGD(points(), lr=1e-3, momentum=0.9).step,
         ),
-        Competitor("RiemannianMuon", EAGER, lambda: RiemannianMuon(points(), lr=1e-3).step),
+        Competitor("RiemannianMuon", EAGER, muon),
+        Competitor("RiemannianMuon", CAPTURED, lambda: meter.captured(muon(**capturable))),
+        Competitor("RiemannianMuon, without kernels", EAGER, lambda: muon(fused=False)),
         Competitor(
             "RiemannianAdam, a parameter a frame",
             EAGER,
