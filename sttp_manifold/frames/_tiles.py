@@ -18,6 +18,7 @@ import triton.language as tl
 
 __all__ = [
     "SIZES",
+    "add_product",
     "add_times",
     "address",
     "eye",
@@ -89,11 +90,10 @@ def load_small(B, R: tl.constexpr):
 
 
 @triton.jit
-def small_product(A, B, r, R: tl.constexpr, BK: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """Product of two matrices in scratch; with the transpose of the second if ``TRANSPOSED``."""
+def add_product(acc, A, B, r, R: tl.constexpr, BK: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """``acc + A B`` of matrices in scratch; with the transpose of ``B`` if ``TRANSPOSED``."""
     i = tl.arange(0, R)
     kk = tl.arange(0, BK)
-    acc = tl.zeros((R, R), tl.float32)
     for k in range(0, r, BK):
         q = k + kk
         a = tl.load(A + i[:, None] * R + q[None, :], mask=q[None, :] < r, other=0.0)
@@ -103,6 +103,12 @@ def small_product(A, B, r, R: tl.constexpr, BK: tl.constexpr, TRANSPOSED: tl.con
             b = tl.load(B + q[:, None] * R + i[None, :], mask=q[:, None] < r, other=0.0)
         acc = tl.dot(a, b, acc, input_precision="ieee")
     return acc
+
+
+@triton.jit
+def small_product(A, B, r, R: tl.constexpr, BK: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Product of two matrices in scratch; with the transpose of the second if ``TRANSPOSED``."""
+    return add_product(tl.zeros((R, R), tl.float32), A, B, r, R, BK, TRANSPOSED)
 
 
 @triton.jit

@@ -23,7 +23,7 @@ from sttp_manifold.frames._tiles import (
     symmetric_part,
 )
 
-__all__ = ["step_coordinates", "step_frames"]
+__all__ = ["settle", "step_coordinates", "step_frames"]
 
 ADAM = tl.constexpr(0)
 _LONGEST = tl.constexpr(1e3)  # as in optim/_blocks.py
@@ -44,15 +44,55 @@ def _rates(counts, which, lr_ptr, lr, log1, log2, LR_TENSOR: tl.constexpr):
 
 
 @triton.jit
+def _averaged(v, squares, w2):
+    """The moving average of squares; one that has overflowed is forgotten where nothing is kept."""
+    return tl.where(w2 < 1.0, v * (1.0 - w2), 0.0) + w2 * squares
+
+
+@triton.jit
+def _cut(u):
+    """Quotients whose squares have a finite sum; what is no number stays none."""
+    return tl.where(u > _FAR, _FAR, tl.where(u < -_FAR, -_FAR, u))
+
+
+@triton.jit
 def _second(v, squares, w2, peak, at, mask, inverse, eps, AMSGRAD: tl.constexpr, zero):
     """The new second moment, and the root that momentum is divided by."""
-    v = v * (1.0 - w2) + w2 * squares
+    v = _averaged(v, squares, w2)
     highest = v
     if AMSGRAD:
         highest = tl.maximum(tl.load(peak + at, mask=mask, other=0.0), v)
         tl.store(peak + at, highest, mask=mask)
     root = tl.sqrt(highest * inverse) + eps
     return v, tl.maximum(root, zero)
+
+
+@triton.jit
+def settle(
+    X, W, M, H, B0, B1, d, r, CARRY: tl.constexpr, DTYPE: tl.constexpr, R: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Let a frame be the orthonormal factor of what it has moved to, and carry its momentum there.
+
+    Args:
+        X: the frame.
+        W: where it has moved to, in float32; it is overwritten.
+        M: the momentum, made tangent if ``CARRY``.
+        H: Gram matrix of ``W``.
+        B0: scratch; and
+        B1: likewise.
+    """
+    polish(W, H, B0, B1, d, r, R, BM, BK, BD)
+    if CARRY:
+        store_small(B1, symmetric_part(gram(W, M, d, r, R, BD)), R)
+        add_times(M, W, B1, d, r, 1.0, -1.0, R, BM, BK)
+    c = tl.arange(0, R)
+    for k in range(0, d, BM):
+        i = k + tl.arange(0, BM)
+        at = i[:, None] * r + c[None, :]
+        inside = (i[:, None] < d) & (c[None, :] < r)
+        z = tl.load(W + at, mask=inside, other=0.0)
+        tl.store(X + at, z.to(DTYPE), mask=inside)
 
 
 @triton.jit
@@ -145,7 +185,7 @@ def step_frames(
                 tl.store(second + moment + at, s, mask=inside)
                 u = tl.where(inside, m / root, 0.0)
                 if SHORTEN:
-                    u = tl.minimum(tl.maximum(u, -_FAR), _FAR)
+                    u = _cut(u)
         elif MOMENTUM:
             m = tl.load(M + at, mask=inside, other=0.0) * keep + fresh * g
             tl.store(M + at, m, mask=inside)
@@ -166,7 +206,7 @@ def step_frames(
             lengths += u * u
     elif RULE == ADAM:
         n2 = tl.sum(tl.sum(squares, 1), 0)
-        new = v * (1.0 - w2) + w2 * n2
+        new = _averaged(v, n2, w2)
         highest = new
         if AMSGRAD:
             highest = tl.maximum(tl.load(peak + moment), new)
@@ -195,24 +235,17 @@ def step_frames(
             acc = tl.dot(tl.trans(z), z, acc, input_precision="ieee")
         total += acc
     tl.debug_barrier()
-    polish(W, total, B0, B1, d, r, R, BM, BK, BD)
-    if RULE == ADAM or MOMENTUM:
-        store_small(B1, symmetric_part(gram(W, M, d, r, R, BD)), R)
-        add_times(M, W, B1, d, r, 1.0, -1.0, R, BM, BK)
-    for k in range(0, d, BM):
-        i = k + tl.arange(0, BM)
-        at = i[:, None] * r + c[None, :]
-        inside = (i[:, None] < d) & (c[None, :] < r)
-        z = tl.load(W + at, mask=inside, other=0.0)
-        tl.store(X + at, z.to(DTYPE), mask=inside)
+    CARRY: tl.constexpr = RULE == ADAM or MOMENTUM
+    settle(X, W, M, total, B0, B1, d, r, CARRY, DTYPE, R, BM, BK, BD)
 
 
 @triton.jit
 def step_coordinates(
     table, gradients, momentum, second, peak, counts, lr_ptr,
     lr, sign, w1, w2, eps, log1, log2, keep, fresh, decay, apart,
-    RULE: tl.constexpr, AMSGRAD: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
-    LR_TENSOR: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    RULE: tl.constexpr, ELEMENTWISE: tl.constexpr, AMSGRAD: tl.constexpr, MOMENTUM: tl.constexpr,
+    NESTEROV: tl.constexpr, SHORTEN: tl.constexpr, LR_TENSOR: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One step of all coordinates that are no frames: that of Adam or SGD.
 
@@ -249,12 +282,20 @@ def step_coordinates(
             v = tl.load(second + moment + at, mask=inside, other=0.0)
             v, root = _second(v, g * g, w2, peak, moment + at, inside, inverse, eps, AMSGRAD, zero)
             tl.store(second + moment + at, v, mask=inside)
-            u = m / root
+            if ELEMENTWISE:
+                u = m / root
+                if SHORTEN:
+                    u = _cut(u)
+                u = factor * u
+            else:
+                u = m * (factor / root)
         elif MOMENTUM:
             m = tl.load(M + at, mask=inside, other=0.0) * keep + fresh * g
             tl.store(M + at, m, mask=inside)
             u = m
             if NESTEROV:
                 u = g + keep * m
-        x = x - rate * apart * x + factor * u
+        if RULE != ADAM:
+            u = factor * u
+        x = x - rate * apart * x + u
         tl.store(X + at, x.to(DTYPE), mask=inside)

@@ -9,7 +9,7 @@ parameter has moved in memory, the tables are made anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from sttp_manifold.optim._blocks import (
     spectrum_slice,
     working_dtype,
 )
+from sttp_manifold.optim._direction import POLYNOMIALS
 from sttp_manifold.optim._fused_rules import Rule
 from sttp_manifold.optim._moments import fitted
 
@@ -66,6 +67,8 @@ class FusedStep:
         wide = working_dtype(params[0])
         self._work = torch.empty(self._starts[-1], dtype=wide, device=self.device)
         self._none = torch.zeros(1, dtype=wide, device=self.device)
+        self._polynomials = torch.tensor(POLYNOMIALS, dtype=wide).to(self.device)
+        self._small = 2 if rule.of_turns is None else 12
         self._make_tables(per_frame=bool(rule.scalars))
         self._seen: list[int] | None = None
         self._gradients = torch.empty(len(self._places), dtype=torch.int64, device=self.device)
@@ -112,7 +115,7 @@ class FusedStep:
 
     def _table(self, width: int, rows: list[list[int]]) -> _Table:
         scratch = torch.empty(
-            len(rows) * 2 * width * width, dtype=self._work.dtype, device=self.device
+            len(rows) * self._small * width * width, dtype=self._work.dtype, device=self.device
         )
         return _Table(width, torch.tensor(rows, dtype=torch.int64).to(self.device), scratch)
 
@@ -197,39 +200,77 @@ class FusedStep:
         # Pinned memory is given back by torch only when the copy is done.
         self._seen = None if capturing else seen
 
-    def step(self, rule: Rule, lr: float | Tensor) -> None:
+    def step(self, rule: Rule, of_frames: float | Tensor, of_others: float | Tensor) -> None:
         """Step all parameters, by one launch for each table.
 
         Args:
             rule: the optimizer's.
-            lr: the rate, a number, or a tensor of one element on the device.
+            of_frames: the rate of frames, a number, or a tensor of one element on the device; and
+            of_others: that of coordinates.
         """
-        from sttp_manifold.frames._tiles import SIZES
-        from sttp_manifold.optim._fused import step_coordinates, step_frames
+        from sttp_manifold.optim._fused import step_coordinates
 
         self._look_for_gradients()
         counts = self._none
         if rule.counted:
             counts = self.buffers["step"].add_(1)
-        on_device = isinstance(lr, Tensor)
-        numbers = dict(rule.numbers, lr=0.0 if isinstance(lr, Tensor) else lr)
-        kernel_flags = dict(rule.flags, LR_TENSOR=on_device, DTYPE=_triton_dtype(self.dtype))
         momentum, second, peak = self._kept(rule)
         shared = (self._gradients, momentum, second, peak)
-        rate = lr if isinstance(lr, Tensor) else self._none
         with torch.cuda.device_of(self.params[0]):
-            for width, rows, scratch in self.tables:
-                if width:
-                    step_frames[(len(rows),)](
-                        rows, *shared, self._work, scratch, counts, rate,
-                        **numbers, **kernel_flags, R=width, **SIZES[width],
+            for table in self.tables:
+                if table.width and rule.of_turns is not None:
+                    self._turn(table, momentum, rule.of_turns, of_frames)
+                elif table.width:
+                    self._step_frames(table, shared, counts, rule, of_frames)
+                else:
+                    rate, how = self._arguments(rule, of_others)
+                    step_coordinates[(len(table.rows),)](
+                        table.rows, *shared, counts, rate, **rule.of_coordinates, **how,
+                        BLOCK=_BLOCK, num_warps=4,
                     )  # fmt: skip
-                    continue
-                flags = {k: v for k, v in kernel_flags.items() if k not in _OF_FRAMES}
-                step_coordinates[(len(rows),)](
-                    rows, *shared, counts, rate, **numbers, **rule.of_coordinates, **flags,
-                    BLOCK=_BLOCK, num_warps=4,
-                )  # fmt: skip
+
+    def _arguments(self, rule: Rule, lr: float | Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """The rate as a kernel finds it on the device, and what else kernels take of a rule."""
+        on_device = isinstance(lr, Tensor)
+        how = {**rule.numbers, **rule.flags, "LR_TENSOR": on_device, "lr": 0.0 if on_device else lr}
+        return (lr if isinstance(lr, Tensor) else self._none), how | {"DTYPE": self._triton_dtype}
+
+    def _step_frames(
+        self, table: _Table, shared: tuple[Tensor, ...], counts: Tensor, rule: Rule,
+        lr: float | Tensor,
+    ) -> None:  # fmt: skip
+        from sttp_manifold.frames._tiles import SIZES
+        from sttp_manifold.optim._fused import step_frames
+
+        rate, how = self._arguments(rule, lr)
+        step_frames[(len(table.rows),)](
+            table.rows, *shared, self._work, table.scratch, counts, rate,
+            **how, R=table.width, **SIZES[table.width],
+        )  # fmt: skip
+
+    def _turn(
+        self, table: _Table, momentum: Tensor, how: Mapping[str, Any], angle: float | Tensor
+    ) -> None:
+        from sttp_manifold.frames._tiles import SIZES
+        from sttp_manifold.optim._fused_muon import turn_frames
+
+        turn, cos, sin = self._none, 0.0, 0.0
+        if isinstance(angle, Tensor):
+            turn = torch.stack((angle.cos(), angle.sin()))
+        else:
+            cos, sin = math.cos(angle), math.sin(angle)
+        turn_frames[(len(table.rows),)](
+            table.rows, self._gradients, momentum, self._work, table.scratch, self._polynomials,
+            turn, cos=cos, sin=sin, last=len(POLYNOMIALS) - 1, ON_DEVICE=isinstance(angle, Tensor),
+            DTYPE=self._triton_dtype, **how, R=table.width, **SIZES[table.width],
+        )  # fmt: skip
+
+    @property
+    def _triton_dtype(self) -> Any:
+        import triton.language as tl
+
+        known = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+        return known[self.dtype]
 
     def _kept(self, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
         """Buffers of the momentum and of second moments; anything where the rule has none."""
@@ -239,18 +280,7 @@ class FusedStep:
         return momentum, second, peak
 
 
-_OF_FRAMES = ("ELEMENTWISE", "SHORTEN")
-
-
 def _width(r: int) -> int:
     from sttp_manifold.frames._tiles import padded
 
     return padded(r)
-
-
-def _triton_dtype(dtype: torch.dtype) -> Any:
-    import triton.language as tl
-
-    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[
-        dtype
-    ]

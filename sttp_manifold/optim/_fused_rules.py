@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from sttp_manifold.frames.retractions import RETRACTIONS
 from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
 from sttp_manifold.optim._blocks import frame_shapes, spectrum_slice
 
-__all__ = ["Rule", "adam_rule", "settings_of", "sgd_rule", "why_not"]
+__all__ = ["Rule", "adam_rule", "muon_rule", "settings_of", "sgd_rule", "why_not"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDEST = 128
@@ -36,6 +36,8 @@ class Rule:
         numbers: arguments of the kernels that are numbers.
         flags: those that a kernel is compiled for.
         of_coordinates: further numbers of the kernel of coordinates.
+        of_turns: what the kernel that turns frames by an angle takes; None where frames are stepped
+            as coordinates are.
     """
 
     arrays: tuple[str, ...]
@@ -44,6 +46,7 @@ class Rule:
     numbers: Mapping[str, float]
     flags: Mapping[str, Any]
     of_coordinates: Mapping[str, float]
+    of_turns: Mapping[str, Any] | None = None
 
 
 def adam_rule(group: Mapping[str, Any]) -> Rule:
@@ -107,6 +110,28 @@ def sgd_rule(group: Mapping[str, Any], started: bool) -> Rule:
     )
 
 
+def muon_rule(group: Mapping[str, Any]) -> Rule:
+    """That of :class:`RiemannianMuon`; what is no frame moves by Adam."""
+    adam = {**group, "betas": group["adam_betas"], "eps": group["adam_eps"]}
+    adam |= dict(second_moment="frame", amsgrad=False, decoupled_weight_decay=True)
+    return replace(
+        adam_rule(adam),
+        of_turns=dict(
+            sign=-1.0 if group["maximize"] else 1.0,
+            keep=float(group["momentum"]),
+            NESTEROV=bool(group["nesterov"]),
+        ),
+    )
+
+
+def _decays(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    return *group.get("betas", ()), *group.get("adam_betas", ())
+
+
+def _rates(group: Mapping[str, Any]) -> list[Any]:
+    return [group["lr"], group.get("adam_lr")]
+
+
 @cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
@@ -128,13 +153,12 @@ def why_not(group: Mapping[str, Any], params: Sequence[Tensor]) -> str | None:
         return "Triton is not installed, which comes with torch for CUDA, or by the extra 'fused'"
     if group["retraction"] not in ("newton_schulz", RETRACTIONS["newton_schulz"]):
         return "the kernel retracts by 'newton_schulz'"
-    if any(isinstance(beta, Tensor) for beta in group.get("betas", ())):
+    if any(isinstance(beta, Tensor) for beta in _decays(group)):
         return "the kernel takes betas that are numbers"
     if group["stabilize"] is not None:
         return (
             f"the host counts the steps of stabilize={group['stabilize']}, and the kernel its own"
         )
-    rate = group["lr"]
     for p in params:
         manifold = p.manifold  # type: ignore[attr-defined]
         own = isinstance(manifold, SpectralTTManifold)
@@ -148,8 +172,9 @@ def why_not(group: Mapping[str, Any], params: Sequence[Tensor]) -> str | None:
             return f"the kernel computes in float32, and a parameter is {p.dtype}"
         if not p.is_contiguous():
             return "a parameter is not contiguous"
-        if isinstance(rate, Tensor) and rate.device not in (p.device, torch.device("cpu")):
-            return f"lr is on {rate.device}, and a parameter on {p.device}"
+        for rate in _rates(group):
+            if isinstance(rate, Tensor) and rate.device not in (p.device, torch.device("cpu")):
+                return f"lr is on {rate.device}, and a parameter on {p.device}"
         decays = own and group["weight_decay"] and spectrum_slice(p) is not None
         if decays and manifold.spectrum not in ("free", "full"):
             return f"the kernel has no weight decay of spectrum={manifold.spectrum!r}"
@@ -161,11 +186,10 @@ def why_not(group: Mapping[str, Any], params: Sequence[Tensor]) -> str | None:
 
 def settings_of(group: Mapping[str, Any]) -> object:
     """What decides, beside the parameters, whether kernels can step a group."""
-    rate = group["lr"]
     return (
         group["retraction"],
-        rate.device if isinstance(rate, Tensor) else None,
-        any(isinstance(beta, Tensor) for beta in group.get("betas", ())),
+        [rate.device if isinstance(rate, Tensor) else None for rate in _rates(group)],
+        any(isinstance(beta, Tensor) for beta in _decays(group)),
         bool(group["weight_decay"]),
         group["stabilize"],
     )

@@ -38,7 +38,7 @@ class FusedGroup:
         params: Sequence[Tensor],
         states: Mapping[Tensor, dict[str, Any]],
         rule_of: Callable[[dict[str, Any]], Rule | None],
-        lr: float | Tensor,
+        rates: tuple[float | Tensor, float | Tensor],
     ) -> None:
         """Step the parameters.
 
@@ -46,7 +46,7 @@ class FusedGroup:
             params: parameters with gradients.
             states: the optimizer's state of each.
             rule_of: the rule by which a parameter with a state is stepped.
-            lr: the rate.
+            rates: that of frames, and that of coordinates.
         """
         self._params = list(params)
         kinds: dict[object, tuple[Rule, list[Tensor]]] = {}
@@ -62,7 +62,7 @@ class FusedGroup:
             if step is None or not step.fits(mine, rule):
                 step = self._steps[kind] = FusedStep(mine, rule)
             step.hold([states[p] for p in mine])
-            step.step(rule, number(lr))
+            step.step(rule, *map(number, rates))
 
 
 class FusedSteps:
@@ -73,6 +73,10 @@ class FusedSteps:
     def _fused_rule(self, group: dict[str, Any], state: dict[str, Any]) -> Rule | None:
         """The rule of a parameter with a state, for a fused kernel; None if there is none."""
         return None
+
+    def _fused_rates(self, group: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
+        """The rates of frames and of coordinates."""
+        return group["lr"], group["lr"]
 
     def _why_not_fused(self, group: dict[str, Any], params: list[Tensor]) -> str | None:
         if self._is_held(group):
@@ -104,4 +108,4 @@ class FusedSteps:
         if held is None or not held.holds(params):
             held = self._fused[id(group)] = FusedGroup()
         held.settings = settings_of(group)
-        held.step(params, states, partial(self._fused_rule, group), group["lr"])
+        held.step(params, states, partial(self._fused_rule, group), self._fused_rates(group))

@@ -8,7 +8,7 @@ import torch
 from sttp_manifold._geoopt import Euclidean, EuclideanStiefel, ManifoldParameter, geoopt
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
-from sttp_manifold.optim import RiemannianAdam, RiemannianSGD, check_optimizer
+from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, RiemannianSGD, check_optimizer
 from sttp_manifold.tt.shape import TTShape
 
 
@@ -30,6 +30,7 @@ REFUSED = [
     (RiemannianAdam, "fused"),
     (RiemannianSGD, "differentiable"),
     (RiemannianSGD, "fused"),
+    (RiemannianMuon, "fused"),
 ]
 
 

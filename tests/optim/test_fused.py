@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernels.triton_process import needs_triton, run_with_triton
+from kernels.triton_process import compile_within_bounds, needs_triton, run_with_triton
 
 from sttp_manifold import SpectralTTManifold, TTShape
 from sttp_manifold.errors import OptimizerError
@@ -15,8 +15,9 @@ from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, RiemannianSGD
 
 HERE = Path(__file__).parent
 # Products are the kernel's own, and each step is rounded in another order; where steps are long,
-# the Q factor is only as near as the frame is well conditioned.
-LIMITS = {"adam, long steps": 2e-4}
+# the Q factor is only as near as the frame is well conditioned; Muon's polynomials let small
+# singular values grow by up to 425, with their rounding errors.
+LIMITS = {"adam, long steps": 2e-4, "muon": 5e-5, "muon, capturable": 1e-4, "muon, all of it": 3e-4}
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,8 @@ def interpreted(tmp_path_factory):
 @needs_triton
 @pytest.mark.slow
 def test_the_steps_are_those_of_the_reference(interpreted):
-    cases = {k: v for k, v in interpreted.items() if k not in ("half", "handed over", "refused")}
-    assert len(cases) == 9
-    for name, errors in cases.items():
+    assert len(interpreted["cases"]) == 12
+    for name, errors in interpreted["cases"].items():
         limit = LIMITS.get(name, 5e-6)
         assert max(errors.values()) < limit, (name, errors)
         assert errors["orthonormality"] < 2e-6, (name, errors)
@@ -42,12 +42,40 @@ def test_half_precision_is_rounded_once(interpreted):
     errors = interpreted["half"]
     assert errors["point"] < 8e-3  # a rounding of bfloat16
     assert errors["exp_avg"] < 1e-6
+    # What Muon makes of a point that is orthonormal to 4e-3 depends on the way by that much.
+    assert interpreted["half, muon"]["point"] < 1.2e-2
+    assert interpreted["half, muon"]["exp_avg"] < 2e-3
 
 
 @needs_triton
 @pytest.mark.slow
 def test_state_goes_from_one_way_to_the_other(interpreted):
-    assert interpreted["handed over"]["point"] < 5e-6
+    assert interpreted["handed over"]["RiemannianAdam"] < 5e-6
+    assert interpreted["handed over"]["RiemannianMuon"] < 2e-4
+
+
+@needs_triton
+@pytest.mark.slow
+def test_muon_in_a_kernel_is_near_to_float64(interpreted):
+    """Of gradients of all sizes; the reference in float32 takes another way for short frames."""
+    assert interpreted["beside double"]["plain"] < 1e-5
+    assert interpreted["beside double"]["fused"] < 1e-5
+
+
+@needs_triton
+@pytest.mark.slow
+def test_muon_in_a_kernel_rests_where_there_is_no_gradient(interpreted):
+    assert interpreted["resting"]["rest"] < 1e-6
+    assert interpreted["resting"]["turn"] < 1e-3  # of the polynomials
+
+
+@needs_triton
+@pytest.mark.slow
+def test_one_huge_gradient_is_taken_as_without_kernels(interpreted):
+    assert len(interpreted["spiked"]) == 10
+    for name, errors in interpreted["spiked"].items():
+        assert errors["point"] < (1e-4 if name.startswith("muon") else 5e-6), (name, errors)
+        assert errors["hidden"] == 0, name  # a gradient that is NaN shows
 
 
 @needs_triton
@@ -60,6 +88,10 @@ def test_what_a_kernel_cannot_do_is_said(interpreted):
         "decay": "bounded",
         "stabilize": "stabilize=5",
         "betas": "betas",
+        "muon, betas": "betas that are numbers",
+        "muon, matrices": "torch.optim.Muon has no fused kernel",
+        "muon, foreach": "foreach=True",
+        "muon, retraction": "newton_schulz",
     }
     assert interpreted["refused"].keys() == words.keys()
     for name, word in words.items():
@@ -69,43 +101,31 @@ def test_what_a_kernel_cannot_do_is_said(interpreted):
 @pytest.mark.parametrize("cls", [RiemannianAdam, RiemannianSGD, RiemannianMuon])
 def test_without_a_gpu_it_is_refused_and_the_reason_said(cls):
     x = SpectralTTManifold(TTShape((4, 3), (5, 2), rank=3)).random_parameter()
-    if cls is RiemannianMuon:
-        with pytest.raises(TypeError):
-            cls([x], lr=0.1, fused=True)
-        return
     with pytest.raises(OptimizerError, match=r"cannot honour fused=True.*(Triton|CUDA|float64)"):
         cls([x], lr=0.1, fused=True)
 
 
 COMPILE = """
-import sys, json
-sys.path.insert(0, sys.argv[1])
 import triton.language as tl
-from compiling import usage
-from sttp_manifold.frames._tiles import SIZES
-from sttp_manifold.optim import _fused
-numbers = tuple("lr sign w1 w2 eps log1 log2 keep fresh decay apart".split())
-tables = dict(table="*i64", gradients="*i64")
-flags = dict(AMSGRAD=True, MOMENTUM=True, NESTEROV=False, LR_TENSOR=True, DTYPE=tl.float32)
-found = []
+from sttp_manifold.optim import _fused, _fused_muon
+numbers = tuple("lr sign w1 w2 eps log1 log2 keep fresh decay apart cos sin".split())
+kinds = dict(table="*i64", gradients="*i64", last="i32")
+on = dict(NESTEROV=True, DTYPE=tl.float32)
+flags = dict(on, AMSGRAD=True, MOMENTUM=True, LR_TENSOR=True)
 for arch, R, rule, entries in ((80, 16, 0, True), (80, 64, 0, False), (90, 128, 1, False)):
     how = dict(flags, RULE=rule, ELEMENTWISE=entries, SHORTEN=rule == 1, R=R, **SIZES[R])
-    found.append((arch, R, *usage(_fused.step_frames, tables, numbers, arch, **how)))
-how = dict(flags, RULE=0, BLOCK=128, num_warps=4)
-found.append((80, 0, *usage(_fused.step_coordinates, tables, numbers, 80, **how)))
-json.dump(found, sys.stdout)
+    add(_fused.step_frames, kinds, numbers, arch, **how)
+    how = dict(on, ON_DEVICE=rule == 0, R=R, **SIZES[R])
+    add(_fused_muon.turn_frames, kinds, numbers, arch, **how)
+how = dict(flags, RULE=0, ELEMENTWISE=True, SHORTEN=True, BLOCK=128, num_warps=4)
+add(_fused.step_coordinates, kinds, numbers, 80, **how)
 """
 
 
 @needs_triton
 @pytest.mark.slow
 def test_compiled_for_gpus_that_need_not_be_there(tmp_path):
-    found = run_with_triton(tmp_path, "-c", COMPILE, str(HERE.parent / "kernels"))
-    for arch, width, registers, stack, shared, threads in found:
-        case = arch, width, registers, stack, shared
-        assert registers * threads <= 65536, case  # of one multiprocessor
-        assert stack <= 1024, case
-        assert shared <= 96 * 1024, case  # of one block, since compute capability 8.0
+    compile_within_bounds(tmp_path, COMPILE, 7)
 
 
 def test_nothing_of_triton_is_imported_without_need():

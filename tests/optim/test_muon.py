@@ -501,7 +501,6 @@ def test_settings_that_no_step_can_use(settings, words):
         {"betas": (0.9, 0.99)},
         {"eps": 1e-6},
         {"amsgrad": True},
-        {"fused": True},
         {"differentiable": True},
         {"decoupled_weight_decay": False},
         {"second_moment": "elementwise"},

@@ -135,6 +135,20 @@ def test_frames_under_others(cls, options, dtype, spike):
     check(params)
 
 
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (RiemannianAdam, {"second_moment": "frame", "betas": (0.9, 0.0)}),
+        (RiemannianMuon, {"adam_betas": (0.9, 0.0)}),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "spike"), [(torch.float32, 1e30), (torch.float64, 1e200)])
+def test_a_second_moment_that_keeps_nothing_forgets_an_overflow(cls, options, dtype, spike):
+    params = framed(dtype)
+    run(cls(params, lr=0.05, **options), params, spike)
+    check(params)
+
+
 @pytest.mark.parametrize("lr", [0.0, 1e-30])
 def test_a_rate_of_zero_is_no_step_however_long(lr):
     params = framed(torch.float32)
