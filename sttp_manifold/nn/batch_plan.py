@@ -8,7 +8,7 @@ of a unit vector beyond the frame, which leaves the frame alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -26,6 +26,25 @@ __all__ = ["Bucket", "Plan"]
 Index = NDArray[np.int64]
 Table = Callable[[Index], Tensor]
 
+# So many numbers are multiplied by the spectrum, or by one, sooner than the nodes that it scales.
+_FEW = 4096
+
+
+@dataclass
+class Leaf:
+    """Cores that come as one tensor: numbers as they are, or the frames of a bucket.
+
+    Attributes:
+        nodes: the nodes that take them, one after another; and
+        cuts: how the tensor is divided among them.
+        scaled: whether the spectrum, or a one, multiplies each number; else the nodes are
+            multiplied that it scales.
+    """
+
+    nodes: list[Node]
+    cuts: list[int]
+    scaled: bool = False
+
 
 @dataclass
 class Bucket:
@@ -37,8 +56,7 @@ class Bucket:
         right: whether the transposes are computed.
         rows: rows of the reflectors that are stored, of each frame.
         count: how many frames.
-        nodes: the nodes that take them, one after another; and
-        cuts: how what they take is divided among them.
+        leaf: the nodes that take them.
         take: for padded frames, which entries are wanted; and
         give: for each entry of a frame, its place among those, the last one being none.
         entries: how many are wanted of all frames, if kernels form these; else 0.
@@ -49,9 +67,8 @@ class Bucket:
     r: int
     right: bool
     rows: int
-    count: int = 0
-    nodes: list[Node] = field(default_factory=list)
-    cuts: list[int] = field(default_factory=list)
+    count: int
+    leaf: Leaf
     take: Tensor | None = None
     give: Tensor | None = None
     entries: int = 0
@@ -68,16 +85,17 @@ class Plan:
 
     Attributes:
         fetch: entries of the joined vectors, signs, a zero and a one, in the order of their use:
-            first those that are used as they are, then the reflectors of each bucket.
+            coordinates of the spectra, cores that are used as they are, if there are any, then the
+            reflectors of each bucket.
         cuts: lengths of these parts.
         scatter: for each entry of the joined vectors, its place in what was fetched.
-        raw: lengths of the parts of the first one: coordinates of the spectra, then each raw node.
-        direct: how many of these coordinates are a spectrum already.
+        direct: how many coordinates of the spectra are a spectrum already.
         maps: for the others, the map and how many spectra; they follow.
-        scale: entries of the spectra that multiply columns, and ``scale_cuts``, how many in each
-            scaled node.
+        leaves: what comes as one tensor: cores as they are, if there are any, then each bucket.
+        scale: entries of the spectra that multiply the numbers of leaves, then those that multiply
+            columns, and ``scale_cuts``, how many in each of these leaves and nodes.
         buckets, roots, nodes: the frames, and the forest.
-        raw_nodes, constant_nodes, scaled_nodes: some of the nodes, in their order.
+        constant_nodes, scaled_nodes: some of the nodes, in their order.
         table: the frames that kernels form, if any.
         outputs: for each weight, for each part, the node and the place in it where it ends.
         widths: of how many tensors each weight consists in its form.
@@ -145,17 +163,18 @@ class Plan:
 
     def _tables(self, dtype: torch.dtype, device: torch.device) -> None:
         table = partial(_table, device=device)
-        parts = [self._spectra(table)]
-        self.raw = [len(parts[0])]
-        for node in self.nodes:
-            if node.source == "raw":
-                parts += [self._raw(half, half.cores[node.depth]) for half in node.halves]
-                self.raw.append(node.numel)
-            elif node.source == "constant":
-                r = node.halves[0].cores[node.depth].frame[1]
-                minus = -torch.eye(r, dtype=dtype, device=device)
-                node.constant = minus.view(node.rows, node.columns).repeat(len(node.halves), 1, 1)
-        self.cuts = [sum(map(len, parts))]
+        parts = [self._spectra()]
+        raw_nodes = [node for node in self.nodes if node.source == "raw"]
+        self.leaves: list[Leaf] = []
+        if raw_nodes:
+            raw = [self._raw(h, h.cores[node.depth]) for node in raw_nodes for h in node.halves]
+            parts.append(np.concatenate(raw))
+            self.leaves.append(Leaf(raw_nodes, [node.numel for node in raw_nodes]))
+        self.constant_nodes = [node for node in self.nodes if node.source == "constant"]
+        for node in self.constant_nodes:
+            r = node.halves[0].cores[node.depth].frame[1]
+            minus = -torch.eye(r, dtype=dtype, device=device)
+            node.constant = minus.view(node.rows, node.columns).repeat(len(node.halves), 1, 1)
         self.buckets: list[Bucket] = []
         placed: list[Placed] = []
         for entries in self._bucket_entries():
@@ -163,15 +182,14 @@ class Plan:
             frames = self._placed(entries, sum(b.entries for b in self.buckets))
             if kernels_serve(device, dtype) and all(has_kernel(f.d, f.r) for f in frames):
                 bucket.entries = sum(f.d * f.r for f in frames)
-                bucket.cuts = [node.numel for node in bucket.nodes]
+                bucket.leaf.cuts = [node.numel for node in bucket.leaf.nodes]
                 placed += frames
                 reflectors = reflectors[:0]
             self.buckets.append(bucket)
+            self.leaves.append(bucket.leaf)
             parts.append(reflectors)
-            self.cuts.append(len(reflectors))
-        self.raw_nodes = [node for node in self.nodes if node.source == "raw"]
-        self.constant_nodes = [node for node in self.nodes if node.source == "constant"]
-        self.scaled_nodes = [node for node in self.nodes if node.scaled]
+        self.cuts = [len(part) for part in parts]
+        self._scales(table)
         self.table = FrameTable(placed, device) if placed else None
         fetch = np.concatenate(parts)
         scatter = np.zeros(self._total, np.int64)
@@ -181,7 +199,43 @@ class Plan:
         self.constants = torch.tensor([0.0, 1.0], dtype=dtype, device=device)
         self.zero = self.constants[:1]
 
-    def _spectra(self, table: Table) -> Index:
+    def _scales(self, table: Table) -> None:
+        """What multiplies leaves of few numbers, number by number, and the other scaled nodes."""
+        scale, self.scale_cuts = [np.zeros(0, np.int64)], []
+        done: set[int] = set()
+        for leaf in self.leaves:
+            columns = [self._scale_of(node) for node in leaf.nodes]
+            if not any(map(np.any, columns)) or sum(n.numel for n in leaf.nodes) > _FEW:
+                continue
+            each = [
+                np.repeat(mine.reshape(-1, 1, node.columns), node.rows, 1).ravel()
+                for node, mine in zip(leaf.nodes, columns, strict=True)
+            ]
+            leaf.scaled = True
+            scale += each
+            self.scale_cuts.append(sum(map(len, each)))
+            done |= {node.number for node in leaf.nodes}
+        self.scaled_nodes: list[Node] = []
+        for node in self.nodes:
+            mine = self._scale_of(node)
+            if node.number not in done and np.any(mine):
+                node.scaled = True
+                self.scaled_nodes.append(node)
+                self.scale_cuts.append(len(mine))
+                scale.append(mine)
+        self.scale = table(np.concatenate(scale))
+
+    def _scale_of(self, node: Node) -> Index:
+        """Which entry of the spectra multiplies each column of the cores of a node."""
+        found = []
+        for half in node.halves:
+            core = half.cores[node.depth]
+            start, r = self.spectra[half.weight], core.size[2]
+            own = np.arange(start, start + r) if core.scaled else np.zeros(1, np.int64)
+            found.append(np.resize(own, node.columns))
+        return np.concatenate(found)
+
+    def _spectra(self) -> Index:
         """Coordinates of the spectra, first a one and those that are spectra already."""
         one, sign = self._zero + 1, self._total
         direct: list[Index] = [np.array([one])]
@@ -213,17 +267,6 @@ class Plan:
                 self.spectra[i] = place
                 place += map_.rank
                 direct.append(index)
-        scale, self.scale_cuts = [np.zeros(0, np.int64)], []
-        for node in self.nodes:
-            cores = [half.cores[node.depth] for half in node.halves]
-            if any(core.scaled for core in cores):
-                node.scaled = True
-                self.scale_cuts.append(node.columns * len(cores))
-                for half, core in zip(node.halves, cores, strict=True):
-                    r = core.size[2] if core.scaled else 0
-                    own = np.arange(self.spectra[half.weight], self.spectra[half.weight] + r)
-                    scale.append(np.resize(own, node.columns) if r else np.zeros(node.columns, int))
-        self.scale = table(np.concatenate(scale))
         return np.concatenate(direct)
 
     def _raw(self, half: Half, core: Core) -> Index:
@@ -261,9 +304,9 @@ class Plan:
         padded = r <= SMALL
         # A reduced chart is a full one with zeros above.
         full = padded or cores[0].source == "full"
-        bucket = Bucket(full, d, r, cores[0].right and not padded, d if full else d - r)
-        bucket.count = len(entries)
-        bucket.nodes = list({node.number: node for node, _ in entries}.values())
+        leaf = Leaf(list({node.number: node for node, _ in entries}.values()), [])
+        right, rows = cores[0].right and not padded, d if full else d - r
+        bucket = Bucket(full, d, r, right, rows, len(entries), leaf)
         Y = np.full((len(entries), bucket.rows, r), self._zero)
         for row, ((_, half), core) in enumerate(zip(entries, cores, strict=True)):
             own_d, own_r = core.frame
@@ -287,8 +330,8 @@ class Plan:
             give = np.full(len(entries) * d * r, len(wanted))
             give[wanted] = np.arange(len(wanted))
             bucket.take, bucket.give = table(wanted), table(give)
-        padded = bucket.take is not None
-        bucket.cuts = [node.numel if padded else len(node.halves) for node in bucket.nodes]
+        taken = bucket.take is not None
+        leaf.cuts = [node.numel if taken else len(node.halves) for node in leaf.nodes]
         return bucket, Y.ravel()
 
 

@@ -28,7 +28,8 @@ class Trace(NamedTuple):
         spectra: the spectra, on a graph from ``theta`` where a map is applied.
         stacks: for each node its cores, ``(n, rows, columns)``, multiplied by the spectrum where
             that is done.
-        columns: for each scaled node, its cores as they were and what multiplied them.
+        scaled: for each scaled leaf, its numbers as they were and what multiplied them.
+        columns: the same for each scaled node.
         before: for each node but the first of a chain, what came before.
         products: for each node, shape of one of its products.
         halves: for each dense weight, its two factors.
@@ -37,6 +38,7 @@ class Trace(NamedTuple):
     theta: Tensor
     spectra: Tensor
     stacks: list[Tensor]
+    scaled: list[tuple[Tensor, Tensor]]
     columns: dict[int, tuple[Tensor, Tensor]]
     before: dict[int, Tensor]
     products: list[tuple[int, ...]]
@@ -48,18 +50,24 @@ def contracted(plan: Plan, leaves: Sequence[Tensor]) -> tuple[list[Tensor], Trac
 
     Args:
         plan: the plan.
-        leaves: numbers that are used as they are, then the frames of each bucket; without gradient.
+        leaves: coordinates of the spectra, then the leaves of the plan; without gradient.
 
     Shape:
-        - leaves: ``(n,)``, then as the plan's buckets have it
+        - leaves: ``(n,)``, then as the plan's leaves have it
     """
-    theta, *raw = leaves[0].split_with_sizes(plan.raw)
-    spectra = theta
+    theta = spectra = leaves[0]
     if plan.maps:
         theta = theta.detach().requires_grad_()
         with torch.enable_grad():
             spectra = _spectra(plan, theta)
-    trace = Trace(theta, spectra, _stacks(plan, raw, leaves[1:]), {}, {}, [], {})
+    scales: list[Tensor] = []
+    if plan.scale_cuts:
+        each = spectra.detach().index_select(0, plan.scale)
+        scales = [each]
+        if len(plan.scale_cuts) > 1:
+            scales = list(each.split_with_sizes(plan.scale_cuts))
+    trace = Trace(theta, spectra, [plan.constants] * len(plan.nodes), [], {}, {}, [], {})
+    _stacks(plan, trace, leaves[1:], scales)
     rows = _products(plan, trace)
     out: list[Tensor] = []
     for i, (layout, form) in enumerate(zip(plan.layouts, plan.forms, strict=True)):
@@ -70,6 +78,8 @@ def contracted(plan: Plan, leaves: Sequence[Tensor]) -> tuple[list[Tensor], Trac
         first, second = parts[0].view(-1, plan.middle[i]), parts[1].view(plan.middle[i], -1)
         if form == "factors":
             out += [first, second]
+        elif form == "rows":
+            out += [second.t(), first.t()]
         else:
             trace.halves[i] = first, second
             out.append(torch.mm(first, second).view(layout.shape.d_out, layout.shape.d_in))
@@ -88,19 +98,26 @@ def _spectra(plan: Plan, theta: Tensor) -> Tensor:
     return torch.cat([direct, *values])
 
 
-def _stacks(plan: Plan, raw: Sequence[Tensor], frames: Sequence[Tensor]) -> list[Tensor]:
-    """The cores of each node."""
-    stacks = [plan.constants] * len(plan.nodes)
-    for node, stack in zip(plan.raw_nodes, raw, strict=True):
-        stacks[node.number] = stack.view(-1, node.rows, node.columns)
-    for bucket, stack in zip(plan.buckets, frames, strict=True):
-        parts = stack.split_with_sizes(bucket.cuts) if len(bucket.cuts) > 1 else [stack]
-        for node, part in zip(bucket.nodes, parts, strict=True):
+def _stacks(
+    plan: Plan, trace: Trace, leaves: Sequence[Tensor], scales: Sequence[Tensor]
+) -> None:
+    """Note the cores of each node, multiplied by what is to multiply them."""
+    stacks, each = trace.stacks, iter(scales)
+    for leaf, numbers in zip(plan.leaves, leaves, strict=True):
+        if leaf.scaled:
+            scale = next(each).view_as(numbers)
+            trace.scaled.append((numbers, scale))
+            numbers = numbers * scale
+        parts = numbers.split_with_sizes(leaf.cuts) if len(leaf.cuts) > 1 else (numbers,)
+        for node, part in zip(leaf.nodes, parts, strict=True):
             stacks[node.number] = part.view(-1, node.rows, node.columns)
     for node in plan.constant_nodes:
         assert node.constant is not None
         stacks[node.number] = node.constant
-    return stacks
+    for node in plan.scaled_nodes:
+        stack, columns = stacks[node.number], next(each).view(-1, 1, node.columns)
+        trace.columns[node.number] = stack, columns
+        stacks[node.number] = stack * columns
 
 
 def _cores(plan: Plan, i: int, parts: Sequence[Tensor], spectra: Tensor) -> list[Tensor]:
@@ -117,13 +134,6 @@ def _cores(plan: Plan, i: int, parts: Sequence[Tensor], spectra: Tensor) -> list
 def _products(plan: Plan, trace: Trace) -> list[Sequence[Tensor]]:
     """For each node, the products that end there."""
     stacks = trace.stacks
-    if plan.scaled_nodes:
-        scales = trace.spectra.detach().index_select(0, plan.scale)
-        each = scales.split_with_sizes(plan.scale_cuts)
-        for node, scale in zip(plan.scaled_nodes, each, strict=True):
-            stack, columns = stacks[node.number], scale.view(-1, 1, node.columns)
-            trace.columns[node.number] = stack, columns
-            stacks[node.number] = stack * columns
     rows: list[Sequence[Tensor]] = []
     before = trace.before
     # Parents come first. No inner function that calls itself: it would be a cycle, and hold these
@@ -151,7 +161,7 @@ def _times(node: Node, before: Tensor, stack: Tensor) -> Tensor:
 
 def pulled_back(
     plan: Plan, trace: Trace, gradients: Gradients
-) -> tuple[list[Tensor], list[list[Tensor]]]:
+) -> tuple[Tensor, list[list[Tensor]]]:
     """Cotangents of what chains are contracted from.
 
     Args:
@@ -160,7 +170,7 @@ def pulled_back(
         gradients: those of the tensors of all weights; None counts as zero.
 
     Returns:
-        Of the numbers that are used as they are, in parts; and for each bucket those of its nodes.
+        Of the coordinates of the spectra; and for each leaf of the plan, in flat parts.
 
     Shape:
         - gradients: as the tensors that :func:`contracted` gave
@@ -176,18 +186,23 @@ def pulled_back(
             s = mine.pop(split) if len(mine) > len(plan.outputs[i]) else None
             if s is not None:
                 cores.append((plan.spectra[i], s))
+        elif plan.forms[i] == "rows":
+            mine = [None if g is None else g.t() for g in reversed(mine)]
         elif plan.forms[i] == "dense":
             mine = _of_factors(mine[0], *trace.halves[i])
         for (node, j), g in zip(plan.outputs[i], mine, strict=True):
             ended[node][j] = g
-    of_stacks, of_scales = _through_products(plan, trace, ended)
-    theta = _of_theta(plan, trace, of_scales, cores)
-    raw = [theta, *(_or_zeros(of_stacks[n.number], trace, n) for n in plan.raw_nodes)]
-    buckets = [
-        [_or_zeros(of_stacks[node.number], trace, node) for node in bucket.nodes]
-        for bucket in plan.buckets
-    ]
-    return raw, buckets
+    of_stacks, of_columns = _through_products(plan, trace, ended)
+    of_leaves, of_scales = [], []
+    scaled = iter(trace.scaled)
+    for leaf in plan.leaves:
+        parts = [_or_zeros(of_stacks[node.number], trace, node) for node in leaf.nodes]
+        if leaf.scaled:
+            (numbers, scale), G = next(scaled), torch.cat(parts)
+            of_scales.append(G * numbers.view(-1))
+            parts = [G * scale.view(-1)]
+        of_leaves.append(parts)
+    return _of_theta(plan, trace, [*of_scales, *of_columns], cores), of_leaves
 
 
 def _of_factors(g: Tensor | None, first: Tensor, second: Tensor) -> list[Tensor | None]:
@@ -230,17 +245,18 @@ def _through_products(
 
 def _of_product(node: Node, trace: Trace, ended: Gradients, of_before: Gradients) -> Tensor | None:
     """Cotangent of the products of a node, from those that end there and from its children."""
-    of_children = [of_before[child.number] for child in node.children]
-    found = (*ended, *of_children)
+    shape = trace.products[node.number]
+    found = [*ended, *(of_before[child.number] for child in node.children)]
+    if len(found) == 1:
+        return None if found[0] is None else found[0].reshape(-1, *shape)
     if all(g is None for g in found):
         return None
-    shape = trace.products[node.number]
     counts = [1] * node.ends + node.cuts[node.ends > 0 :]
     parts = [
         trace.theta.new_zeros(count, *shape) if g is None else g.reshape(count, *shape)
         for g, count in zip(found, counts, strict=True)
     ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return torch.cat(parts)
 
 
 def _of_theta(
@@ -249,7 +265,8 @@ def _of_theta(
     """Cotangent of the coordinates of the spectra."""
     spectra = torch.zeros_like(trace.spectra)
     if of_scales:
-        spectra = spectra.index_add(0, plan.scale, torch.cat(list(of_scales)))
+        each = torch.cat(list(of_scales)) if len(of_scales) > 1 else of_scales[0]
+        spectra = spectra.index_add(0, plan.scale, each)
     for start, g in cores:
         after = len(spectra) - start - len(g)
         spectra = spectra + torch.nn.functional.pad(g, (start, after))

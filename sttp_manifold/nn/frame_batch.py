@@ -226,9 +226,11 @@ class _Saved(NamedTuple):
 
 
 def _leaves(plan: Plan, joined: Tensor) -> tuple[list[Tensor], _Saved]:
-    """What chains are contracted from: raw numbers, then the frames of each bucket."""
-    raw, *reflectors = joined.index_select(0, plan.fetch).split_with_sizes(plan.cuts)
-    leaves, saved, kernels = [raw], [], None
+    """What chains are contracted from: coordinates of the spectra, and the leaves of the plan."""
+    fetched = joined.index_select(0, plan.fetch).split_with_sizes(plan.cuts)
+    at = len(fetched) - len(plan.buckets)
+    leaves, reflectors = list(fetched[:at]), fetched[at:]
+    saved, kernels = [], None
     if plan.table is not None:
         frames, kept = plan.table.frames(joined)
         kernels = joined, kept
@@ -247,12 +249,13 @@ def _leaves(plan: Plan, joined: Tensor) -> tuple[list[Tensor], _Saved]:
 
 
 def _pull_back(
-    plan: Plan, saved: _Saved, raw: list[Tensor], frames: Sequence[list[Tensor]]
+    plan: Plan, saved: _Saved, theta: Tensor, of_leaves: Sequence[list[Tensor]]
 ) -> Tensor:
     """Cotangent of the joined vectors, from those of what chains are contracted from."""
-    flat, each = list(raw), iter(saved.parts)
+    at, each = len(of_leaves) - len(plan.buckets), iter(saved.parts)
+    flat = [theta, *(part for parts in of_leaves[:at] for part in parts)]
     by_kernels: list[Tensor] = []
-    for bucket, cotangents in zip(plan.buckets, frames, strict=True):
+    for bucket, cotangents in zip(plan.buckets, of_leaves[at:], strict=True):
         if bucket.entries:
             by_kernels += cotangents
         else:
