@@ -79,7 +79,7 @@ class Plan:
 
     Args:
         layouts: the weights.
-        forms: for each one, ``"dense"``, ``"factors"`` or ``"cores"``.
+        forms: for each one, ``"dense"``, ``"factors"``, ``"rows"`` or ``"cores"``.
         dtype: dtype in which frames are computed.
         device: where.
 
@@ -142,7 +142,9 @@ class Plan:
         for weight, part in sorted(places):
             self.outputs[weight].append(places[weight, part])
         self.widths = [
-            len(ends) + (lay.map.name != "full") if how == "cores" else 1 + (how == "factors")
+            len(ends) + (lay.map.name != "full")
+            if how == "cores"
+            else 1 + (how in ("factors", "rows"))
             for how, ends, lay in zip(self.forms, self.outputs, self.layouts, strict=True)
         ]
         self.owners = [i for i, width in enumerate(self.widths) for _ in range(width)]

@@ -111,7 +111,7 @@ def halves_of(i: int, layout: Layout, form: str) -> list[Half]:
     Args:
         i: number of the weight.
         layout: the weight.
-        form: ``"dense"``, ``"factors"`` or ``"cores"``.
+        form: ``"dense"``, ``"factors"``, ``"rows"`` or ``"cores"``.
     """
     shape = layout.shape
     split = len(shape.out_modes)

@@ -98,9 +98,7 @@ def _spectra(plan: Plan, theta: Tensor) -> Tensor:
     return torch.cat([direct, *values])
 
 
-def _stacks(
-    plan: Plan, trace: Trace, leaves: Sequence[Tensor], scales: Sequence[Tensor]
-) -> None:
+def _stacks(plan: Plan, trace: Trace, leaves: Sequence[Tensor], scales: Sequence[Tensor]) -> None:
     """Note the cores of each node, multiplied by what is to multiply them."""
     stacks, each = trace.stacks, iter(scales)
     for leaf, numbers in zip(plan.leaves, leaves, strict=True):

@@ -166,7 +166,7 @@ class Table(SpectralLayer):
         weight, form = self.spectral_weight, self._form_for(index)
         if form == "dense":
             return nn.functional.embedding(index, weight()), None
-        if form == "factors":
+        if form in ("factors", "rows"):
             us, vt = weight.factors()
             return nn.functional.embedding(index, us), vt
         tt = weight.tt()

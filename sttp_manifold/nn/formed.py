@@ -259,13 +259,15 @@ def running(owner: object) -> Scope | None:
 
 
 def form_of(owner: object) -> str | None:
-    """Form in which the running forward forms a weight; None if it is formed alone."""
-    if not _stack.scopes:
-        return None
-    state = circumstances()
+    """Form in which the running forward forms a weight; None if it is formed alone.
+
+    It is advice: whether what was formed may be handed out is for :func:`take` to say.
+    """
+    key = id(owner)
     for scope in _stack.scopes:
-        if state == scope.state and id(owner) in scope.known:
-            return scope.known[id(owner)]
+        known = scope.known
+        if key in known:
+            return known[key]
     return None
 
 

@@ -70,7 +70,8 @@ def form(plan: Plan, weights: Sequence[Wanted]) -> tuple[list[Forms], Ticket]:
         weights: the weights, in its order.
 
     Returns:
-        For each weight ``(W,)``, ``(U diag(s), V^T)``, or its cores with the spectrum between them;
+        For each weight ``(W,)``, ``(U diag(s), V^T)``, the transposes of these from the last to the
+        first, or its cores with the spectrum between them;
         and the ticket of this computation, in which the caller notes what he gives out.
 
     Raises:
@@ -82,7 +83,8 @@ def form(plan: Plan, weights: Sequence[Wanted]) -> tuple[list[Forms], Ticket]:
     if torch.is_grad_enabled() and any(z.requires_grad for z in vectors):
         flat: Sequence[Tensor] = _Together.apply(run, *tensors)  # type: ignore[no-untyped-call]
     else:
-        flat = run.forward(tensors)
+        with torch.no_grad():
+            flat = run.forward(tensors)
     found, start = [], 0
     for width in plan.widths:
         found.append(tuple(flat[start : start + width]))
@@ -103,8 +105,8 @@ class _Run:
         self.saved: tuple[_Saved, Trace] | None = None
 
     def forward(self, tensors: Sequence[Tensor], recorded: bool = False) -> list[Tensor]:
-        """The tensors of all weights, one after another."""
-        with torch.no_grad(), outside_autocast(tensors[0].device):
+        """The tensors of all weights, one after another; called without gradient."""
+        with outside_autocast(tensors[0].device):
             leaves, saved = _leaves(self.plan, self._joined(tensors))
             outputs, trace = contracted(self.plan, leaves)
             if recorded:
@@ -130,7 +132,7 @@ class _Run:
         return torch.cat([torch.cat([*vectors, *signs]).to(self.wide), self.plan.constants])
 
     def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Gradients of the vectors; None for a weight that has got none."""
+        """Gradients of the vectors, None where a weight has got none; called without gradient."""
         if self.saved is None:
             raise RuntimeError(
                 "Trying to backward through the graph a second time: the weights were formed "
@@ -139,7 +141,7 @@ class _Run:
             )
         plan, (frames, trace) = self.plan, self.saved
         reached = [k for k, g in enumerate(gradients) if g is not None]
-        with torch.no_grad(), outside_autocast(plan.constants.device):
+        with outside_autocast(plan.constants.device):
             if self.dtype != self.wide:
                 gradients = [None if g is None else g.to(self.wide) for g in gradients]
             flat = _pull_back(plan, frames, *pulled_back(plan, trace, gradients))

@@ -259,7 +259,7 @@ class SpectralLayer(nn.Module, ABC):
             raise no_parameter(self, name)
 
     def _form_for(self, x: Tensor) -> str:
-        """The form in which to have the weight for an input: dense, factors or cores.
+        """The form in which to have the weight for an input: dense, factors, rows or cores.
 
         In a forward that forms all weights together it is that in which they are formed. Under
         compilation, export and tracing it does not depend on the size of the input: that would be

@@ -106,14 +106,24 @@ class SpectralLinear(SpectralLayer):
             - x: ``(*, in_features)``
             - output: ``(*, out_features)``
         """
-        weight, form = self.spectral_weight, self._form_for(x)
+        weight, bias = self.spectral_weight, self.bias
+        form = self._form_for(x)
         if form == "cores":
             y = weight.tt().matvec(x)
-            return y if self.bias is None else y + self.bias.to(y.dtype)
+            return y if bias is None else y + bias.to(y.dtype)
         if form == "dense":
-            return nn.functional.linear(x, weight(), self.bias)
-        us, vt = weight.factors()
-        return nn.functional.linear(nn.functional.linear(x, vt), us, self.bias)
+            return nn.functional.linear(x, weight(), bias)
+        v, su = weight._formed("rows")
+        if x.ndim != 2:
+            return nn.functional.linear(nn.functional.linear(x, v.t()), su.t(), bias)
+        # Without the transposes of linear, each of which is a node of the graph.
+        z = torch.mm(x, v)
+        return torch.mm(z, su) if bias is None else torch.addmm(bias, z, su)
+
+    def form_together(self, weight: SpectralWeight) -> str:
+        """See the base class."""
+        form = super().form_together(weight)
+        return "rows" if form == "factors" else form
 
     def _form(self, x: object) -> str:
         if not isinstance(x, Tensor):
@@ -122,7 +132,7 @@ class SpectralLinear(SpectralLayer):
         if not count:
             return "dense"
         plan = linear_plan(self.spectral_weight.shape, count)
-        return "factors" if plan == "lowrank" else plan
+        return "rows" if plan == "lowrank" else plan
 
     def extra_repr(self) -> str:
         """As torch's, with rank, method and spectrum."""

@@ -27,7 +27,7 @@ from sttp_manifold.nn.held import HeldWeight
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.layout import Layout
 from sttp_manifold.nn.stack import parts_of
-from sttp_manifold.nn.torch_state import circumstances
+from sttp_manifold.nn.torch_state import Circumstances, circumstances
 from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.precision import computing_dtype
 
@@ -54,9 +54,7 @@ _plans: weakref.WeakKeyDictionary[nn.Module, list[Plan]] = weakref.WeakKeyDictio
 class _Forward(Scope):
     """A forward of a network."""
 
-    def __init__(self, root: nn.Module) -> None:
-        state = circumstances()
-        assert state is not None
+    def __init__(self, root: nn.Module, state: Circumstances) -> None:
         super().__init__(root, state)
         self._weights: dict[int, tuple[SpectralWeight, str | None]] = {}
         self._tickets: list[Ticket] = []
@@ -170,8 +168,9 @@ def enter(module: nn.Module, args: object) -> None:
     # A replica of DataParallel lives for one forward, which a plan would not pay for.
     if torch.compiler.is_compiling() or getattr(module, "_is_replica", False):
         return
-    if circumstances() is not None:
-        open_scope(_Forward(module))
+    state = circumstances()
+    if state is not None:
+        open_scope(_Forward(module, state))
 
 
 def leave(module: nn.Module, args: object, output: object) -> None:

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from sttp_manifold.tt.precision import autocast_is_on
 
 __all__ = [
+    "Circumstances",
     "circumstances",
     "graph_is_kept",
     "has_values",

@@ -32,6 +32,8 @@ __all__ = ["SpectralWeight", "formed_each", "nearest_frames"]
 _ORTHONORMAL = 1e-3
 # Types of tensors of which all is known.
 _ORDINARY = (Tensor, nn.Parameter, ManifoldParameter)
+# Forms that are each other's transposes.
+_TRANSPOSED = {"factors": "rows", "rows": "factors"}
 
 
 class SpectralWeight(StatefulWeight, ABC):
@@ -243,6 +245,8 @@ class SpectralWeight(StatefulWeight, ABC):
             if form == "factors":
                 us = times_bond(left_matrix(tt.left), tt.spectrum, 0)
                 return us.to(dtype), right_matrix(tt.right).to(dtype)
+            if form == "rows":
+                return _transposed(self._in_form(tensors, "factors"))
             return tuple(t.to(dtype) for t in (*tt.left, tt.spectrum, *tt.right))
 
     @explained
@@ -320,7 +324,8 @@ def formed_each(weights: Sequence[SpectralWeight], form: str) -> list[tuple[Tens
 
     Args:
         weights: the weights, of one method, dtype and device.
-        form: ``"dense"``, ``"factors"`` or ``"cores"``.
+        form: ``"dense"``, ``"factors"``, ``"rows"`` (the same two factors as a batch of rows is
+            multiplied by them, ``V`` and ``diag(s) U^T``) or ``"cores"``.
     """
     found: list[tuple[Tensor, ...] | None] = [None] * len(weights)
     alone: list[tuple[int, Layout, tuple[Tensor, ...]]] = []
@@ -330,6 +335,9 @@ def formed_each(weights: Sequence[SpectralWeight], form: str) -> list[tuple[Tens
         tensors = weight._tensors()
         if state is not None:
             found[k] = formed.take(weight, form, tensors, state)
+            if found[k] is None and form in _TRANSPOSED:
+                other = formed.take(weight, _TRANSPOSED[form], tensors, state)
+                found[k] = None if other is None else _transposed(other)
         if found[k] is not None:
             continue
         layout = weight.layout if state is not None and weight._is_plain(tensors) else None
@@ -348,6 +356,10 @@ def formed_each(weights: Sequence[SpectralWeight], form: str) -> list[tuple[Tens
             ticket.give(i)
         ticket.closed = True
     return [one for one in found if one is not None]
+
+
+def _transposed(factors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(factor.t() for factor in reversed(factors))
 
 
 def nearest_frames(tt: SpectralTT) -> SpectralTT:
