@@ -311,7 +311,7 @@ def check_weight(weight: nn.Module, kind: type[nn.Module], plain: nn.Module) -> 
             others (pruned, parametrized), or hooks on their gradients.
     """
     check_own(weight)
-    for method in ("forward", "tt", "factors", "bond"):
+    for method in ("forward", "tt", "factors", "row_factors", "bond"):
         if getattr(type(weight), method) is not getattr(kind, method):
             raise ConversionError(
                 f"{type(weight).__name__} has a {method} of its own: what it holds is not known; "

@@ -113,7 +113,7 @@ class SpectralLinear(SpectralLayer):
             return y if bias is None else y + bias.to(y.dtype)
         if form == "dense":
             return nn.functional.linear(x, weight(), bias)
-        v, su = weight._formed("rows")
+        v, su = weight.row_factors()
         if x.ndim != 2:
             return nn.functional.linear(nn.functional.linear(x, v.t()), su.t(), bias)
         # Without the transposes of linear, each of which is a node of the graph.

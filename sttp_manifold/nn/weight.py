@@ -183,6 +183,22 @@ class SpectralWeight(StatefulWeight, ABC):
         us, vt = self._formed("factors")
         return us, vt
 
+    def row_factors(self) -> tuple[Tensor, Tensor]:
+        """The same two as a batch of rows is multiplied by them, ``V`` and ``diag(s) U^T``.
+
+        Not to be written into. As a rule they are transposes of what :meth:`factors` gives, made
+        without a node of the graph.
+
+        Shape:
+            - first: ``(d_in, r)``
+            - second: ``(r, d_out)``
+        """
+        if type(self).factors is not SpectralWeight.factors:  # a value of its own
+            us, vt = self.factors()
+            return vt.t(), us.t()
+        v, su = self._formed("rows")
+        return v, su
+
     def _formed(self, form: str) -> tuple[Tensor, ...]:
         """The weight in a form: of the running forward, or formed now."""
         return formed_each([self], form)[0]

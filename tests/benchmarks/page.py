@@ -192,8 +192,9 @@ def text(run: Row) -> str:
             "expression of `opt_einsum`, with the chain as its modes are written (prime factors, "
             "the published method) and merged as this package stores it; the target is held "
             'against both. *Linear inference* is that of `decompress(form="factors")`, two thin '
-            "`nn.Linear`: `SpectralLinear` itself forms its factors in each forward, and stands "
-            "below without a target.",
+            "`nn.Linear`, as they are and with weights stored by columns (docs/training.md), which "
+            "one vector is multiplied by sooner. `SpectralLinear` itself forms its factors in each "
+            "forward, and stands below without a target.",
             "## Every comparison",
             every_record(records),
         ]

@@ -177,13 +177,13 @@ def inference(setting: Setting) -> list[Record]:
     found = []
     for width, rank, count in [(64, 4, 8)] if setting.small else plans.INFERENCE:
         measured = plans.inference_case(width, rank, count, setting.within(0.5))
-        for name in (plans.THIN, plans.LAYER):
+        for name in (plans.THIN, plans.COLUMNS, plans.LAYER):
             target = 5.0 if count == 1 else 22.0 if width == 4096 else None
             found.append(
                 timed(
                     "linear inference", f"{width} x {width}, rank {rank}, batch {count}", FORWARD,
                     (name, measured[name]), (plans.DENSE, measured[plans.DENSE]), setting,
-                    target=target if name == plans.THIN else None,
+                    target=None if name == plans.LAYER else target,
                 )
             )  # fmt: skip
     return found

@@ -47,6 +47,9 @@ class Factors(nn.Module):
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.us, self.vt
 
+    def row_factors(self) -> tuple[Tensor, Tensor]:
+        return self.vt.t(), self.us.t()
+
 
 def mlp(narrow: int = 1024, wide: int = 4096) -> nn.Module:
     """Widths 1024, 4096, 1024, and ten classes."""
