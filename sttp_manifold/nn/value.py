@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 
 from sttp_manifold.errors import ShapeError
-from sttp_manifold.nn.weight import SpectralWeight, nearest_frames
+from sttp_manifold.nn.nearest import nearest_frames
+from sttp_manifold.nn.weight import SpectralWeight
 from sttp_manifold.tt.precision import computing_dtype
 from sttp_manifold.tt.spectral import SpectralTT
 

@@ -17,6 +17,7 @@ from sttp_manifold.nn import formed, frame_batch
 from sttp_manifold.nn.batch_plan import Plan
 from sttp_manifold.nn.initial import initial_point, kept_values, kind_of
 from sttp_manifold.nn.layout import Layout
+from sttp_manifold.nn.nearest import nearest_frames
 from sttp_manifold.nn.torch_state import circumstances, has_values, outside_autocast
 from sttp_manifold.nn.weight_state import StatefulWeight
 from sttp_manifold.spectrum import spectrum_map
@@ -25,7 +26,7 @@ from sttp_manifold.tt.precision import computing_dtype
 from sttp_manifold.tt.shape import TTShape
 from sttp_manifold.tt.spectral import SpectralTT
 
-__all__ = ["SpectralWeight", "formed_each", "nearest_frames"]
+__all__ = ["SpectralWeight", "formed_each"]
 
 # A value farther from orthonormal than this is no SpectralTT, whatever its rounding; that of
 # bfloat16 alone comes to 4e-3.
@@ -376,25 +377,6 @@ def formed_each(weights: Sequence[SpectralWeight], form: str) -> list[tuple[Tens
 
 def _transposed(factors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(factor.t() for factor in reversed(factors))
-
-
-def nearest_frames(tt: SpectralTT) -> SpectralTT:
-    """The value with each frame as the nearest orthonormal one, and the same spectrum.
-
-    What half precision has rounded is orthonormal again, and no farther from the value that it was
-    before than the rounding.
-
-    References:
-        Higham, *Matrix nearness problems and applications*, 1989 (the polar factor).
-    """
-
-    def nearest(frame: Tensor) -> Tensor:
-        U, _, Vh = torch.linalg.svd(frame, full_matrices=False)
-        return U @ Vh
-
-    left = tuple(nearest(core.flatten(-3, -2)).view_as(core) for core in tt.left)
-    right = tuple(nearest(core.flatten(-2, -1)).view_as(core) for core in tt.right)
-    return SpectralTT(left, tt.spectrum, right, tt.shape)
 
 
 @lru_cache(maxsize=256)
