@@ -14,83 +14,39 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sttp_manifold.frames._tiles import small_product, store_small
+from sttp_manifold.frames._tiles import (
+    MATRIX,
+    REFLECTORS,
+    WITH_ONES,
+    entries,
+    gram_of,
+    is_held,
+    place_of,
+    small_product,
+    store_small,
+)
 
 __all__ = ["form_frames", "pull_back_frames"]
 
 
 @triton.jit
-def _place(i, j, r, full):
-    """Where entry ``(i, j)``, below the diagonal, of the reflectors is among their coordinates."""
-    above = full * ((r * (r - 1)) // 2)
-    return tl.where(i < r, (i * (i - 1)) // 2 + j, above + (i - r) * r + j)
-
-
-@triton.jit
-def _is_held(i, j, d, r, full):
-    """Whether entry ``(i, j)`` of the reflectors is a coordinate."""
-    return (i < d) & (j < r) & (j < i) & (i >= r - full * r)
-
-
-@triton.jit
-def _reflectors(P, i, j, d, r, full):
-    """Entries of the reflectors, without their ones."""
-    return tl.load(P + _place(i, j, r, full), mask=_is_held(i, j, d, r, full), other=0.0)
-
-
-@triton.jit
-def _with_ones(P, i, j, d, r, full):
-    ones = tl.where((i == j) & (i < d) & (j < r), 1.0, 0.0)
-    return _reflectors(P, i, j, d, r, full) + ones
-
-
-@triton.jit
-def _gram(P, d, r, full, R: tl.constexpr, BD: tl.constexpr):
-    """``Y^T Y`` of the reflectors without their ones.
-
-    These and the linear part are added last: summed with the rest, a one would round away small
-    entries.
-    """
-    rows = tl.arange(0, BD)
-    c = tl.arange(0, R)
-    total = tl.zeros((R, R), tl.float32)
-    for big in range(0, d, 8 * BD):
-        acc = tl.zeros((R, R), tl.float32)
-        for k in range(big, tl.minimum(big + 8 * BD, d), BD):
-            i = k + rows
-            left = _reflectors(P, i[None, :], c[:, None], d, r, full)
-            right = _reflectors(P, i[:, None], c[None, :], d, r, full)
-            acc = tl.dot(left, right, acc, input_precision="ieee")
-        total += acc
-    return total
-
-
-@triton.jit
-def _gram_with(P, G, d, r, full, down, along, R: tl.constexpr, BD: tl.constexpr):
-    """``Y^T G`` of the reflectors with their ones."""
-    rows = tl.arange(0, BD)
-    c = tl.arange(0, R)
-    total = tl.zeros((R, R), tl.float32)
-    for big in range(0, d, 8 * BD):
-        acc = tl.zeros((R, R), tl.float32)
-        for k in range(big, tl.minimum(big + 8 * BD, d), BD):
-            i = k + rows
-            left = _with_ones(P, i[None, :], c[:, None], d, r, full)
-            right = tl.load(
-                G + i[:, None] * down + c[None, :] * along,
-                mask=(i[:, None] < d) & (c[None, :] < r),
-                other=0.0,
-            )
-            acc = tl.dot(left, right, acc, input_precision="ieee")
-        total += acc
-    return total
+def _mine(table):
+    """What a table says of the frame of this program, and the strides of its entries."""
+    row = table + tl.program_id(0) * 6
+    d = tl.load(row + 2).to(tl.int32)
+    r = tl.load(row + 3).to(tl.int32)
+    full = tl.load(row + 4).to(tl.int32)
+    turned = tl.load(row + 5).to(tl.int32)
+    down = r + turned * (1 - r)
+    along = 1 + turned * (d - 1)
+    return tl.load(row), tl.load(row + 1), d, r, full, down, along
 
 
 @triton.jit
 def _store_factor(L, H, P, r, full, R: tl.constexpr):
     """Write ``tril(Y^T Y)``, its diagonal halved, to scratch, with ones beyond ``r``."""
     i = tl.arange(0, R)
-    H += _reflectors(P, i[:, None], i[None, :], r, r, full)
+    H += entries(P, i[:, None], i[None, :], r, r, full, 0, 0, REFLECTORS)
     H = tl.where(i[:, None] == i[None, :], 0.5 * (H + 1.0), H)
     H = H + (H - H)  # infinity would drop its reflector without a trace: NaN
     H = tl.where((i[:, None] >= i[None, :]) & (i[:, None] < r), H, 0.0)
@@ -107,7 +63,7 @@ def _solve_from_below(L, Z, P, r, full, R: tl.constexpr):
         top = (panels - 1 - s) * 16
         rows = top + ri
         # Row k of the transpose is column k.
-        B = _with_ones(P, i[None, :], rows[:, None], r, r, full)
+        B = entries(P, i[None, :], rows[:, None], r, r, full, 0, 0, WITH_ONES)
         for k in range(top + 16, panels * 16, 16):
             a = tl.load(L + (k + ri)[None, :] * R + rows[:, None])
             z = tl.load(Z + (k + ri)[:, None] * R + i[None, :])
@@ -152,7 +108,7 @@ def _times(P, T, i, d, r, full, R: tl.constexpr, BM: tl.constexpr, BK: tl.conste
     acc = tl.zeros((BM, R), tl.float32)
     for k in range(0, r, BK):
         q = k + kk
-        y = _with_ones(P, i[:, None], q[None, :], d, r, full)
+        y = entries(P, i[:, None], q[None, :], d, r, full, 0, 0, WITH_ONES)
         t = tl.load(T + q[:, None] * R + c[None, :], mask=q[:, None] < r, other=0.0)
         acc = tl.dot(y, t, acc, input_precision="ieee")
     return acc
@@ -172,18 +128,15 @@ def form_frames(
         frames: where to write.
         kept: two ``R x R`` matrices for each frame, for the backward pass.
     """
-    row = table + tl.program_id(0) * 6
-    P = vector + tl.load(row)
-    Q = frames + tl.load(row + 1)
-    d = tl.load(row + 2).to(tl.int32)
-    r = tl.load(row + 3).to(tl.int32)
-    full = tl.load(row + 4).to(tl.int32)
-    turned = tl.load(row + 5).to(tl.int32)
-    down = r + turned * (1 - r)
-    along = 1 + turned * (d - 1)
+    start, place, d, r, full, down, along = _mine(table)
+    P = vector + start
+    Q = frames + place
     L = kept + tl.program_id(0).to(tl.int64) * (2 * R * R)
     Z = L + R * R
-    _store_factor(L, _gram(P, d, r, full, R, BD), P, r, full, R)
+    # Ones and the linear part are added last: summed with the rest, a one would round away small
+    # entries.
+    H = gram_of(P, P, d, r, full, 0, 0, REFLECTORS, REFLECTORS, R, BD)
+    _store_factor(L, H, P, r, full, R)
     _solve_from_below(L, Z, P, r, full, R)
     c = tl.arange(0, R)
     for k in range(0, d, BM):
@@ -209,21 +162,15 @@ def pull_back_frames(
         scratch: two ``R x R`` matrices for each frame.
         result: where to write, laid out as ``vector``.
     """
-    row = table + tl.program_id(0) * 6
-    start = tl.load(row)
+    start, place, d, r, full, down, along = _mine(table)
     P = vector + start
-    G = gradients + tl.load(row + 1)
-    d = tl.load(row + 2).to(tl.int32)
-    r = tl.load(row + 3).to(tl.int32)
-    full = tl.load(row + 4).to(tl.int32)
-    turned = tl.load(row + 5).to(tl.int32)
-    down = r + turned * (1 - r)
-    along = 1 + turned * (d - 1)
+    G = gradients + place
     L = kept + tl.program_id(0).to(tl.int64) * (2 * R * R)
     Z = L + R * R
     W = scratch + tl.program_id(0).to(tl.int64) * (2 * R * R)
     K = W + R * R
-    store_small(W, _gram_with(P, G, d, r, full, down, along, R, BD), R)
+    H = gram_of(P, G, d, r, full, down, along, WITH_ONES, MATRIX, R, BD)
+    store_small(W, H, R)
     _solve_from_above(L, W, r, R)
     # K + K^T of K = triu(W Z^T), its diagonal halved. Of Z no rows beyond the last panel exist.
     c = tl.arange(0, R)
@@ -237,11 +184,7 @@ def pull_back_frames(
         acc = _times(P, K, i, d, r, full, R, BM, BK)
         for k in range(0, r, BK):
             q = k + kk
-            g = tl.load(
-                G + i[:, None] * down + q[None, :] * along,
-                mask=(i[:, None] < d) & (q[None, :] < r),
-                other=0.0,
-            )
+            g = entries(G, i[:, None], q[None, :], d, r, full, down, along, MATRIX)
             z = tl.load(
                 Z + c[None, :] * R + q[:, None],
                 mask=(q[:, None] < r) & (c[None, :] < r),
@@ -253,5 +196,5 @@ def pull_back_frames(
             mask=(i[:, None] < r) & (c[None, :] < r),
             other=0.0,
         )
-        held = _is_held(i[:, None], c[None, :], d, r, full)
-        tl.store(result + start + _place(i[:, None], c[None, :], r, full), acc, mask=held)
+        held = is_held(i[:, None], c[None, :], d, r, full)
+        tl.store(result + start + place_of(i[:, None], c[None, :], r, full), acc, mask=held)

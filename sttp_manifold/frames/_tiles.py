@@ -17,21 +17,31 @@ import triton
 import triton.language as tl
 
 __all__ = [
+    "MATRIX",
+    "REFLECTORS",
     "SIZES",
+    "WITH_ONES",
     "add_product",
     "add_times",
     "address",
+    "entries",
     "eye",
     "gram",
+    "gram_of",
     "inverse_root",
+    "is_held",
     "load_small",
     "padded",
+    "place_of",
     "polish",
     "small_product",
     "store_small",
     "symmetric_part",
     "times",
 ]
+
+MATRIX, REFLECTORS, WITH_ONES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+"""What the entries of a matrix are."""
 
 EPS = tl.constexpr(1.1920929e-07)
 NEAR_IDENTITY = tl.constexpr(0.5)
@@ -112,8 +122,48 @@ def small_product(A, B, r, R: tl.constexpr, BK: tl.constexpr, TRANSPOSED: tl.con
 
 
 @triton.jit
-def gram(A, B, d, r, R: tl.constexpr, BD: tl.constexpr):
-    """``A^T B`` of two ``(d, r)`` matrices."""
+def place_of(i, j, r, full):
+    """Where entry ``(i, j)``, below the diagonal, of the reflectors is among their coordinates."""
+    above = full * ((r * (r - 1)) // 2)
+    return tl.where(i < r, (i * (i - 1)) // 2 + j, above + (i - r) * r + j)
+
+
+@triton.jit
+def is_held(i, j, d, r, full):
+    """Whether entry ``(i, j)`` of the reflectors is a coordinate."""
+    return (i < d) & (j < r) & (j < i) & (i >= r - full * r)
+
+
+@triton.jit
+def entries(A, i, j, d, r, full, down, along, KIND: tl.constexpr):
+    """Entries of a ``(d, r)`` matrix, in float32, zeros beyond.
+
+    Args:
+        A: where they are.
+        i: their rows; and
+        j: columns.
+        full: of the coordinates of a frame whether its chart is the full one; and
+        down: of a matrix, how far a row is from the next; and
+        along: a column.
+        KIND: ``MATRIX``; ``REFLECTORS``, the coordinates of a frame as its reflectors; or
+            ``WITH_ONES``, these with the ones on their diagonal.
+    """
+    if KIND == MATRIX:
+        a = tl.load(A + i * down + j * along, mask=(i < d) & (j < r), other=0.0).to(tl.float32)
+    else:
+        held = is_held(i, j, d, r, full)
+        a = tl.load(A + place_of(i, j, r, full), mask=held, other=0.0)
+        if KIND == WITH_ONES:
+            a += tl.where((i == j) & (i < d) & (j < r), 1.0, 0.0)
+    return a
+
+
+@triton.jit
+def gram_of(
+    A, B, d, r, full, down, along, LEFT: tl.constexpr, RIGHT: tl.constexpr, R: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """``A^T B`` of two ``(d, r)`` matrices of the kinds ``LEFT`` and ``RIGHT`` of entries."""
     rows = tl.arange(0, BD)
     c = tl.arange(0, R)
     total = tl.zeros((R, R), tl.float32)
@@ -121,19 +171,17 @@ def gram(A, B, d, r, R: tl.constexpr, BD: tl.constexpr):
         acc = tl.zeros((R, R), tl.float32)
         for k in range(big, tl.minimum(big + 8 * BD, d), BD):
             i = k + rows
-            a = tl.load(
-                A + i[None, :] * r + c[:, None],
-                mask=(i[None, :] < d) & (c[:, None] < r),
-                other=0.0,
-            ).to(tl.float32)
-            b = tl.load(
-                B + i[:, None] * r + c[None, :],
-                mask=(i[:, None] < d) & (c[None, :] < r),
-                other=0.0,
-            ).to(tl.float32)
+            a = entries(A, i[None, :], c[:, None], d, r, full, down, along, LEFT)
+            b = entries(B, i[:, None], c[None, :], d, r, full, down, along, RIGHT)
             acc = tl.dot(a, b, acc, input_precision="ieee")
         total += acc
     return total
+
+
+@triton.jit
+def gram(A, B, d, r, R: tl.constexpr, BD: tl.constexpr):
+    """``A^T B`` of two ``(d, r)`` matrices, row by row."""
+    return gram_of(A, B, d, r, 0, r, 1, MATRIX, MATRIX, R, BD)
 
 
 @triton.jit

@@ -125,21 +125,31 @@ class _Plan(NamedTuple):
     scatter: Tensor
 
 
-def _by_kernels(
-    rows: Sequence[int], columns: Sequence[int], device: torch.device, dtype: torch.dtype
-) -> bool:
-    return kernels_serve(device, dtype) and all(map(has_kernel, rows, columns))
+class _Shapes(NamedTuple):
+    """Rows and columns of each frame, and whether its chart is the full one: a key of a cache."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    full: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[int], columns: Sequence[int], full: Sequence[bool]) -> _Shapes:
+        return cls(tuple(rows), tuple(columns), tuple(full))
+
+    def each(self) -> list[tuple[int, int, bool]]:
+        return list(zip(*self, strict=True))
+
+    def by_kernels(self, device: torch.device, dtype: torch.dtype) -> bool:
+        return kernels_serve(device, dtype) and all(map(has_kernel, self.rows, self.columns))
 
 
 @lru_cache(maxsize=256)
-def _table(
-    rows: tuple[int, ...], columns: tuple[int, ...], full: tuple[bool, ...], device: torch.device
-) -> FrameTable:
+def _table(given: _Shapes, device: torch.device) -> FrameTable:
     """Frames in the order of their coordinates, written in that of buckets."""
-    shapes = list(zip(rows, columns, full, strict=True))
+    shapes = given.each()
     starts = list(accumulate((_size(*shape) for shape in shapes), initial=0))
     placed, place = [], 0
-    for k in _written(columns):
+    for k in _written(given.columns):
         d, r, whole = shapes[k]
         placed.append(Placed(starts[k], place, d, r, whole, False))
         place += d * r
@@ -152,12 +162,11 @@ def _written(columns: Sequence[int]) -> list[int]:
 
 
 @lru_cache(maxsize=256)
-def _plan(
-    rows: tuple[int, ...], columns: tuple[int, ...], full: tuple[bool, ...], device: torch.device
-) -> _Plan:
+def _plan(given: _Shapes, device: torch.device) -> _Plan:
     """Buckets, and for each coordinate its place among all reflectors."""
+    columns = given.columns
     with torch.inference_mode(False), torch.no_grad():
-        shapes = list(zip(rows, columns, full, strict=True))
+        shapes = given.each()
         starts = list(accumulate((_size(*shape) for shape in shapes), initial=0))
         small = [k for k, r in enumerate(columns) if r <= _SMALL]
         buckets = [_padded([(*shapes[k], starts[k]) for k in small], starts[-1])] if small else []
@@ -216,10 +225,10 @@ def _alone(d: int, r: int, full: bool, start: int, zero: int) -> _Bucket:
 def _frames(
     vector: Tensor, rows: list[int], columns: list[int], full: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    if _by_kernels(rows, columns, vector.device, vector.dtype):
-        table = _table(tuple(rows), tuple(columns), tuple(full), vector.device)
-        return table.frames(vector.contiguous())
-    plan = _plan(tuple(rows), tuple(columns), tuple(full), vector.device)
+    shapes = _Shapes.of(rows, columns, full)
+    if shapes.by_kernels(vector.device, vector.dtype):
+        return _table(shapes, vector.device).frames(vector.contiguous())
+    plan = _plan(shapes, vector.device)
     joined = torch.cat((vector, vector.new_zeros(1)))
     flat, saved = [], []
     for bucket in plan.buckets:
@@ -238,10 +247,11 @@ def _pulled_back(
     columns: list[int],
     full: list[bool],
 ) -> Tensor:
-    if _by_kernels(rows, columns, vector.device, vector.dtype):
-        table = _table(tuple(rows), tuple(columns), tuple(full), vector.device)
+    shapes = _Shapes.of(rows, columns, full)
+    if shapes.by_kernels(vector.device, vector.dtype):
+        table = _table(shapes, vector.device)
         return table.pulled_back(torch.zeros_like(vector), vector.contiguous(), gradient, saved)
-    plan = _plan(tuple(rows), tuple(columns), tuple(full), saved.device)
+    plan = _plan(shapes, saved.device)
     kept = iter(saved.split([cut for bucket in plan.buckets for cut in bucket.cuts]))
     gradients = gradient.contiguous().split([bucket.numel for bucket in plan.buckets])
     found = []
@@ -255,9 +265,10 @@ def _pulled_back(
 
 def _numbers_saved(vector: Tensor, rows: list[int], columns: list[int], full: list[bool]) -> int:
     """What the operator keeps for its backward pass."""
-    if _by_kernels(rows, columns, vector.device, vector.dtype):
+    given = _Shapes.of(rows, columns, full)
+    if given.by_kernels(vector.device, vector.dtype):
         return sum(map(kept_numbers, columns))
-    shapes = list(zip(rows, columns, full, strict=True))
+    shapes = given.each()
     small = [(d, r) for d, r, _ in shapes if r <= _SMALL]
     saved = sum((d if whole else d - r) * r + 2 * r * r for d, r, whole in shapes if r > _SMALL)
     if small:
@@ -293,15 +304,8 @@ def _(
 
 
 @_back.register_fake
-def _(
-    gradient: Tensor,
-    vector: Tensor,
-    saved: Tensor,
-    rows: list[int],
-    columns: list[int],
-    full: list[bool],
-) -> Tensor:
-    return saved.new_empty(sum(map(_size, rows, columns, full)))
+def _(gradient: Tensor, vector: Tensor, saved: Tensor, *sizes: list[Any]) -> Tensor:
+    return saved.new_empty(sum(map(_size, *sizes)))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
