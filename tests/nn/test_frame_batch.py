@@ -40,6 +40,8 @@ class All(nn.Module):
             return [(weight(),) for weight in self.weights]
         if self.form == "factors":
             return [weight.factors() for weight in self.weights]
+        if self.form == "rows":
+            return [weight.row_factors() for weight in self.weights]
         values = [weight.tt() for weight in self.weights]
         return [(*tt.left, tt.spectrum, *tt.right) for tt in values]
 
@@ -49,9 +51,16 @@ class All(nn.Module):
 
 @every_method
 @every_spectrum
-@pytest.mark.parametrize("form", ["dense", "factors", "cores"])
-def test_plans_of_every_size_share_a_batch(method: str, spectrum: str, form: str) -> None:
-    """Frames of more than sixteen columns and of fewer, square and constant ones, in one plan."""
+@pytest.mark.parametrize("form", ["dense", "factors", "rows", "cores"])
+@pytest.mark.parametrize("few", [0, 100, 1 << 30], ids=["by nodes", "both", "by leaves"])
+def test_plans_of_every_size_share_a_batch(
+    method: str, spectrum: str, form: str, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of more than sixteen columns and of fewer, square and constant ones, in one plan.
+
+    What the spectrum multiplies, node by node or all numbers of a leaf at once, is the same.
+    """
+    monkeypatch.setattr("sttp_manifold.nn.batch_plan._FEW", few)
     bound = 2.0 if spectrum == "bounded" else 1.0
     weights = [make_weight(method, s, spectrum, "random", bound, **DOUBLE) for s in SHAPES * 2]
     model = together(All(weights, form))
@@ -84,7 +93,7 @@ def test_no_value_is_read_off_an_accelerator(method: str, spectrum: str) -> None
     weights = [make_weight(method, shape, spectrum, "random") for shape in SHAPES]
     plan = Plan(
         [weight.layout for weight in weights],
-        ["dense", "factors", "cores"] * 2,
+        ["dense", "factors", "cores", "rows", "factors", "cores"],
         torch.float32,
         torch.device("meta"),
     )
@@ -152,7 +161,7 @@ def test_a_weight_that_was_not_used_gets_no_gradient_in_any_form(method: str) ->
             parts = self()
             parts[0][0].square().sum().backward()
 
-    for form in ("dense", "factors", "cores"):
+    for form in ("dense", "factors", "rows", "cores"):
         model = together(First([make_weight(method, s) for s in SHAPES[:3]], form))
         model.step()
         assert [p.grad is not None for p in model.parameters()] == [True, False, False]

@@ -318,7 +318,7 @@ def test_transforms_of_torch_func() -> None:
 
 @every_method
 @pytest.mark.parametrize("size", [40, 300], ids=["a batch", "one by one"])
-@pytest.mark.parametrize("form", ["dense", "factors", "cores"])
+@pytest.mark.parametrize("form", ["dense", "factors", "rows", "cores"])
 def test_a_batch_of_cotangents(method: str, size: int, form: str, taken: list[bool]) -> None:
     """What torch can compute for many cotangents at once are not all operations."""
     shape = TTShape.for_matrix(size, size, rank=4)
@@ -340,6 +340,8 @@ def test_a_batch_of_cotangents(method: str, size: int, form: str, taken: list[bo
                 return (weight(),)
             if form == "factors":
                 return weight.factors()
+            if form == "rows":
+                return weight.row_factors()
             tt = weight.tt()
             return (*(core.flatten(1) for core in (*tt.left, *tt.right)), tt.spectrum[None])
 

@@ -53,7 +53,7 @@ def test_any_weights_in_any_forms(
         TTShape(data.draw(modes), data.draw(modes), rank=data.draw(st.integers(1, 5)))
         for _ in range(2)
     ]
-    forms = ("dense", "factors", "cores")
+    forms = ("dense", "factors", "rows", "cores")
     wanted = [(shape, data.draw(st.sampled_from(forms))) for shape in shapes for _ in range(3)]
     weights = [make_weight(method, shape, spectrum, "random", **DOUBLE) for shape, _ in wanted]
     used = [data.draw(st.booleans()) for _ in wanted]
@@ -70,6 +70,8 @@ def test_any_weights_in_any_forms(
                     values.append((weight(),))
                 elif form == "factors":
                     values.append(weight.factors())
+                elif form == "rows":
+                    values.append(weight.row_factors())
                 else:
                     tt = weight.tt()
                     values.append((*tt.left, tt.spectrum, *tt.right))
