@@ -26,7 +26,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["NEAR_IDENTITY", "TERMS", "factors", "near_factors", "polar_factors"]
+__all__ = ["NEAR_IDENTITY", "TERMS", "factors", "near_factors", "polar_factors", "series"]
 
 # A Gram matrix within 1/2 of the identity (Frobenius) has eigenvalues in [1/2, 3/2]: condition
 # number 3 at most, so that one Cholesky pass is orthonormal to a few roundings.
@@ -91,7 +91,7 @@ def near_factors(Z: Tensor, within: float) -> Tensor:
         if terms == 1:
             Z = torch.baddbmm(Z, Z, D, alpha=-0.5)
         else:
-            Z = torch.baddbmm(Z, Z, _series(D, terms))
+            Z = torch.baddbmm(Z, Z, series(D, terms))
     return Z
 
 
@@ -157,12 +157,12 @@ def _multiply(
     if gram.requires_grad:
         # A gradient comes back through both ways, and infinity times zero would be its end.
         gram = torch.where(near, gram, eye)
-    operand = torch.where(near, _series(gram - eye, terms), inverse)
+    operand = torch.where(near, series(gram - eye, terms), inverse)
     kept = Z * near if out is None else torch.mul(Z, near, out=out)
     return torch.baddbmm(kept, Z, operand) if kept.requires_grad else kept.baddbmm_(Z, operand)
 
 
-def _series(D: Tensor, terms: int) -> Tensor:
+def series(D: Tensor, terms: int) -> Tensor:
     """``(I + D)^(-1/2) - I`` up to that power of ``D``, which is at least the second."""
     coefficients = [1.0]
     for k in range(1, terms + 1):

@@ -15,15 +15,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sttp_manifold.frames._branch_free import NEAR_IDENTITY, factors, polar_factors
+from sttp_manifold.frames._branch_free import NEAR_IDENTITY, factors, polar_factors, series
 
 __all__ = ["HALF", "orthonormalize", "polar_factor", "polish", "q_factor"]
 
 # Factorizations refuse these, and products of them would lose what is to be restored.
 HALF = (torch.bfloat16, torch.float16)
-# Taylor coefficients of (1 + x)^(-1/2); with the first m of them the Gram matrix I + D becomes
-# I + O(D^(m + 1)), with the factor below.
-_SERIES = (-0.5, 0.375, -0.3125)
+# With m terms of the series of (1 + x)^(-1/2) the Gram matrix I + D becomes I + O(D^(m + 1)), with
+# the m-th of these factors.
 _LEFT = (0.75, 0.625, 0.546875)
 
 
@@ -57,7 +56,7 @@ def polar_factor(Z: Tensor, *, look: bool | None = None) -> Tensor:
     if not _may_look(Z, look):
         return polar_factors(Z)
     D = _excess(Z)
-    worst = float(_sizes(D).amax())
+    worst = _largest(D)
     if worst <= NEAR_IDENTITY:
         return _iterate(Z, D, worst)
     if torch.is_grad_enabled() and Z.requires_grad:
@@ -96,11 +95,10 @@ def polish(Z: Tensor, out: Tensor | None = None, *, look: bool | None = None) ->
     if not _may_look(Z, look):
         return factors(Z, polar=True, out=out)
     D = _excess(Z)
-    sizes = _sizes(D)
-    worst = float(sizes.amax())
+    worst = _largest(D)
     if worst <= NEAR_IDENTITY:
         return _iterate(Z, D, worst, out)
-    near = sizes <= NEAR_IDENTITY  # false for NaN
+    near = _sizes(D) <= NEAR_IDENTITY  # false for NaN
     Q = torch.empty_like(Z) if out is None else out
     for chosen, factor in ((near, polish), (~near, orthonormalize)):
         if bool(chosen.any()):
@@ -162,6 +160,21 @@ def _sizes(D: Tensor) -> Tensor:
     return torch.linalg.vector_norm(D.detach(), dim=(-2, -1))
 
 
+def _largest(D: Tensor) -> float:
+    """The largest Frobenius norm of a stack; that of all of it where that is as good."""
+    together = float(torch.linalg.vector_norm(D.detach() if D.requires_grad else D))
+    if _terms(together, torch.finfo(D.dtype).eps) == 1:
+        return together
+    return float(_sizes(D).amax())
+
+
+def _terms(size: float, eps: float) -> int:
+    """How many terms leave a rounding of an excess of that size, or the most that are taken."""
+    if _LEFT[0] * size * size <= eps:
+        return 1
+    return 2 if _LEFT[1] * size**3 <= eps else 3
+
+
 def _deviation(gram: Tensor) -> float:
     """Largest Frobenius distance of a Gram matrix from the identity; NaN if there is a NaN."""
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
@@ -174,14 +187,11 @@ def _iterate(Z: Tensor, D: Tensor, size: float, out: Tensor | None = None) -> Te
     if torch.is_grad_enabled() and Z.requires_grad:
         size = NEAR_IDENTITY  # a series that is right in value only has a wrong derivative
     while True:
-        terms = next((m for m in (1, 2) if _LEFT[m - 1] * size ** (m + 1) <= eps), 3)
-        # Z (1 + alpha R), by Horner; the usual short step has one term, and no copy of D.
-        alpha, R = _SERIES[0], D
+        terms = _terms(size, eps)
+        # Z (1 + alpha R); the usual short step has one term, and no copy of D.
+        alpha, R = -0.5, D
         if terms > 1:
-            alpha, R = 1.0, _SERIES[terms - 1] * D
-            for coefficient in reversed(_SERIES[: terms - 1]):
-                R.diagonal(dim1=-2, dim2=-1).add_(coefficient)
-                R = _product(D, R)
+            alpha, R = 1.0, series(D.reshape(-1, *D.shape[-2:]), terms).view(D.shape)
         size = _LEFT[terms - 1] * size ** (terms + 1)
         if size <= eps:
             return _add_product(Z, R, alpha, out)

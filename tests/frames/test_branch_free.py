@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sttp_manifold.frames._branch_free import NEAR_IDENTITY, TERMS, _series
+from sttp_manifold.frames._branch_free import NEAR_IDENTITY, TERMS, series
 from sttp_manifold.frames.orthonormal import orthonormalize, polish
 from sttp_manifold.frames.retractions import (
     cayley,
@@ -114,21 +114,21 @@ def test_the_series_is_cut_where_nothing_is_left(dtype):
     """Both passes on single numbers, all over the interval, in exact enough arithmetic."""
     x = torch.linspace(-NEAR_IDENTITY, NEAR_IDENTITY, 2001, dtype=torch.float64).view(-1, 1, 1)
     for terms in TERMS[dtype]:
-        x = (1 + _series(x, terms)).square() * (1 + x) - 1
+        x = (1 + series(x, terms)).square() * (1 + x) - 1
     # In float64 what is left is below what it can be computed to.
     assert x.abs().max() <= torch.finfo(dtype).eps * (1 if dtype == torch.float32 else 8)
     first, second = TERMS[dtype]
     for fewer in ((first - 1, second), (first, second - 1)):
         x = torch.tensor([[[-NEAR_IDENTITY]]], dtype=torch.float64)
         for terms in fewer:
-            x = (1 + _series(x, terms)).square() * (1 + x) - 1
+            x = (1 + series(x, terms)).square() * (1 + x) - 1
         assert x.abs().max() > torch.finfo(dtype).eps
 
 
 def test_the_series_is_that_of_the_inverse_root():
     x = torch.tensor([[[1e-2]]], dtype=torch.float64)
     for terms in range(2, 8):
-        left = float(1 + _series(x, terms) - (1 + x).rsqrt())
+        left = float(1 + series(x, terms) - (1 + x).rsqrt())
         binomial = math.prod((0.5 / k - 1) for k in range(1, terms + 2))
         assert left == pytest.approx(-binomial * 1e-2 ** (terms + 1), rel=0.05, abs=3e-16)
 
