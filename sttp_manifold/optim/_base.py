@@ -176,7 +176,8 @@ class FrameOptimizer(FusedSteps):
                     f"all of a parameter at one rate, as in {name}(params, lr=...)"
                 )
         _retraction_of(name, group["retraction"])
-        manifold = [p for p in group["params"] if is_riemannian(p)]
+        asked = [flag for flag in ("capturable", "differentiable", "fused") if group.get(flag)]
+        manifold = [p for p in group["params"] if is_riemannian(p)] if asked else []
         if manifold and group.get("capturable"):
             self._refuse_capture(group, manifold)
         why = {"differentiable": _NOT_DIFFERENTIABLE if group.get("differentiable") else None}

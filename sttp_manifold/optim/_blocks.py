@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from operator import attrgetter
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -41,8 +41,9 @@ __all__ = [
     "working_dtype",
 ]
 
-# Answers of is_framed: to ask a protocol takes longer than a call of torch, in every step.
-_FRAMED: WeakKeyDictionary[object, bool] = WeakKeyDictionary()
+# Answers of is_framed by class: to ask a protocol takes longer than a call of torch, in every step.
+_FRAMED: dict[type, bool] = {}
+_DEVICE = attrgetter("device")
 # Longest step of a frame: far beyond any that descends.
 _LONGEST = 1e3
 
@@ -64,10 +65,10 @@ def is_framed(p: Tensor) -> bool:
     manifold = getattr(p, "manifold", None)
     if manifold is None:
         return False
-    framed = _FRAMED.get(manifold)
+    kind = type(manifold)
+    framed = _FRAMED.get(kind)
     if framed is None:
-        framed = type(manifold) is EuclideanStiefel or isinstance(manifold, HasFrames)
-        _FRAMED[manifold] = framed
+        framed = _FRAMED[kind] = kind is EuclideanStiefel or isinstance(manifold, HasFrames)
     return framed
 
 
@@ -78,7 +79,8 @@ def check_dense(params: Iterable[Tensor], name: str) -> None:
         SparseGradientError: on the first sparse gradient.
     """
     for p in params:
-        if p.grad is not None and p.grad.is_sparse:
+        grad = p.grad
+        if grad is not None and grad.is_sparse:
             raise SparseGradientError(
                 f"{name} takes dense gradients, but a parameter of shape {tuple(p.shape)} has a "
                 f"sparse one; build its embedding with sparse=False, or give that parameter to "
@@ -110,7 +112,8 @@ def working_dtype(p: Tensor) -> torch.dtype:
 
 def full_precision(params: Sequence[Tensor]) -> AbstractContextManager[Any]:
     """Lift autocast, under which the products of a step would be rounded to half precision."""
-    kinds = [kind for kind in {p.device.type for p in params} if autocast_is_on(kind)]
+    devices = set(map(_DEVICE, params))
+    kinds = [kind for kind in {device.type for device in devices} if autocast_is_on(kind)]
     if not kinds:
         return nullcontext()
     lifted = ExitStack()

@@ -89,7 +89,7 @@ def elementwise(
     *,
     peak: bool,
     bounded: bool,
-) -> Tensor:
+) -> tuple[Tensor, float]:
     """Momentum over the root of a second moment for each element, Adam's own, without the rate.
 
     Args:
@@ -101,7 +101,7 @@ def elementwise(
         bounded: whether the quotients are; others are cut where their squares would overflow.
 
     Returns:
-        A flat vector of the layout of the block.
+        A flat vector of the layout of the block, and a number that it is to be multiplied with.
     """
     second = block.arrays["exp_avg_sq"]
     if peak:
@@ -109,19 +109,24 @@ def elementwise(
             block.arrays["max_exp_avg_sq"] = torch.zeros_like(second)
         highest = block.arrays["max_exp_avg_sq"]
         second = torch.maximum(highest, second, out=highest)
-    weights = correction(beta2, steps)
-    if isinstance(steps, Tensor):
-        assert isinstance(weights, Tensor)
-        weights = block.spread(weights)
-    root = second.div(weights).to(second.dtype).sqrt_().add_(eps)
-    if not eps:
+    weights, factor = correction(beta2, steps), 1.0
+    if isinstance(weights, Tensor):
+        if isinstance(steps, Tensor):
+            weights = block.spread(weights)
+        root = second.div(weights).to(second.dtype).sqrt_()
+    else:
+        # The root of the weights is taken out: one division of all elements less.
+        factor = math.sqrt(weights)
+        root, eps = second.sqrt(), eps * factor
+    root.add_(eps)
+    if eps < torch.finfo(root.dtype).tiny:
         root.clamp_(min=torch.finfo(root.dtype).tiny)  # for rows of zeros
     flat = torch.div(block.arrays["exp_avg"], root, out=root)
     if not bounded:
         # After a spike that the second moment has forgotten; squares still have a finite sum.
         far = math.sqrt(torch.finfo(flat.dtype).max) / 2**13
         flat.clamp_(-far, far)
-    return flat
+    return flat, factor
 
 
 def framewise(

@@ -193,6 +193,11 @@ def _copy(flat: Tensor, sizes: Sequence[int], pieces: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(pieces), sources)
 
 
+def _flat(piece: Tensor) -> Tensor:
+    """The same memory as a vector, where it is one."""
+    return piece.view(-1) if piece.is_contiguous() else piece
+
+
 class Stacks:
     """Parameters that move together, taken apart into blocks.
 
@@ -226,7 +231,10 @@ class Stacks:
         ]
         self._pointers = [p.data_ptr() for p in params]
         # Of torch's own class, which is read faster; they count what is written as the parameters.
-        self._written = [p.detach() for p in params]
+        self._written = [
+            _flat(p.detach()) if len(segments) == 1 else p.detach()
+            for p, segments in zip(params, self._segments, strict=True)
+        ]
         self._versions: list[int] | None = None
         self.points = self.take(self._written)
 

@@ -298,7 +298,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
             directions, rest = block.kept("exp_avg")
             return directions, rest, *block.parts(framewise(group, block, steps, lr))
         beta1, beta2 = betas(group)
-        flat = elementwise(
+        flat, factor = elementwise(
             block,
             steps,
             beta2,
@@ -309,7 +309,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
         directions, rest = block.views(flat)
         for x, u in zip(points, directions, strict=True):
             project_(x, u)
-        scale = -lr / correction(beta1, steps)
+        scale = -lr * factor / correction(beta1, steps)
         if not isinstance(steps, Tensor):
             return directions, rest, [scale] * len(directions), scale
         assert isinstance(scale, Tensor)
