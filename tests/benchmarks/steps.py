@@ -170,9 +170,15 @@ def adam_case(timer: Timer, layers: Sequence[tuple[tuple[int, ...], int]] = LAYE
         )
         return optimizer.step
 
+    def one_by_one(values: list[Tensor], manifold: object) -> list[Tensor]:
+        return with_gradients([ManifoldParameter(v.clone(), manifold=manifold) for v in values])
+
+    def loose(second_moment: str) -> Work:
+        params = one_by_one(frames, EuclideanStiefel())
+        return RiemannianAdam(params, 1e-3, second_moment=second_moment).step
+
     def theirs(values: list[Tensor], manifold: object) -> Work:
-        one_by_one = [ManifoldParameter(v.clone(), manifold=manifold) for v in values]
-        return geoopt.optim.RiemannianAdam(with_gradients(one_by_one), lr=1e-3).step
+        return geoopt.optim.RiemannianAdam(one_by_one(values, manifold), lr=1e-3).step
 
     def plain(values: list[Tensor]) -> Work:
         parameters = [torch.nn.Parameter(v.detach().clone()) for v in values]
@@ -182,6 +188,9 @@ def adam_case(timer: Timer, layers: Sequence[tuple[tuple[int, ...], int]] = LAYE
     competitors |= {
         f'{STEP}, retraction="{name}"': ours(name) for name in ("qr", "polar", "cayley", "pogo")
     }
+    for kind in ("frame", "elementwise"):
+        name = f'{STEP}, one parameter a frame, second_moment="{kind}"'
+        competitors[name] = loose(kind)
     # Every operation that an accelerator would run, on the CPU.
     competitors[f"{STEP}, capturable=True"] = ours("newton_schulz", capturable=True)
     competitors[f'{STEP}, capturable=True, retraction="qr"'] = ours("qr", capturable=True)
