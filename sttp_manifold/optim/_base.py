@@ -24,7 +24,7 @@ from sttp_manifold._arguments import explained
 from sttp_manifold._geoopt import ManifoldTensor
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.frames.orthonormal import polar_factor
-from sttp_manifold.frames.retractions import RETRACTIONS, Retraction, project_tangent
+from sttp_manifold.frames.retractions import Retraction, project_tangent
 from sttp_manifold.manifolds import FixedTTRankManifold
 from sttp_manifold.optim._blocks import (
     check_dense,
@@ -38,7 +38,7 @@ from sttp_manifold.optim._blocks import (
 from sttp_manifold.optim._carried import carried_state
 from sttp_manifold.optim._fused_steps import FusedSteps
 from sttp_manifold.optim._generic import Points, batched
-from sttp_manifold.optim._settings import SettingError, check_settings
+from sttp_manifold.optim._settings import SettingError, check_settings, retraction_of
 from sttp_manifold.optim._stacks import Stacks
 from sttp_manifold.optim.successors import replace_parameters
 
@@ -175,7 +175,7 @@ class FrameOptimizer(FusedSteps):
                     f"{name} got {key}={group[key]!r}, a setting of RiemannianMuon; {name} moves "
                     f"all of a parameter at one rate, as in {name}(params, lr=...)"
                 )
-        _retraction_of(name, group["retraction"])
+        retraction_of(name, group["retraction"])
         asked = [flag for flag in ("capturable", "differentiable", "fused") if group.get(flag)]
         manifold = [p for p in group["params"] if is_riemannian(p)] if asked else []
         if manifold and group.get("capturable"):
@@ -378,7 +378,7 @@ class FrameOptimizer(FusedSteps):
                 x.copy_(after)
 
     def _retraction_in(self, group: dict[str, Any]) -> Retraction:
-        return _retraction_of(type(self).__name__, group["retraction"])
+        return retraction_of(type(self).__name__, group["retraction"])
 
     def _step_plain(self, group: dict[str, Any], params: list[Tensor]) -> None:
         raise NotImplementedError
@@ -399,16 +399,3 @@ class FrameOptimizer(FusedSteps):
 def detached(params: list[Tensor]) -> list[Tensor]:
     """Parameters of a Euclidean manifold as torch's own tensors, on which it takes fast paths."""
     return [p.detach() if isinstance(p, ManifoldTensor) else p for p in params]
-
-
-def _retraction_of(name: str, retraction: Any) -> Retraction:
-    """A retraction that was asked for by its name or as an object."""
-    if isinstance(retraction, Retraction):
-        return retraction
-    if isinstance(retraction, str) and retraction in RETRACTIONS:
-        return RETRACTIONS[retraction]
-    raise SettingError(
-        f"{name} got retraction={retraction!r}; it takes one of "
-        f"{', '.join(map(repr, RETRACTIONS))}, as in {name}(params, lr=..., "
-        f"retraction='newton_schulz'), or a sttp_manifold.frames.retractions.Retraction"
-    )

@@ -23,6 +23,7 @@ from sttp_manifold.optim._stacks import Block
 __all__ = [
     "accumulate",
     "betas",
+    "complete_state",
     "correction",
     "elementwise",
     "fitted",
@@ -211,3 +212,32 @@ def refuse_kind(name: str, group: dict[str, Any], *, tangent: bool) -> None:
             f"second_moment='frame'), or take a retraction along tangent vectors, as "
             f"'newton_schulz'"
         )
+
+
+def complete_state(
+    state: dict[str, Any], p: Tensor, shape: tuple[int, ...], *, capturable: bool, peak: bool
+) -> None:
+    """Start what a parameter's state lacks, and bring what it has into shape.
+
+    Args:
+        state: the state.
+        p: the parameter.
+        shape: of the second moment.
+        capturable: whether the count of steps lies with the parameter.
+        peak: whether the second moment never falls.
+
+    Raises:
+        OptimizerError: for the state of another parameter.
+    """
+    if not state:
+        # On the host unless capturable, as torch has it: reading it there is free.
+        state["step"] = torch.zeros((), device=p.device if capturable else "cpu")
+        state["exp_avg"] = torch.zeros_like(p.detach(), dtype=working_dtype(p))
+        state["exp_avg_sq"] = torch.zeros(shape, dtype=working_dtype(p), device=p.device)
+    if capturable and state["step"].device != p.device:
+        state["step"] = state["step"].to(p.device)
+    if peak and "max_exp_avg_sq" not in state:
+        state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
+    for key, wanted in (("exp_avg", p.shape), ("exp_avg_sq", shape), ("max_exp_avg_sq", shape)):
+        if key in state:
+            state[key] = fitted(p, key, state[key], tuple(wanted))

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.errors import OptimizerError
+from sttp_manifold.frames.retractions import RETRACTIONS, Retraction
 
-__all__ = ["SettingError", "check_settings"]
+__all__ = ["SettingError", "check_settings", "retraction_of"]
 
 
 class SettingError(OptimizerError, ValueError):
@@ -141,3 +142,16 @@ def check_settings(name: str, group: Mapping[str, Any], *, look: bool = True) ->
             f"momentum={group.get('momentum')!r} and dampening={group.get('dampening')!r}; call "
             f"{name}(params, lr=..., momentum=0.9, nesterov=True)"
         )
+
+
+def retraction_of(name: str, retraction: Any) -> Retraction:
+    """A retraction that was asked for by its name or as an object."""
+    if isinstance(retraction, Retraction):
+        return retraction
+    if isinstance(retraction, str) and retraction in RETRACTIONS:
+        return RETRACTIONS[retraction]
+    raise SettingError(
+        f"{name} got retraction={retraction!r}; it takes one of "
+        f"{', '.join(map(repr, RETRACTIONS))}, as in {name}(params, lr=..., "
+        f"retraction='newton_schulz'), or a sttp_manifold.frames.retractions.Retraction"
+    )

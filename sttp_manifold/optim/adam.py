@@ -18,7 +18,6 @@ from sttp_manifold.optim._blocks import (
     project_,
     scalars_shape,
     shortened,
-    working_dtype,
 )
 from sttp_manifold.optim._fused_rules import Rule, adam_rule
 from sttp_manifold.optim._generic import Points, adam_step
@@ -26,9 +25,9 @@ from sttp_manifold.optim._gradients import Gradients
 from sttp_manifold.optim._moments import (
     accumulate,
     betas,
+    complete_state,
     correction,
     elementwise,
-    fitted,
     framewise,
     is_bounded,
     is_decoupled,
@@ -376,19 +375,7 @@ class RiemannianAdam(FrameOptimizer, geoopt.optim.RiemannianAdam):
 
     def _state_of(self, group: dict[str, Any], p: Tensor, shape: tuple[int, ...]) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]
-        amsgrad = group["amsgrad"]
-        if not state:
-            # On the host unless capturable, as torch has it: reading it there is free.
-            state["step"] = torch.zeros((), device=p.device if group["capturable"] else "cpu")
-            state["exp_avg"] = torch.zeros_like(p.detach(), dtype=working_dtype(p))
-            state["exp_avg_sq"] = torch.zeros(shape, dtype=working_dtype(p), device=p.device)
-        if group["capturable"] and state["step"].device != p.device:
-            state["step"] = state["step"].to(p.device)
-        if amsgrad and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
-        for key, wanted in (("exp_avg", p.shape), ("exp_avg_sq", shape), ("max_exp_avg_sq", shape)):
-            if key in state:
-                state[key] = fitted(p, key, state[key], tuple(wanted))
+        complete_state(state, p, shape, capturable=group["capturable"], peak=group["amsgrad"])
         return state
 
     def _count_step(

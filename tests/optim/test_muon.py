@@ -265,7 +265,7 @@ def test_plain_matrices_move_by_torchs_muon_if_asked_for(nesterov, decay):
 
 
 def test_a_torch_without_muon_is_named(monkeypatch):
-    monkeypatch.setattr(muon, "torch_muon", None)
+    monkeypatch.setattr("sttp_manifold.optim._muon_settings.torch_muon", None)
     p = torch.nn.Parameter(torch.ones(2, 2))
     with pytest.raises(OptimizerError, match=r"torch\.optim\.Muon, but torch .* has none; install"):
         RiemannianMuon([p], plain_matrices="muon")
