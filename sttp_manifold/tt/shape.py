@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
+
 from sttp_manifold._arguments import check_among
 from sttp_manifold.display import box_html, table_html
 from sttp_manifold.errors import ShapeError, SpectrumError
@@ -30,11 +32,16 @@ if TYPE_CHECKING:
 else:
 
     class _cached(cached_property):  # noqa: N801
-        """Without the lock that is taken before Python 3.12, which torch.compile does not trace."""
+        """Without the lock that is taken before Python 3.12, which torch.compile does not trace.
+
+        Nor does it trace in torch 2.6 that something is kept.
+        """
 
         def __get__(self, instance, owner=None):
             if instance is None:
                 return self
+            if torch.compiler.is_compiling():
+                return self.func(instance)
             value = instance.__dict__[self.attrname] = self.func(instance)
             return value
 
