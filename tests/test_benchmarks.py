@@ -233,3 +233,21 @@ def test_the_page_of_optimizers_is_that_of_its_results(module: Any, tmp_path: Pa
     one = script.one("RiemannianMuon", 32, 4, 0.1, 0, 2)
     assert {*one} == {*runs[-1]}
     assert one["steps"] == 2
+
+
+@pytest.mark.slow
+def test_steps_under_compile_are_timed_beside_eager_ones() -> None:
+    trial = [str(BENCHMARKS / "compiled.py"), "--turns", "1", "--networks", "64-128-64-10"]
+    path = os.pathsep.join([str(BENCHMARKS.parents[1]), os.environ.get("PYTHONPATH", "")])
+    said = subprocess.run(
+        [sys.executable, *trial, "--methods", "SVDP chart"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path.rstrip(os.pathsep)},
+    ).stdout
+    network, method, *numbers, operators = said.splitlines()[-1].strip("| ").split(" | ")
+    assert (network, method) == ("64-128-64-10", "SVDP chart")
+    assert all(float(number) > 0 for number in numbers)
+    assert int(operators) > 0
