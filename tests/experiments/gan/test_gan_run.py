@@ -24,7 +24,7 @@ from sttp_manifold.experiments.runs import gan
 from sttp_manifold.experiments.runs.execute import execute
 from sttp_manifold.experiments.runs.gan import GanRun, hinge
 from sttp_manifold.experiments.tasks import TASKS
-from sttp_manifold.experiments.tune import load_tuned
+from sttp_manifold.experiments.tune import EXTENSIONS, load_tuned
 
 from .conftest import OPTIONS
 
@@ -174,11 +174,15 @@ def test_kills_at_random_moments_lose_no_record_and_change_no_number(gan_task, t
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
-def test_the_rates_kept_with_the_default_task_are_of_its_grid():
+def test_the_rates_kept_with_the_default_task_are_of_its_grid_or_its_extensions():
     found = load_tuned(TASKS["gan-fashion-mnist-16"])
-    assert set(found) <= set(DEFAULT)
+    assert set(found) == set(DEFAULT)
     for name, entry in found.items():
-        assert entry["lr"] in METHODS[name].rates(TASKS["gan-fashion-mnist-16"])
+        tried = [point["lr"] for point in entry["grid"]]
+        grid = METHODS[name].rates(TASKS["gan-fashion-mnist-16"])
+        assert set(grid) <= set(tried)
+        assert len(tried) <= len(grid) + EXTENSIONS
+        assert entry["lr"] in tried
         assert not set(entry["seeds"]) & {0, 1, 2}
 
 
