@@ -35,8 +35,8 @@ def polar_factor(Z: Tensor, *, look: bool | None = None) -> Tensor:
     """Polar factor of ``Z``: the frame nearest to it.
 
     Newton-Schulz iterations, which are products only, where the Gram matrix is near the
-    identity; a singular value decomposition elsewhere, or Newton's iteration where values may not
-    be looked at or a gradient is wanted.
+    identity; a singular value decomposition elsewhere, frame by frame, or Newton's iteration where
+    values may not be looked at or a gradient is wanted.
 
     Args:
         Z: matrices.
@@ -63,6 +63,16 @@ def polar_factor(Z: Tensor, *, look: bool | None = None) -> Tensor:
         # The derivative of the decomposition divides by differences of singular values, which come
         # in equal pairs for a square frame and a tangent direction.
         return polar_factors(Z)
+    near = _sizes(D) <= NEAR_IDENTITY  # false for NaN
+    if not bool(near.any()):
+        return _by_svd(Z)
+    # A frame does not depend on those beside it, and the series is the more accurate way.
+    Q = torch.empty_like(Z)
+    Q[near], Q[~near] = polar_factor(Z[near], look=True), _by_svd(Z[~near])
+    return Q
+
+
+def _by_svd(Z: Tensor) -> Tensor:
     Z, bad = _without_bad_frames(Z)
     left, _, right = torch.linalg.svd(Z, full_matrices=False)
     return _with_nan(left @ right, bad)
