@@ -180,7 +180,10 @@ def test_the_rates_kept_with_the_default_task_are_of_its_grid_or_its_extensions(
     for name, entry in found.items():
         tried = [point["lr"] for point in entry["grid"]]
         grid = METHODS[name].rates(TASKS["gan-fashion-mnist-16"])
+        beyond = [edge * 3 ** (sign * k) for edge, sign in ((grid[0], -1), (grid[-1], 1))
+                  for k in range(1, EXTENSIONS + 1)]  # fmt: skip
         assert set(grid) <= set(tried)
+        assert set(tried) - set(grid) <= {float(f"{lr:.3g}") for lr in beyond}
         assert len(tried) <= len(grid) + EXTENSIONS
         assert entry["lr"] in tried
         assert not set(entry["seeds"]) & {0, 1, 2}
