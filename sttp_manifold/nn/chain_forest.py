@@ -80,7 +80,7 @@ class Node:
         ends: how many do.
         children: the nodes that go on, in the order of the halves.
         cuts: how the product is divided: the halves that end, then one part for each child.
-        scaled: whether the spectrum multiplies columns of any of the cores.
+        scaled: whether the spectrum multiplies columns of any of the cores here, not in the leaf.
         number: place in the order in which the forest is walked.
         constant: the stack, where it is none of any parameter.
     """
