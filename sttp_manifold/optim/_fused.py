@@ -23,7 +23,7 @@ from sttp_manifold.frames._tiles import (
     symmetric_part,
 )
 
-__all__ = ["settle", "step_coordinates", "step_frames"]
+__all__ = ["frame_of", "settle", "step_coordinates", "step_frames"]
 
 ADAM = tl.constexpr(0)
 _LONGEST = tl.constexpr(1e3)  # as in optim/_blocks.py
@@ -65,6 +65,32 @@ def _second(v, squares, w2, peak, at, mask, inverse, eps, AMSGRAD: tl.constexpr,
         tl.store(peak + at, highest, mask=mask)
     root = tl.sqrt(highest * inverse) + eps
     return v, tl.maximum(root, zero)
+
+
+@triton.jit
+def frame_of(row, gradients, DTYPE: tl.constexpr):
+    """What a row of the table says of a frame.
+
+    Returns:
+        Where the frame is, and in the buffers; its rows and columns; where its gradient is.
+    """
+    X = address(row, 0, DTYPE)
+    place = tl.load(row + 1)
+    d = tl.load(row + 2).to(tl.int32)
+    r = tl.load(row + 3).to(tl.int32)
+    G = address(gradients, tl.load(row + 4), DTYPE)
+    return X, place, d, r, G
+
+
+@triton.jit
+def _with_momentum(M, inside, g, keep, fresh, NESTEROV: tl.constexpr):
+    """The direction of SGD, with the momentum at ``M``, which is moved on."""
+    m = tl.load(M, mask=inside, other=0.0) * keep + fresh * g
+    tl.store(M, m, mask=inside)
+    u = m
+    if NESTEROV:
+        u = g + keep * m
+    return u
 
 
 @triton.jit
@@ -127,11 +153,7 @@ def step_frames(
         fresh: weight of a gradient in it.
     """
     row = table + tl.program_id(0) * 7
-    X = address(row, 0, DTYPE)
-    place = tl.load(row + 1)
-    d = tl.load(row + 2).to(tl.int32)
-    r = tl.load(row + 3).to(tl.int32)
-    G = address(gradients, tl.load(row + 4), DTYPE)
+    X, place, d, r, G = frame_of(row, gradients, DTYPE)
     moment = tl.load(row + 6)
     M = momentum + place
     W = work + place
@@ -187,11 +209,7 @@ def step_frames(
                 if SHORTEN:
                     u = _cut(u)
         elif MOMENTUM:
-            m = tl.load(M + at, mask=inside, other=0.0) * keep + fresh * g
-            tl.store(M + at, m, mask=inside)
-            u = m
-            if NESTEROV:
-                u = g + keep * m
+            u = _with_momentum(M + at, inside, g, keep, fresh, NESTEROV)
         lengths += u * u
         tl.store(W + at, u, mask=inside)
     tl.debug_barrier()
@@ -290,11 +308,7 @@ def step_coordinates(
             else:
                 u = m * (factor / root)
         elif MOMENTUM:
-            m = tl.load(M + at, mask=inside, other=0.0) * keep + fresh * g
-            tl.store(M + at, m, mask=inside)
-            u = m
-            if NESTEROV:
-                u = g + keep * m
+            u = _with_momentum(M + at, inside, g, keep, fresh, NESTEROV)
         if RULE != ADAM:
             u = factor * u
         x = x - rate * apart * x + u

@@ -16,7 +16,6 @@ import triton.language as tl
 from sttp_manifold.frames._tiles import (
     add_product,
     add_times,
-    address,
     eye,
     gram,
     load_small,
@@ -24,7 +23,7 @@ from sttp_manifold.frames._tiles import (
     symmetric_part,
     times,
 )
-from sttp_manifold.optim._fused import settle
+from sttp_manifold.optim._fused import frame_of, settle
 
 __all__ = ["turn_frames"]
 
@@ -166,11 +165,7 @@ def turn_frames(
         last: how many polynomials there are but the last one.
     """
     row = table + tl.program_id(0) * 7
-    X = address(row, 0, DTYPE)
-    place = tl.load(row + 1)
-    d = tl.load(row + 2).to(tl.int32)
-    r = tl.load(row + 3).to(tl.int32)
-    G = address(gradients, tl.load(row + 4), DTYPE)
+    X, place, d, r, G = frame_of(row, gradients, DTYPE)
     V = momentum + place
     W = work + place
     M = scratch + tl.program_id(0).to(tl.int64) * (12 * R * R)
