@@ -7,16 +7,16 @@ second derivative, is computed by plain operations, which stay the reference.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
-from functools import cache
 from itertools import count
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+
+from sttp_manifold.frames._triton import has_triton, runs_on
 
 __all__ = ["FrameTable", "Placed", "has_kernel", "kernels_serve"]
 
@@ -42,20 +42,13 @@ class Placed(NamedTuple):
     turned: bool
 
 
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def kernels_serve(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether frames of coordinates of a dtype on a device go by kernels.
 
-    In tests Triton's interpreter stands for a GPU. ``STTP_KERNELS=0`` in the environment switches
-    them off, for plans that are made from then on.
+    ``STTP_KERNELS=0`` in the environment switches them off, for plans that are made from then on.
     """
-    there = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
     wanted = os.environ.get("STTP_KERNELS") != "0"
-    return there and wanted and dtype == torch.float32 and _has_triton()
+    return runs_on(device) and wanted and dtype == torch.float32 and has_triton()
 
 
 def has_kernel(d: int, r: int) -> bool:

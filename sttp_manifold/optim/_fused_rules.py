@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sttp_manifold._geoopt import EuclideanStiefel
+from sttp_manifold.frames._triton import has_triton, runs_on
 from sttp_manifold.frames.retractions import RETRACTIONS
 from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
 from sttp_manifold.optim._blocks import frame_shapes, spectrum_slice
@@ -132,16 +130,6 @@ def _rates(group: Mapping[str, Any]) -> list[Any]:
     return [group["lr"], group.get("adam_lr")]
 
 
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _interpreted() -> bool:
-    """Whether Triton's interpreter stands for a GPU, in tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def why_not(group: Mapping[str, Any], params: Sequence[Tensor]) -> str | None:
     """Why a fused kernel cannot step manifold parameters of a group; None where it can.
 
@@ -149,7 +137,7 @@ def why_not(group: Mapping[str, Any], params: Sequence[Tensor]) -> str | None:
         group: settings of an optimizer.
         params: those of its parameters that are on manifolds.
     """
-    if not _has_triton():
+    if not has_triton():
         return "Triton is not installed, which comes with torch for CUDA, or by the extra 'fused'"
     if group["retraction"] not in ("newton_schulz", RETRACTIONS["newton_schulz"]):
         return "the kernel retracts by 'newton_schulz'"
@@ -166,7 +154,7 @@ def why_not(group: Mapping[str, Any], params: Sequence[Tensor]) -> str | None:
             return f"the kernel knows no {type(manifold).__name__}"
         if isinstance(p.detach(), FakeTensor):
             return "a fake tensor has no memory"
-        if p.device.type != "cuda" and not _interpreted():
+        if not runs_on(p.device):
             return f"the kernel runs on CUDA, and a parameter is on {p.device.type}"
         if p.dtype not in _DTYPES:
             return f"the kernel computes in float32, and a parameter is {p.dtype}"

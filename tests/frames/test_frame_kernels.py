@@ -66,7 +66,7 @@ def test_compiled_for_gpus_that_need_not_be_there(tmp_path):
 
 def test_where_kernels_serve(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(_kernel_table, "_has_triton", lambda: True)
+    monkeypatch.setattr(_kernel_table, "has_triton", lambda: True)
     assert kernels_serve(cuda, torch.float32)
     with monkeypatch.context() as patch:
         patch.setenv("STTP_KERNELS", "0")
