@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sttp_manifold.errors import ConfigError
 
@@ -22,6 +22,7 @@ __all__ = [
     "VARIABLE",
     "Costs",
     "Work",
+    "cheapest",
     "costs",
     "gemm",
     "left_forming",
@@ -34,6 +35,7 @@ VARIABLE = "STTP_COSTS"
 """Environment variable that names a file of constants."""
 
 Size = tuple[int, int, int]
+P = TypeVar("P")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +141,24 @@ class Work(NamedTuple):
             + unit.touch * self.touched
             + unit.permute * self.permuted
         )
+
+
+def cheapest(plans: Sequence[tuple[P, Work]], unit: Costs) -> P:
+    """The plan of least cost, of equals the first.
+
+    Args:
+        plans: each with its work.
+        unit: what work costs.
+    """
+    # Loops and comparisons here and where plans are listed, no generators and no min(key=...):
+    # torch.compile traces them, perhaps with a symbolic count.
+    best, work = plans[0]
+    least = work.cost(unit)
+    for plan, work in plans[1:]:
+        cost = work.cost(unit)
+        if cost < least:
+            best, least = plan, cost
+    return best
 
 
 def gemm(rows: int, inner: int, columns: int) -> Work:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.tt.contract import left_matrix
-from sttp_manifold.tt.cost_model import Costs, Work, costs, gemm, left_forming, right_forming
+from sttp_manifold.tt.cost_model import (
+    Costs,
+    Work,
+    cheapest,
+    costs,
+    gemm,
+    left_forming,
+    right_forming,
+)
 from sttp_manifold.tt.plans import Plan, cheapest_cut, cut_work
 from sttp_manifold.tt.shape import TTShape
 
@@ -56,15 +64,7 @@ def lookup_plans(shape: TTShape, count: int) -> list[tuple[LookupPlan, Work]]:
 
 
 def _choose(shape: TTShape, count: int, unit: Costs) -> LookupPlan:
-    # A loop and comparisons: torch.compile traces this, perhaps with a symbolic count.
-    best: LookupPlan | None = None
-    least = math.inf
-    for plan, work in lookup_plans(shape, count):
-        cost = work.cost(unit)
-        if cost < least:
-            best, least = plan, cost
-    assert best is not None
-    return best
+    return cheapest(lookup_plans(shape, count), unit)
 
 
 _chosen = lru_cache(maxsize=4096)(_choose)

@@ -13,7 +13,15 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from sttp_manifold.tt.cost_model import Costs, Work, costs, gemm, left_forming, right_forming
+from sttp_manifold.tt.cost_model import (
+    Costs,
+    Work,
+    cheapest,
+    costs,
+    gemm,
+    left_forming,
+    right_forming,
+)
 from sttp_manifold.tt.shape import TTShape
 
 __all__ = [
@@ -59,14 +67,9 @@ def cheapest_cut(shape: TTShape) -> int:
 
 
 def _choose_cut(shape: TTShape, unit: Costs) -> int:
-    # Where all cost the same, the bond of the spectrum.
-    best = len(shape.out_modes)
-    least = cut_work(shape, best).cost(unit)
-    for cut in range(1, len(shape.core_shapes)):
-        cost = cut_work(shape, cut).cost(unit)
-        if cost < least:
-            best, least = cut, cost
-    return best
+    # The bond of the spectrum comes first, for where all cost the same.
+    cuts = [len(shape.out_modes), *range(1, len(shape.core_shapes))]
+    return cheapest([(cut, cut_work(shape, cut)) for cut in cuts], unit)
 
 
 _chosen_cut = lru_cache(maxsize=4096)(_choose_cut)
@@ -149,16 +152,7 @@ def _right_applied(shape: TTShape, count: int, formed: int) -> Work:
 
 
 def _choose_steps(shape: TTShape, count: int, unit: Costs) -> LinearPlan:
-    # Loops and comparisons here and above, no generators and no min(key=...): torch.compile traces
-    # this, perhaps with a symbolic count.
-    best: LinearPlan | None = None
-    least = math.inf
-    for plan, work in linear_plans(shape, count):
-        cost = work.cost(unit)
-        if cost < least:
-            best, least = plan, cost
-    assert best is not None
-    return best
+    return cheapest(linear_plans(shape, count), unit)
 
 
 _chosen_steps = lru_cache(maxsize=4096)(_choose_steps)
