@@ -17,6 +17,7 @@ __all__ = [
     "box_html",
     "curves_svg",
     "descent_svg",
+    "spread",
     "svg_box",
     "svg_line",
     "svg_text",
@@ -49,6 +50,19 @@ def bars_text(values: Sequence[float]) -> str:
     heights = [max(0, math.ceil(8 * (v / top)) - 1) for v in values[:_BARS]]
     more = "…" if len(values) > _BARS else ""
     return f"{''.join(_BLOCKS[h] for h in heights)}{more}  {values[0]:.4g} to {values[-1]:.4g}"
+
+
+def spread(names: Sequence[str], most: int) -> list[str]:
+    """Some of many names, evenly from the first to the last; two at the least.
+
+    Example:
+        >>> spread("abcdefg", 3)
+        ['a', 'd', 'g']
+    """
+    if len(names) <= most:
+        return list(names)
+    step = (len(names) - 1) / (most - 1)
+    return [names[round(k * step)] for k in range(most)]
 
 
 def svg_box(width: float, height: float, label: str, parts: Iterable[str]) -> str:

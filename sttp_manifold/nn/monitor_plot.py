@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from sttp_manifold.display import spread
 from sttp_manifold.errors import SpectrumError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def spectra_figure(
     """
     from matplotlib.figure import Figure
 
-    layers = _chosen(list(spectra))
+    layers = spread(list(spectra), _MOST_LAYERS)
     figure = Figure(figsize=(2.4 * len(layers) + 3.4, 2.9), layout="constrained")
     panels = figure.subplots(1, len(layers) + 1, width_ratios=[1] * len(layers) + [1.5])
     for axes, layer in zip(panels, layers, strict=False):
@@ -62,14 +63,6 @@ def spectra_figure(
     if len(spectra) <= 2 * _MOST_LAYERS:
         last.legend(fontsize=6, frameon=False, ncols=2)
     return figure
-
-
-def _chosen(layers: Sequence[str]) -> list[str]:
-    """Some layers from the first to the last."""
-    if len(layers) <= _MOST_LAYERS:
-        return list(layers)
-    step = (len(layers) - 1) / (_MOST_LAYERS - 1)
-    return [layers[round(k * step)] for k in range(_MOST_LAYERS)]
 
 
 def png_of(figure: Figure) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sttp_manifold.display import spread
 from sttp_manifold.experiments.checkpoint import PRODUCTS
 from sttp_manifold.experiments.reading.pictures import Picture, png
 from sttp_manifold.experiments.reading.style import STYLE, Look, legend, looks_of, plain
@@ -128,14 +129,6 @@ def _stable_ranks(records: Sequence[Record]) -> Picture:
     return Picture("stable-rank", caption, png(figure))
 
 
-def _chosen(layers: Sequence[str]) -> list[str]:
-    """Some layers from the first to the last."""
-    if len(layers) <= _MOST_LAYERS:
-        return list(layers)
-    step = (len(layers) - 1) / (_MOST_LAYERS - 1)
-    return [layers[round(k * step)] for k in range(_MOST_LAYERS)]
-
-
 def _heat_maps(records: Sequence[Record]) -> Picture | None:
     """Singular values over the largest, by number and step: a column for each method."""
     looks = looks_of(records)
@@ -146,7 +139,7 @@ def _heat_maps(records: Sequence[Record]) -> Picture | None:
     columns = [(m, r) for m, r in shown.items() if r is not None][:_MOST_METHODS]
     if not columns:
         return None
-    layers = _chosen(list(columns[0][1]["spectra"]))
+    layers = spread(list(columns[0][1]["spectra"]), _MOST_LAYERS)
     figure = Figure(
         figsize=(1.6 * len(columns) + 1.6, 1.5 * len(layers) + 1.2), layout="constrained"
     )
