@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from page_command import make_again
 from timing import markdown
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 TITLES = {
     "steps": "An optimizer's step",
     "charts": "Charts, forward and backward",
@@ -93,12 +92,5 @@ def make(docs: Path) -> Path:
     return page
 
 
-def main() -> None:
-    """Make the page again."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the documentation")
-    print(f"{make(parser.parse_args().docs)} is written")
-
-
 if __name__ == "__main__":
-    main()
+    make_again(make, __doc__)

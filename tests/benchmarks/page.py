@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 import pictures
 from growth import FIXED, exponents
+from page_command import make_again
 from records import read
 from timing import AT_MOST, markdown
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 RESULTS = Path("results", "benchmarks.json")
 Row = Mapping[str, Any]
 
@@ -258,12 +257,5 @@ def make(docs: Path) -> Path:
     return page
 
 
-def main() -> None:
-    """Make page and figures again."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the documentation")
-    print(f"{make(parser.parse_args().docs)} is written")
-
-
 if __name__ == "__main__":
-    main()
+    make_again(make, __doc__)

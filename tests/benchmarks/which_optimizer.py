@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from page_command import DOCS
 from torch import nn
 
 import sttp_manifold as sm
 from sttp_manifold.experiments.data import digits
 from sttp_manifold.experiments.specs import derived_seed
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 SHAPES = ((32, 4), (128, 4), (1024, 4), (128, 16), (1024, 16), (1024, 64))
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SEEDS = (0, 1)
