@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from benchmark_scripts import BENCHMARKS
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
@@ -35,3 +38,10 @@ def _same_start() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a benchmark, as its own script would what lies beside it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from benchmark_scripts import BENCHMARKS, run_script
 
-BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 ROWS = {
     "frame map",
     "all weights of a network",
@@ -31,26 +27,12 @@ ROWS = {
 }
 
 
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a benchmark as its own script would."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
-
-
 @pytest.fixture(scope="module")
 def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a trial run of all parts leaves."""
     folder = tmp_path_factory.mktemp("docs")
-    trial = [str(BENCHMARKS / "run.py"), "--small", "--turns", "1", "--threads", "1"]
-    path = os.pathsep.join([str(BENCHMARKS.parents[1]), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [sys.executable, *trial, "--docs", str(folder)],
-        check=True,
-        capture_output=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path.rstrip(os.pathsep)},
-    )
+    trial = ("--small", "--turns", "1", "--threads", "1", "--docs", str(folder))
+    run_script("run.py", *trial, seconds=300)
     return folder
 
 
@@ -88,16 +70,16 @@ def test_a_missing_peer_is_reported_never_dropped(docs: Path, run: Any) -> None:
             assert f"{name} not installed" in page
 
 
-def test_the_page_is_made_from_the_file_alone(docs: Path, module: Any, run: Any) -> None:
+def test_the_page_is_made_from_the_file_alone(docs: Path, script: Any, run: Any) -> None:
     page = (docs / "benchmarks.md").read_text("utf-8")
-    assert module("page").text(run) == page
+    assert script("page").text(run) == page
     pictures = re.findall(r"\]\((figures/[^)]+)\)", page)
     assert len(pictures) == 3
     assert all((docs / picture).stat().st_size > 10_000 for picture in pictures)
 
 
-def test_a_miss_is_named_with_its_threads(module: Any, run: Any) -> None:
-    records, page = module("records"), module("page")
+def test_a_miss_is_named_with_its_threads(script: Any, run: Any) -> None:
+    records, page = script("records"), script("page")
     record = copy.deepcopy(run["records"][1]) | {"target": 10.0, "measure": "ratio"}
     found = []
     for threads, ratio in ((1, 12.0), (2, 9.5)):
@@ -122,13 +104,13 @@ def test_a_miss_is_named_with_its_threads(module: Any, run: Any) -> None:
     ],
 )
 def test_status(
-    module: Any, value: float | None, target: float | None, at_most: bool, status: str
+    script: Any, value: float | None, target: float | None, at_most: bool, status: str
 ) -> None:
     record = {"measure": "ratio", "ratio": value, "target": target, "at_most": at_most}
-    assert module("records").status(record) == status
+    assert script("records").status(record) == status
 
 
-def test_ratios_are_those_within_a_turn(module: Any) -> None:
+def test_ratios_are_those_within_a_turn(script: Any) -> None:
     now = 0.0
 
     def work(seconds: list[float]) -> Any:
@@ -146,7 +128,7 @@ def test_ratios_are_those_within_a_turn(module: Any) -> None:
         "theirs": work([*warm, 0.02, 0.20, 0.02, 0.80, 0.08]),  # twice ours, in most turns
         "absent": None,
     }
-    found = module("timing").Timer(turns=5, clock=lambda: now).compare(works)
+    found = script("timing").Timer(turns=5, clock=lambda: now).compare(works)
     assert found["ours"].against == pytest.approx(1.0)
     assert found["theirs"].against == pytest.approx(2.0)  # of medians it would be 8
     assert found["theirs"].seconds == pytest.approx(0.08)
@@ -154,8 +136,8 @@ def test_ratios_are_those_within_a_turn(module: Any) -> None:
     assert found["absent"] is None
 
 
-def test_who_is_slow_is_called_once(module: Any) -> None:
-    calls, timing = [], module("timing")
+def test_who_is_slow_is_called_once(script: Any) -> None:
+    calls, timing = [], script("timing")
     now = 0.0
 
     def slow() -> None:
@@ -173,8 +155,8 @@ def test_who_is_slow_is_called_once(module: Any) -> None:
     assert found["ours"].turns == 5
 
 
-def test_flops_of_products_and_solves(module: Any) -> None:
-    training: ModuleType = module("training")
+def test_flops_of_products_and_solves(script: Any) -> None:
+    training: ModuleType = script("training")
     A, B, L = torch.randn(3, 4, 5), torch.randn(3, 5, 6), torch.randn(3, 4, 4)
     C = torch.zeros(3, 4, 6)
     assert training.flops(lambda: A @ B) == 2 * 3 * 4 * 5 * 6
@@ -186,8 +168,8 @@ def test_flops_of_products_and_solves(module: Any) -> None:
     assert training.flops(lambda: layer(x).sum().backward()) == 3 * 2 * 7 * 5 * 3
 
 
-def test_plain_factors_do_the_arithmetic_of_a_spectral_weight_and_no_more(module: Any) -> None:
-    training: ModuleType = module("training")
+def test_plain_factors_do_the_arithmetic_of_a_spectral_weight_and_no_more(script: Any) -> None:
+    training: ModuleType = script("training")
     x = torch.randn(8, 32)
     count = {}
     for method in ("plain factors", "SVDP chart"):
@@ -198,14 +180,14 @@ def test_plain_factors_do_the_arithmetic_of_a_spectral_weight_and_no_more(module
     assert count["plain factors"] < count["SVDP chart"]
 
 
-def test_the_exponent_is_that_of_the_upper_half(module: Any) -> None:
+def test_the_exponent_is_that_of_the_upper_half(script: Any) -> None:
     sizes = [2, 4, 8, 16, 32, 64]
     values = [1.0, 1.0, 1.0] + [size**1.5 for size in sizes[3:]]
-    assert module("growth").exponent(sizes, values) == pytest.approx(1.5)
+    assert script("growth").exponent(sizes, values) == pytest.approx(1.5)
 
 
-def test_tf32_is_simulated_by_ten_bits(module: Any) -> None:
-    tf32 = module("tf32")
+def test_tf32_is_simulated_by_ten_bits(script: Any) -> None:
+    tf32 = script("tf32")
     x = torch.randn(1000)
     kept = tf32.rounded(x)
     assert (kept.view(torch.int32) & 0x1FFF == 0).all()
@@ -217,36 +199,28 @@ def test_tf32_is_simulated_by_ten_bits(module: Any) -> None:
     assert not torch.allclose(product, A @ B, rtol=0, atol=1e-6)
 
 
-def test_the_page_of_optimizers_is_that_of_its_results(module: Any, tmp_path: Path) -> None:
-    script = module("which_optimizer")
+def test_the_page_of_optimizers_is_that_of_its_results(script: Any, tmp_path: Path) -> None:
+    rates = script("which_optimizer")
     docs = BENCHMARKS.parents[1] / "docs"
     if not docs.is_dir():
         pytest.skip("the documentation is not beside the tests")
-    runs = script.load(docs / "results" / "which-optimizer.json")
+    runs = rates.load(docs / "results" / "which-optimizer.json")
     page = (docs / "which-optimizer.md").read_text("utf-8")
-    assert script.table(runs) in page
-    assert script.times(runs) in page
+    assert rates.table(runs) in page
+    assert rates.times(runs) in page
     copied = tmp_path / "page.md"
     copied.write_text(page, "utf-8")
-    script.write(runs, copied)
+    rates.write(runs, copied)
     assert copied.read_text("utf-8") == page
-    one = script.one("RiemannianMuon", 32, 4, 0.1, 0, 2)
+    one = rates.one("RiemannianMuon", 32, 4, 0.1, 0, 2)
     assert {*one} == {*runs[-1]}
     assert one["steps"] == 2
 
 
 @pytest.mark.slow
 def test_steps_under_compile_are_timed_beside_eager_ones() -> None:
-    trial = [str(BENCHMARKS / "compiled.py"), "--turns", "1", "--networks", "64-128-64-10"]
-    path = os.pathsep.join([str(BENCHMARKS.parents[1]), os.environ.get("PYTHONPATH", "")])
-    said = subprocess.run(
-        [sys.executable, *trial, "--methods", "SVDP chart"],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path.rstrip(os.pathsep)},
-    ).stdout
+    trial = ("--turns", "1", "--networks", "64-128-64-10", "--methods", "SVDP chart")
+    said = run_script("compiled.py", *trial, seconds=300)
     network, method, *numbers, operators = said.splitlines()[-1].strip("| ").split(" | ")
     assert (network, method) == ("64-128-64-10", "SVDP chart")
     assert all(float(number) > 0 for number in numbers)

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmark_scripts import BENCHMARKS, run_script
 
-BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 DOCS = BENCHMARKS.parents[1] / "docs"
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a benchmark as its own script would."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="make bench-gpu does it on the GPU")
-def test_every_competitor_runs_on_the_stand_in(module: Any, tmp_path: Path) -> None:
-    trial = [str(BENCHMARKS / "gpu.py"), "--small", "--turns", "1", "--docs", str(tmp_path)]
-    path = os.pathsep.join([str(BENCHMARKS.parents[1]), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [sys.executable, *trial],
-        check=True,
-        capture_output=True,
-        timeout=480,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path.rstrip(os.pathsep)},
-    )
+def test_every_competitor_runs_on_the_stand_in(script: Any, tmp_path: Path) -> None:
+    run_script("gpu.py", "--small", "--turns", "1", "--docs", str(tmp_path), seconds=480)
     (file,) = (tmp_path / "results").glob("gpu-*.json")
     run = json.loads(file.read_text("utf-8"))
-    tables = module("gpu_cases").TABLES
+    tables = script("gpu_cases").TABLES
     assert {record["table"] for record in run["records"]} == {*tables}
     for record in run["records"]:
         assert "note" not in record, record
@@ -47,24 +28,24 @@ def test_every_competitor_runs_on_the_stand_in(module: Any, tmp_path: Path) -> N
         assert record["peak_mb"] >= 0, record
     ways = {r["way"] for r in run["records"] if r["table"] == "training"}
     assert ways == {"eager", "captured", "compiled"}
-    page = module("gpu_page")
+    page = script("gpu_page")
     assert page.text([run]) == (tmp_path / "gpu.md").read_text("utf-8")
     assert "its numbers say nothing" in page.text([run])
 
 
-def test_the_page_is_that_of_its_results(module: Any) -> None:
+def test_the_page_is_that_of_its_results(script: Any) -> None:
     if not DOCS.is_dir():
         pytest.skip("the documentation is not beside the tests")
     files = sorted((DOCS / "results").glob("gpu-*.json"))
     runs = [json.loads(file.read_text("utf-8")) for file in files]
     text = (DOCS / "gpu.md").read_text("utf-8")
-    assert module("gpu_page").text(runs) == text
+    assert script("gpu_page").text(runs) == text
     own = any(run["about"]["of"] == "this package" for run in runs)
     assert own != ("No run of this package as it is now" in text)
 
 
-def test_what_fails_and_what_comes_too_late_is_said(module: Any) -> None:
-    gpu, cases, meter = module("gpu"), module("gpu_cases"), module("gpu_meter").StandIn()
+def test_what_fails_and_what_comes_too_late_is_said(script: Any) -> None:
+    gpu, cases, meter = script("gpu"), script("gpu_cases"), script("gpu_meter").StandIn()
 
     def failing() -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -81,16 +62,16 @@ def test_what_fails_and_what_comes_too_late_is_said(module: Any) -> None:
     assert [record["note"] for record in late] == ["no time was left"] * 3
 
 
-def test_all_tables_take_less_than_eight_minutes(module: Any) -> None:
-    gpu = module("gpu")
-    assert {*gpu.SECONDS} == {*module("gpu_cases").TABLES}
+def test_all_tables_take_less_than_eight_minutes(script: Any) -> None:
+    gpu = script("gpu")
+    assert {*gpu.SECONDS} == {*script("gpu_cases").TABLES}
     assert sum(gpu.SECONDS.values()) < 8 * 60
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the script does it on the GPU")
 @pytest.mark.parametrize("part", ["forward and backward", "charts", "optimizer", "whole step"])
-def test_every_part_of_a_captured_step_runs_on_the_stand_in(module: Any, part: str) -> None:
-    parts, meter = module("captured_parts"), module("gpu_meter").StandIn()
+def test_every_part_of_a_captured_step_runs_on_the_stand_in(script: Any, part: str) -> None:
+    parts, meter = script("captured_parts"), script("gpu_meter").StandIn()
     cases = list(parts.cases([part], list(parts.METHODS)))
     assert cases == [*dict.fromkeys(cases)]
     assert len(cases) == (2 if part == "charts" else 9)
@@ -102,8 +83,8 @@ def test_every_part_of_a_captured_step_runs_on_the_stand_in(module: Any, part: s
 
 
 @pytest.mark.slow
-def test_what_becomes_of_a_part_is_said(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = module("captured_parts")
+def test_what_becomes_of_a_part_is_said(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = script("captured_parts")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     limits: dict[str, Any] = dict(small=True, replays=2, seconds=240.0)
     said = parts.outcome("optimizer", "STTP Riemannian", parts.WITHOUT, **limits)

