@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from sttp_manifold.nn import SpectralConv2d, SpectralLinear, together
 from sttp_manifold.tt import SPECTRA
 
-METHODS = ("householder", "riemannian")
 DOUBLE = {"dtype": torch.float64}
 
-every_method = pytest.mark.parametrize("method", METHODS)
 every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from networks_together import DOUBLE, METHODS, Net
+from networks_together import DOUBLE, Net
 from torch import nn
+from ways_to_hold import METHODS
 
 from sttp_manifold.nn import make_weight, switch
 from sttp_manifold.optim import RiemannianSGD

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
-
 import pytest
 import torch
+from markup import SVG, drawn, texts
 
 from sttp_manifold import nn
 from sttp_manifold.display import bars_text, curves_svg, descent_svg, table_html
-
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def drawn(markup: str) -> ET.Element:
-    return ET.fromstring(markup)
-
-
-def texts(element: ET.Element, tag: str) -> list[str]:
-    return [node.text or "" for node in element.iter(tag)]
 
 
 def test_a_curve_is_its_numbers() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from ways_to_hold import every_method
 
 from sttp_manifold.errors import ConversionError, SpectrumError
 from sttp_manifold.nn import adapt, compress
@@ -20,9 +21,6 @@ peft = pytest.importorskip("peft")
 from safetensors.torch import load_file  # noqa: E402
 
 from sttp_manifold.peft import SpectralConfig, SpectralTunerLayer  # noqa: E402
-
-METHODS = ("householder", "riemannian")
-every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def net() -> nn.Sequential:

@@ -23,10 +23,12 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import close
 from gpt2_layer import conv1d
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from ways_to_hold import METHODS, every_method
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn import (
@@ -53,7 +55,6 @@ from sttp_manifold.optim import RiemannianSGD
 from sttp_manifold.tt import SPECTRA, tt_svd
 
 DOUBLE: Any = {"dtype": torch.float64}
-METHODS = ("householder", "riemannian")
 FULL, LOW = 10_000, 2
 
 
@@ -244,7 +245,6 @@ ROWS |= KEPT
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-every_method = pytest.mark.parametrize("method", METHODS)
 every_row_and_spectrum = pytest.mark.parametrize(
     ("row", "spectrum"),
     [
@@ -280,10 +280,6 @@ def beside(layer: nn.Module) -> dict[str, Tensor]:
     """Parameters of a layer that are no spectral weights, nor would be."""
     own = {name: p for name, p in layer._parameters.items() if p is not None}
     return {name: p for name, p in own.items() if name not in stock_weights(layer)}
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-11) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_the_table_is_complete() -> None:

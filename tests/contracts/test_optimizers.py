@@ -6,13 +6,14 @@ A new optimizer is one or more rows here. What belongs to one alone is in `tests
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from saved_states import through_file
+from spectral_points import frame_error
 
 from sttp_manifold._geoopt import EuclideanStiefel, ManifoldParameter, geoopt
 from sttp_manifold.errors import OptimizerError
@@ -149,29 +150,11 @@ def assert_close(model, twin, atol):
         torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=atol)
 
 
-def frame_error(p):
-    if isinstance(p.manifold, EuclideanStiefel):
-        frames = [p.detach()]
-    else:
-        groups = p.manifold.frame_groups
-        frames = [p.detach()[..., s].unflatten(-1, (n, d, r)) for s, n, d, r in groups]
-    return max(
-        float((X.mT @ X - torch.eye(X.shape[-1], dtype=X.dtype)).abs().max()) for X in frames
-    )
-
-
 # --- State. ---
 
 
 def directly(state):
     return state
-
-
-def through_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer)
 
 
 @every_row

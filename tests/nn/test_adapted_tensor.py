@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import close
 from torch import Tensor, nn
+from ways_to_hold import METHODS, every_method
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn import (
@@ -36,9 +38,6 @@ from sttp_manifold.nn import (
 )
 from sttp_manifold.nn.held import HeldWeight
 from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, check_points
-
-METHODS = ("householder", "riemannian")
-every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def encoder(dtype: torch.dtype = torch.float64, layers: int = 2) -> nn.TransformerEncoder:
@@ -75,10 +74,6 @@ def trained(model: nn.Module, x: Tensor, steps: int = 4) -> nn.Module:
     wanted = found[0] if isinstance(found, tuple) else found
     fit(model, x, wanted.detach().roll(1, -1), steps)
     return model
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-11) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 # -- real ones ---------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import close
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from ways_to_hold import every_method
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn import (
@@ -26,9 +28,6 @@ from sttp_manifold.nn import (
 )
 from sttp_manifold.nn.adapter_file import KEY
 from sttp_manifold.optim import RiemannianAdam
-
-METHODS = ("householder", "riemannian")
-every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def net(dtype: torch.dtype = torch.float64, width: int = 12) -> nn.Sequential:
@@ -49,10 +48,6 @@ def trained(**how: Any) -> nn.Module:
         model(image()).square().mean().backward()
         optimizer.step()
     return model
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 @every_method

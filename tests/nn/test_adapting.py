@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from ways_to_hold import METHODS, every_method
 
 from sttp_manifold.errors import ConversionError, ShapeError, SpectrumError
 from sttp_manifold.nn import (
@@ -36,9 +38,7 @@ from sttp_manifold.nn.adapter_places import places
 from sttp_manifold.nn.stock import TABLE
 from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, RiemannianSGD, check_points
 
-METHODS = ("householder", "riemannian")
 SPECTRA = ("full", "free", "bounded")
-every_method = pytest.mark.parametrize("method", METHODS)
 every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
 
 
@@ -81,10 +81,6 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 15) -
 def trained(model: nn.Module, steps: int = 5) -> nn.Module:
     train(model, RiemannianAdam([p for p in model.parameters() if p.requires_grad], lr=0.05), steps)
     return model
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-11) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def updates_of(model: nn.Module) -> list[SpectralWeight]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from ways_to_hold import METHODS
 
 from sttp_manifold import TTShape
 from sttp_manifold.errors import ConversionError
@@ -25,7 +26,6 @@ from sttp_manifold.nn import (
 from sttp_manifold.optim import RiemannianAdam
 from sttp_manifold.tt import SPECTRA
 
-METHODS = ("householder", "riemannian")
 KINDS = ("sttp", "svdp")
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from ways_to_hold import METHODS
 
 from sttp_manifold import TTShape
 from sttp_manifold.errors import ConversionError, ShapeError, SpectrumError
@@ -24,7 +25,6 @@ from sttp_manifold.nn import (
 )
 from sttp_manifold.tt import SPECTRA
 
-METHODS = ("householder", "riemannian")
 KINDS = ("sttp", "svdp")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from ways_to_hold import every_method
 
 from sttp_manifold.errors import ConversionError, ShapeError
 from sttp_manifold.nn import (
@@ -22,10 +23,7 @@ from sttp_manifold.nn import (
 )
 from sttp_manifold.optim import RiemannianAdam
 
-METHODS = ("householder", "riemannian")
 DOUBLE: Any = {"dtype": torch.float64}
-
-every_method = pytest.mark.parametrize("method", METHODS)
 
 
 class Tied(nn.Module):

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from ways_to_hold import METHODS
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn import SpectralConv2d, SpectralLinear, compress, decompress, summary
 from sttp_manifold.tt import SPECTRA
 
-METHODS = ("householder", "riemannian")
 DOUBLE: Any = {"dtype": torch.float64}
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "plain": {},

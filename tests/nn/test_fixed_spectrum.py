@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from ways_to_hold import METHODS, every_method
 
 from sttp_manifold import SpectralTT, TTShape, tt_svd
 from sttp_manifold.errors import ShapeError, SpectrumError
@@ -27,8 +28,6 @@ from sttp_manifold.nn import (
 from sttp_manifold.optim import RiemannianAdam
 from sttp_manifold.spectrum import SpectrumMap, hold_spectrum
 
-METHODS = ("householder", "riemannian")
-every_method = pytest.mark.parametrize("method", METHODS)
 SHAPE = TTShape.for_matrix(12, 10, rank=4)
 GIVEN = [4.0, 1.0, 3.0, 0.5]
 

@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 from calls import counted
-from networks_together import DOUBLE, every_method, every_spectrum
+from networks_together import DOUBLE, every_spectrum
 from torch import Tensor, nn
+from ways_to_hold import every_method
 
 from sttp_manifold import TTShape
 from sttp_manifold.nn import SpectralWeight, compress, make_weight, together

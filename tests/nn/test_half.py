@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from ways_to_hold import METHODS, every_method
 
 from sttp_manifold import TTShape
 from sttp_manifold.errors import ShapeError
@@ -19,11 +20,9 @@ from sttp_manifold.nn import (
 from sttp_manifold.spectrum import PENALTIES
 from sttp_manifold.tt import SPECTRA
 
-METHODS = ("householder", "riemannian")
 HALF = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 every_half = pytest.mark.parametrize(("dtype", "rtol"), HALF.items(), ids=map(str, HALF))
-every_method = pytest.mark.parametrize("method", METHODS)
 every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import close
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -69,10 +70,6 @@ def made(rank: int = 100, **how: Any) -> tuple[nn.Module, Any, Tensor, Tensor]:
     model, x = nn.Sequential(Experts()), torch.randn(3, 7, 4, **DOUBLE)
     y = model(x).detach()
     return compress(model, rank=rank, grow="allow", **how), model[0], x, y
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 def test_compress_and_back() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from ways_to_hold import every_method
 
 from sttp_manifold import TTShape, tt_svd
 from sttp_manifold.errors import ConversionError, RankError, ShapeError, SpectrumError
@@ -19,11 +20,9 @@ from sttp_manifold.nn import (
 from sttp_manifold.tt import SPECTRA
 from sttp_manifold.tt.plans import conv_plan, linear_plan
 
-METHODS = ("householder", "riemannian")
 KINDS = ("sttp", "svdp")
 DOUBLE: Any = {"dtype": torch.float64}
 
-every_method = pytest.mark.parametrize("method", METHODS)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
 

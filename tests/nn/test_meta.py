@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from ways_to_hold import METHODS, every_method
 
 from sttp_manifold.errors import ConversionError, ShapeError, SpectrumError
 from sttp_manifold.nn import (
@@ -23,13 +24,11 @@ from sttp_manifold.nn import (
 )
 from sttp_manifold.tt import SPECTRA
 
-METHODS = ("householder", "riemannian")
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "meta": lambda: torch.device("meta"),
     "fake": FakeTensorMode,
 }
 
-every_method = pytest.mark.parametrize("method", METHODS)
 every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
 every_way = pytest.mark.parametrize("without", WITHOUT.values(), ids=WITHOUT)
 

@@ -11,14 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import normal, seeds, shapes
 from torch import Tensor, nn
+from ways_to_hold import METHODS, every_method
 
 from sttp_manifold import TTShape, tt_svd
 from sttp_manifold.errors import ConversionError, OptimizerError, ShapeError, SpectrumError
 from sttp_manifold.nn import SpectralWeight, compress, grow_, make_weight, truncate_
 from sttp_manifold.optim import RiemannianAdam, check_optimizer
-
-METHODS = ("householder", "riemannian")
-every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def network(method: str, kind: str = "sttp", rank: int = 4, **how: Any) -> nn.Sequential:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from networks_together import DOUBLE, every_method
+from networks_together import DOUBLE
 from torch import Tensor, nn
+from ways_to_hold import every_method
 
 from sttp_manifold import tt_svd
 from sttp_manifold.errors import ConversionError, ShapeError

@@ -7,8 +7,9 @@ import io
 
 import pytest
 import torch
-from networks_together import Net, every_method
+from networks_together import Net
 from torch import Tensor, nn
+from ways_to_hold import every_method
 
 from sttp_manifold.nn import SpectralConv2d, SpectralLinear, together
 from sttp_manifold.optim import RiemannianAdam

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from ways_to_hold import METHODS, every_method
 
 from sttp_manifold.errors import ConversionError
 from sttp_manifold.nn import (
@@ -39,8 +40,6 @@ from sttp_manifold.nn.together import is_together
 from sttp_manifold.optim import RiemannianAdam
 from sttp_manifold.tt import SPECTRA, TTShape
 
-METHODS = ("householder", "riemannian")
-every_method = pytest.mark.parametrize("method", METHODS)
 every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
 
 

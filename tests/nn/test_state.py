@@ -14,6 +14,7 @@ import torch
 from strategies import bound_of
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from ways_to_hold import METHODS, every_method
 
 from sttp_manifold import TTShape, tt_svd
 from sttp_manifold.nn import SpectralConv2d, SpectralLinear, compress, make_weight, switch
@@ -21,10 +22,8 @@ from sttp_manifold.nn.state import EXTRA, from_tensor, to_tensor
 from sttp_manifold.optim import RiemannianAdam
 from sttp_manifold.tt import SPECTRA
 
-METHODS = ("householder", "riemannian")
 SHAPE = TTShape.for_matrix(12, 20, 3)
 
-every_method = pytest.mark.parametrize("method", METHODS)
 every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
 strictly = pytest.mark.parametrize(
     "how", [{}, {"strict": False}, {"assign": True}, {"strict": False, "assign": True}]

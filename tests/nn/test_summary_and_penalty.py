@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from ways_to_hold import METHODS
 
 from sttp_manifold import TTShape
 from sttp_manifold.errors import SpectrumError
@@ -19,8 +20,6 @@ from sttp_manifold.nn import (
 )
 from sttp_manifold.spectrum import CONSTANT, PENALTIES
 from sttp_manifold.tt import SPECTRA
-
-METHODS = ("householder", "riemannian")
 
 
 def network() -> nn.Sequential:

@@ -19,7 +19,6 @@ from networks_together import (
     Heads,
     agree,
     alone,
-    every_method,
     gradients,
     image,
     made,
@@ -27,6 +26,7 @@ from networks_together import (
     warm,
 )
 from torch import Tensor, nn
+from ways_to_hold import every_method
 
 from sttp_manifold.errors import FrameOverflowError
 from sttp_manifold.nn import (

@@ -12,7 +12,6 @@ from networks_together import (
     Net,
     agree,
     alone,
-    every_method,
     image,
     made,
     run,
@@ -31,6 +30,7 @@ from parameter_changes import (
     parameter,
 )
 from torch import Tensor, nn
+from ways_to_hold import every_method
 
 from sttp_manifold.nn.formed import _Stamp
 

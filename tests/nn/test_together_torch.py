@@ -13,7 +13,6 @@ from networks_together import (
     Net,
     agree,
     alone,
-    every_method,
     gradients,
     image,
     made,
@@ -23,6 +22,7 @@ from networks_together import (
 )
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from ways_to_hold import every_method
 
 from sttp_manifold import TTShape
 from sttp_manifold.nn import SpectralWeight, make_weight, together

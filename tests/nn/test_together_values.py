@@ -8,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks_together import (
     DOUBLE,
-    METHODS,
     agree,
     alone,
-    every_method,
     every_spectrum,
     gradients,
     image,
@@ -21,6 +19,7 @@ from networks_together import (
 )
 from strategies import seeds, spectra
 from torch import Tensor, nn
+from ways_to_hold import METHODS, every_method
 
 from sttp_manifold import TTShape
 from sttp_manifold.nn import (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks_together import DOUBLE, every_method, every_spectrum
+from networks_together import DOUBLE, every_spectrum
 from torch import nn
+from ways_to_hold import every_method
 
 from sttp_manifold.nn import SpectralConv2d, SpectralLinear, compress
 

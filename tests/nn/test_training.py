@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from ways_to_hold import METHODS
 
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.nn import RiemannianWeight, SpectralWeight, compress, spectral_penalty, switch
 from sttp_manifold.optim import RiemannianAdam, check_optimizer
 from sttp_manifold.tt import SPECTRA
-
-METHODS = ("householder", "riemannian")
 
 # The second moment of a frame is one number, so its step is shorter at equal lr.
 LR = {"householder": 1e-2, "riemannian": 1e-1}

@@ -11,6 +11,7 @@ import torch
 from strategies import bound_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from ways_to_hold import METHODS, every_method
 
 from sttp_manifold import SpectralTT, SpectralTTManifold, TTShape, tt_svd
 from sttp_manifold._geoopt import ManifoldParameter
@@ -24,7 +25,6 @@ from sttp_manifold.nn import (
 )
 from sttp_manifold.tt import SPECTRA
 
-METHODS = ("householder", "riemannian")
 DOUBLE = {"dtype": torch.float64}
 CLASSES = (HouseholderWeight, RiemannianWeight)
 SHAPES = {
@@ -37,7 +37,6 @@ SHAPES = {
 }
 
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-every_method = pytest.mark.parametrize("method", METHODS)
 every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
 
 

@@ -13,20 +13,12 @@ import math
 import sys
 
 import torch
+from kernels.poisoned_memory import poisoned
 
 from sttp_manifold import SpectralTTManifold, TTShape
 from sttp_manifold._geoopt import EuclideanStiefel, ManifoldParameter
 from sttp_manifold.errors import OptimizerError
 from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, RiemannianSGD
-
-_empty = torch.empty
-
-
-def poisoned(*size, **kwargs):
-    """As torch.empty, of the worst values."""
-    made = _empty(*size, **kwargs)
-    return made.fill_(math.nan) if made.is_floating_point() else made.fill_(-1)
-
 
 ADAM, SGD, MUON = RiemannianAdam, RiemannianSGD, RiemannianMuon
 CASES = {

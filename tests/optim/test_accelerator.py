@@ -11,12 +11,12 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from collections import Counter
 
 import pytest
 import torch
+from saved_states import through_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -447,13 +447,6 @@ def test_largest_moments_of_some_parameters_only(capturable):
 
 
 # --- State. ---
-
-
-def through_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer)
 
 
 @pytest.mark.parametrize("lr", [0.05, torch.tensor(0.05)])

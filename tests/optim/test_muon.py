@@ -11,23 +11,15 @@ import scipy.linalg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from spectral_points import frame_error, points, put_gradients
 
 from sttp_manifold._geoopt import EuclideanStiefel, ManifoldParameter, geoopt
 from sttp_manifold.errors import OptimizerError
-from sttp_manifold.manifolds.spectral_tt import SpectralTTManifold
 from sttp_manifold.optim import RiemannianAdam, RiemannianMuon, muon
 from sttp_manifold.optim._direction import POLYNOMIALS
-from sttp_manifold.tt.shape import TTShape
 
-SHAPE = TTShape(out_modes=(3, 4, 2), in_modes=(2, 5, 3), rank=4)
 SPECTRA = ("identity", "free", "normalized", "bounded", "full", "fixed")
 FRAMES = [(40, 8), (16, 8), (9, 8), (8, 8), (7, 7), (12, 4), (64, 3), (5, 1), (1, 1), (2, 2)]
-
-
-def points(spectrum="free", *batch, dtype=torch.float64, seed=0):
-    M = SpectralTTManifold(SHAPE, spectrum=spectrum)
-    generator = torch.Generator().manual_seed(seed)
-    return M, M.random_parameter(*batch, dtype=dtype, generator=generator)
 
 
 def frame(*shape, dtype=torch.float64, seed=0):
@@ -39,26 +31,6 @@ def frame(*shape, dtype=torch.float64, seed=0):
 def sphere_point(dtype=torch.float64):
     manifold = geoopt.Sphere()
     return ManifoldParameter(manifold.projx(torch.ones(4, dtype=dtype)), manifold=manifold)
-
-
-def put_gradients(params, seed, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    for p in params:
-        p.grad = (scale * torch.randn(p.shape, generator=generator, dtype=torch.float64)).to(p)
-
-
-def frame_error(p):
-    manifold = p.manifold
-    if isinstance(manifold, EuclideanStiefel):
-        frames = [p.detach()]
-    else:
-        frames = [
-            p.detach()[..., span].unflatten(-1, (count, d, r))
-            for span, count, d, r in manifold.frame_groups
-        ]
-    return max(
-        float((X.mT @ X - torch.eye(X.shape[-1], dtype=X.dtype)).abs().max()) for X in frames
-    )
 
 
 # --- The rate is an angle. ---

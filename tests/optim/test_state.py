@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 
 import pytest
 import torch
+from saved_states import through_file
 
 from sttp_manifold._geoopt import EuclideanStiefel, ManifoldParameter, ProductManifold, geoopt
 from sttp_manifold.errors import OptimizerError
@@ -16,13 +16,6 @@ from sttp_manifold.optim import RiemannianAdam, RiemannianSGD
 from sttp_manifold.tt.shape import TTShape
 
 SHAPE = TTShape(out_modes=(3, 4, 2), in_modes=(2, 5, 3), rank=4)
-
-
-def through_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer)
 
 
 @pytest.mark.parametrize("options", [{}, {"stabilize": 2}])

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ET
 
 import pytest
 import torch
 from hypothesis import given
+from markup import SVG, drawn, texts
 from strategies import batches, seeds, shapes, spectra, weight
 
 from sttp_manifold import SpectralTT, TTShape, nn, tt_svd
-
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def drawn(markup: str) -> ET.Element:
-    return ET.fromstring(markup)
-
-
-def texts(element: ET.Element, tag: str) -> list[str]:
-    return [node.text or "" for node in element.iter(tag)]
 
 
 @given(shape=shapes(max_modes=4))
