@@ -204,22 +204,22 @@ class Plan:
     def _scales(self, table: Table) -> None:
         """What multiplies leaves of few numbers, number by number, and the other scaled nodes."""
         scale, self.scale_cuts = [np.zeros(0, np.int64)], []
+        columns = [self._scale_of(node) for node in self.nodes]
         done: set[int] = set()
         for leaf in self.leaves:
-            columns = [self._scale_of(node) for node in leaf.nodes]
-            if not any(map(np.any, columns)) or sum(n.numel for n in leaf.nodes) > _FEW:
+            scaled = any(np.any(columns[node.number]) for node in leaf.nodes)
+            if not scaled or sum(node.numel for node in leaf.nodes) > _FEW:
                 continue
             each = [
-                np.repeat(mine.reshape(-1, 1, node.columns), node.rows, 1).ravel()
-                for node, mine in zip(leaf.nodes, columns, strict=True)
+                np.repeat(columns[node.number].reshape(-1, 1, node.columns), node.rows, 1).ravel()
+                for node in leaf.nodes
             ]
             leaf.scaled = True
             scale += each
             self.scale_cuts.append(sum(map(len, each)))
             done |= {node.number for node in leaf.nodes}
         self.scaled_nodes: list[Node] = []
-        for node in self.nodes:
-            mine = self._scale_of(node)
+        for node, mine in zip(self.nodes, columns, strict=True):
             if node.number not in done and np.any(mine):
                 node.scaled = True
                 self.scaled_nodes.append(node)
