@@ -78,6 +78,11 @@ def test_the_page_is_made_from_the_file_alone(docs: Path, script: Any, run: Any)
     assert all((docs / picture).stat().st_size > 10_000 for picture in pictures)
 
 
+def test_every_comparison_has_a_label_of_its_own(script: Any, run: Any) -> None:
+    labels = {script("pictures").label(record) for record in run["records"]}
+    assert len(labels) == len(script("page").by_case(run["records"]))
+
+
 def test_a_miss_is_named_with_its_threads(script: Any, run: Any) -> None:
     records, page = script("records"), script("page")
     record = copy.deepcopy(run["records"][1]) | {"target": 10.0, "measure": "ratio"}

@@ -78,10 +78,8 @@ def verdict(records: Sequence[Row], threads: Sequence[int]) -> str:
     if missed:
         lines += ["", "Missed:", ""]
         for r in missed:
-            lines.append(
-                f"- {r['row']}, {r['case']}, {r['work']}, against {r['peer']}, "
-                f"{pictures.in_words(r['threads'])}: {value(r)}, target {target(r)}"
-            )
+            where = f"{pictures.label(r)}, {pictures.in_words(r['threads'])}"
+            lines.append(f"- {where}: {value(r)}, target {target(r)}")
     return "\n".join(lines)
 
 

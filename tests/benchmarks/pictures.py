@@ -40,7 +40,7 @@ def _figure(width: float, height: float) -> Figure:
 def targets(records: Sequence[Row], path: Path) -> None:
     """Each result over its target, a dot for each number of threads."""
     judged = [r for r in records if r["status"] in ("met", "missed")]
-    names = list(dict.fromkeys(_name(r) for r in judged))
+    names = list(dict.fromkeys(label(r) for r in judged))
     threads = sorted({r["threads"] for r in judged})
     with mpl.rc_context(STYLE):
         figure = _figure(10.4, 1.4 + 0.24 * max(len(names), 3))
@@ -49,7 +49,7 @@ def targets(records: Sequence[Row], path: Path) -> None:
             mine = [r for r in judged if r["threads"] == count]
             axis.plot(
                 [_progress(r) for r in mine],
-                [names.index(_name(r)) for r in mine],
+                [names.index(label(r)) for r in mine],
                 linestyle="none",
                 label=in_words(count),
                 **look,
@@ -69,8 +69,10 @@ def in_words(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def _name(record: Row) -> str:
-    return f"{record['row']}: {record['case']}, {record['work']}, against {record['peer']}"
+def label(record: Row) -> str:
+    """What was held against what: of several ways of ours, each has a label of its own."""
+    case = f"{record['row']}: {record['case']}, {record['work']}"
+    return f"{case}; {record['ours']} against {record['peer']}"
 
 
 def _progress(record: Row) -> float:
