@@ -1,7 +1,7 @@
 """What `compress` reaches in networks that people have, and what it costs them in time.
 
     pip install -c constraints.txt '.[minilm]' timm torchvision
-    python tests/benchmarks/coverage.py
+    python tests/benchmarks/treated.py
 
 What is not installed is left out. Counts are of the networks at their usual size, made without
 memory: the share of elements that is treated, Z at rank 8, and the smallest budget of the whole
