@@ -22,12 +22,13 @@ from sttp_manifold.nn.conv_transpose import (
     SpectralConvTranspose2d,
     SpectralConvTranspose3d,
 )
-from sttp_manifold.nn.convert import SkippedLayerWarning, compress, decompress, switch
+from sttp_manifold.nn.convert import compress, decompress, switch
 from sttp_manifold.nn.distributed import keep_whole
 from sttp_manifold.nn.embedding import SpectralEmbedding
 from sttp_manifold.nn.embedding_bag import SpectralEmbeddingBag
 from sttp_manifold.nn.householder import HouseholderWeight
 from sttp_manifold.nn.layer import SpectralLayer
+from sttp_manifold.nn.left import SkippedLayerWarning
 from sttp_manifold.nn.linear import SpectralLinear
 from sttp_manifold.nn.linear_transposed import SpectralTransposedLinear
 from sttp_manifold.nn.methods import make_weight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +17,13 @@ from sttp_manifold.nn.dense_parameter import check_replaceable, dense_parameter
 from sttp_manifold.nn.fast_path import FAST, leave_fast_path, take_fast_path
 from sttp_manifold.nn.in_turn import fit_in_turn
 from sttp_manifold.nn.layer import SpectralLayer
+from sttp_manifold.nn.left import warn_of_left
 from sttp_manifold.nn.methods import make_weight, plain_weight, weight_class
 from sttp_manifold.nn.modules import naming, replace
 from sttp_manifold.nn.recipe import PRETRAINED, KernelOptions, Recipe, takes
 from sttp_manifold.nn.selection import (
     find_units,
     left_dense,
-    listed,
     made_of,
     nothing_to_compress,
     ranks_by_rule,
@@ -44,11 +43,7 @@ from sttp_manifold.optim.successors import succeed
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["SkippedLayerWarning", "compress", "decompress", "switch"]
-
-
-class SkippedLayerWarning(UserWarning):
-    """Layers that `compress` left as they were, with the reason for each."""
+__all__ = ["compress", "decompress", "switch"]
 
 
 @explained
@@ -169,9 +164,7 @@ def compress(
     if not new:
         raise nothing_to_compress(found)
     left = found.left + left_dense(model, meant, new, ranks, found.units)
-    if left:
-        # Past the decorator, to the line that calls compress.
-        warnings.warn(f"left as they are: {listed(left)}", SkippedLayerWarning, stacklevel=3)
+    warn_of_left(left)
     converted = put_in_place(model, new)
     for before, after in new.items():
         if isinstance(before, SpectralWeight) and isinstance(after, SpectralWeight):

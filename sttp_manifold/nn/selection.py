@@ -17,6 +17,7 @@ from sttp_manifold.nn.allocate import check_allocation, spread
 from sttp_manifold.nn.calibration import second_moments
 from sttp_manifold.nn.choose import own_tensors
 from sttp_manifold.nn.counts import count_elements
+from sttp_manifold.nn.left import listed
 from sttp_manifold.nn.modules import show
 from sttp_manifold.nn.moments import Moments
 from sttp_manifold.nn.recipe import PRETRAINED, Recipe
@@ -27,7 +28,6 @@ __all__ = [
     "Found",
     "find_units",
     "left_dense",
-    "listed",
     "made_of",
     "nothing_to_compress",
     "ranks_by_rule",
@@ -37,7 +37,6 @@ __all__ = [
 
 Unit: TypeAlias = "StockUnit | SpectralUnit"
 _LARGEST = 5
-_SAID = 20
 
 
 @dataclass
@@ -93,12 +92,6 @@ def find_units(
         names = ", ".join(map(show, unseen))
         found.left.append(f"data shows no input of {names}: truncated without")
     return found
-
-
-def listed(sentences: Sequence[str]) -> str:
-    """The first of some sentences, and how many more there are."""
-    more = len(sentences) - _SAID
-    return "; ".join(sentences[:_SAID]) + (f"; and {more} more" if more > 0 else "")
 
 
 def nothing_to_compress(found: Found) -> ConversionError:
