@@ -20,6 +20,7 @@ from sttp_manifold.nn.adapted_tensor import adapt_tensors
 from sttp_manifold.nn.adapter_places import Place, adapted_of
 from sttp_manifold.nn.adapter_switches import set_adapter
 from sttp_manifold.nn.initial import INITS
+from sttp_manifold.nn.left import warn_of_left
 from sttp_manifold.nn.modules import naming, replace
 from sttp_manifold.nn.recipe import KernelOptions, Recipe, takes
 from sttp_manifold.nn.spectral_update import SpectralUpdate
@@ -80,7 +81,8 @@ def adapt(
             wildcards (``"*.query"``), classes, or functions of name and module, each with all
             inside; the same for single tensors of modules that stay (``"in_proj_weight"``,
             ``"*.weight_hh_*"``), and for any matrix that a module of yours holds itself. By default
-            all layers of the table of ``compress``.
+            all layers of the table of ``compress`` but an ``nn.EmbeddingBag`` that takes maxima,
+            which is not linear in its weight.
         name: of the adapter.
         alpha: factor in front of the update. The frames are orthonormal, so that its singular
             values are ``alpha * |s|`` at every rank and size.
@@ -100,6 +102,9 @@ def adapt(
         SpectrumError: a spectrum that does not hold zero.
         ShapeError: a bad rank.
 
+    Warns:
+        SkippedLayerWarning: once, naming the layers that the default leaves out, and why.
+
     References:
         Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, 2022 (adapters of low
         rank); [STTP] Sec. 3 (the weights).
@@ -112,13 +117,14 @@ def adapt(
     """
     recipe = Recipe.of("adapt", KernelOptions, options, init="random", spectrum="full", rank=rank)
     check_options(name, alpha, recipe)
-    meant = places_meant(model, targets)
+    meant, left = places_meant(model, targets)
     updates: dict[Place, SpectralUpdate] = {}
     for place, at in meant.items():
         with naming(at):
             if place.adapted is not None:
                 place.adapted.check_new(name)
             updates[place] = zero_update(place, recipe, alpha, dtype)
+    warn_of_left(left)
     is_first = not adapted_of(model)
     adapted = attach(model, name, updates, freeze=is_first)
     return compute_together(adapted) if together else adapted

@@ -11,7 +11,7 @@ _SAID = 20
 
 
 class SkippedLayerWarning(UserWarning):
-    """Layers that `compress` left as they were, with the reason for each."""
+    """Layers that `compress` or `adapt` left as they were, with the reason for each."""
 
 
 def listed(sentences: Sequence[str]) -> str:

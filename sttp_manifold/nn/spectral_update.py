@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ConversionError, ShapeError
+from sttp_manifold.nn.embedding_bag import SpectralEmbeddingBag
 from sttp_manifold.nn.layer import SpectralLayer
 from sttp_manifold.nn.stack import MatrixView, WeightStack
 from sttp_manifold.nn.state import EXTRA, from_tensor, to_tensor
 from sttp_manifold.nn.stock import row_of
 from sttp_manifold.nn.weight import SpectralWeight
 
-__all__ = ["SpectralUpdate", "kind_for", "place_in", "view_for"]
+__all__ = ["SpectralUpdate", "kind_for", "place_in", "view_for", "why_none_beside"]
 
 
 class SpectralUpdate(nn.Module):
@@ -121,8 +122,14 @@ def kind_for(layer: nn.Module) -> type[SpectralLayer]:
     """The spectral layer that holds a weight like a layer's.
 
     Raises:
-        ConversionError: a layer whose weight no spectral layer of the table holds.
+        ConversionError: a layer whose weight no spectral layer of the table holds, or which is not
+            linear in it.
     """
+    if why := why_none_beside(layer):
+        raise ConversionError(
+            f"{why}; leave it out of the targets, as adapt(model, rank=8) without any does. "
+            "To train its own weight, call requires_grad_() of the layer afterwards"
+        )
     if isinstance(layer, SpectralLayer):
         return layer._kind()
     row = row_of(layer)
@@ -132,9 +139,14 @@ def kind_for(layer: nn.Module) -> type[SpectralLayer]:
             "sttp_manifold.nn.stock.TABLE, such as nn.Linear and nn.Conv2d, and by sm.nn.adapt "
             "matrices that a module computes with itself"
         )
-    if getattr(layer, "mode", "sum") == "max":
-        raise ConversionError("an EmbeddingBag with mode='max' is not linear in its weight")
     return row.spectral
+
+
+def why_none_beside(layer: nn.Module) -> str:
+    """Why no update is computed beside a layer of the table; empty where one can be."""
+    if isinstance(layer, (nn.EmbeddingBag, SpectralEmbeddingBag)) and layer.mode == "max":
+        return "an EmbeddingBag with mode='max' is not linear in its weight, and has no update"
+    return ""
 
 
 def view_for(layer: nn.Module) -> MatrixView:

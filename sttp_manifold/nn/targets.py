@@ -14,6 +14,9 @@ from sttp_manifold.nn.adapted_layer import AdaptedLayer
 from sttp_manifold.nn.adapter_places import Place, places
 from sttp_manifold.nn.choose import Choice, chosen, own_tensors
 from sttp_manifold.nn.held import BehindTensor
+from sttp_manifold.nn.left import listed
+from sttp_manifold.nn.modules import show
+from sttp_manifold.nn.spectral_update import why_none_beside
 from sttp_manifold.nn.weight import SpectralWeight
 
 __all__ = ["Targets", "places_meant"]
@@ -23,14 +26,17 @@ Targets: TypeAlias = "Choice | None"
 _SHOWN = 20
 
 
-def places_meant(model: nn.Module, targets: Targets) -> dict[Place, str]:
-    """Places that targets mean, with their names.
+def places_meant(model: nn.Module, targets: Targets) -> tuple[dict[Place, str], list[str]]:
+    """Places that targets mean, with their names, and why others are left.
 
     Args:
         model: the network.
         targets: what is meant, as for :func:`sttp_manifold.nn.choose.chosen`, where a string also
             means the modules, and the tensors, whose qualified name ends with it after a dot; None
-            for all places that the table of layers knows.
+            for all places that the table of layers knows and that can have an update.
+
+    Returns:
+        The places, and a sentence for each that None left out.
 
     Raises:
         ConversionError: a target that means no place, or no places at all.
@@ -41,7 +47,11 @@ def places_meant(model: nn.Module, targets: Targets) -> dict[Place, str]:
             raise ConversionError(
                 f"the network has no layer of the table, such as nn.Linear{_whole(model.modules())}"
             )
-        return known
+        reasons = {place: why_none_beside(place.module) for place in known}
+        left = [f"{show(known[place])}: {why}" for place, why in reasons.items() if why]
+        if len(left) == len(known):
+            raise ConversionError(f"no layer can have an update: {listed(left)}")
+        return {place: name for place, name in known.items() if not reasons[place]}, left
     several = [targets] if isinstance(targets, str) or callable(targets) else list(targets)
     if not several:
         raise ConversionError("targets is empty; name layers, as in targets=['query', 'value']")
@@ -49,7 +59,7 @@ def places_meant(model: nn.Module, targets: Targets) -> dict[Place, str]:
     for target in several:
         meant |= _meant_by(model, target, known)
     order = [*known, *(place for place in meant if place not in known)]
-    return {place: meant[place] for place in order if place in meant}
+    return {place: meant[place] for place in order if place in meant}, []
 
 
 def _meant_by(model: nn.Module, target: object, known: Mapping[Place, str]) -> dict[Place, str]:

@@ -18,6 +18,7 @@ from ways_to_hold import METHODS, every_method
 from sttp_manifold.errors import ConversionError, ShapeError, SpectrumError
 from sttp_manifold.nn import (
     AdaptedLayer,
+    SkippedLayerWarning,
     SpectralLinear,
     SpectralWeight,
     adapt,
@@ -280,6 +281,62 @@ def test_targets_that_mean_nothing_and_bad_options() -> None:
     for call in (merge, unmerge, remove_adapter, lambda m: set_adapter(m, "a")):
         with pytest.raises(ConversionError, match="has no adapters"):
             call(model)
+
+
+class Bags(nn.Module):
+    """Sums and maxima of vectors of words, and a layer on both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.sums = nn.EmbeddingBag(20, 8, mode="sum")
+        self.maxima = nn.EmbeddingBag(20, 8, mode="max")
+        self.head = nn.Linear(16, 4)
+        self.double()
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(torch.cat([self.sums(words), self.maxima(words)], -1))
+
+
+def compressed_bags() -> nn.Module:
+    return compress(Bags(), rank=3, grow="allow")
+
+
+NOT_LINEAR = "'maxima': an EmbeddingBag with mode='max' is not linear in its weight"
+
+
+@pytest.mark.parametrize("before", [Bags, compressed_bags])
+def test_maxima_are_left_and_named_where_no_target_asks_for_them(
+    before: Callable[[], nn.Module],
+) -> None:
+    words = torch.arange(12).view(3, 4)
+    model = before()
+    wanted = model(words)
+    with pytest.warns(SkippedLayerWarning, match=NOT_LINEAR) as caught:
+        model = adapt(model, 2)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert adapters(model) == {"default": ("sums", "head")}
+    close(model(words), wanted)
+    assert not any(p.requires_grad for p in model.get_submodule("maxima").parameters())
+
+
+@pytest.mark.parametrize("before", [Bags, compressed_bags])
+@pytest.mark.parametrize("targets", ["maxima", ["head", "maxima"], "*", nn.EmbeddingBag])
+def test_maxima_that_are_asked_for_are_refused_with_the_call_that_works(
+    before: Callable[[], nn.Module], targets: Any
+) -> None:
+    model = before()
+    if targets is nn.EmbeddingBag:
+        targets = type(model.get_submodule("maxima"))
+    with pytest.raises(ConversionError, match=rf"{NOT_LINEAR}.*adapt\(model, rank=8\)"):
+        adapt(model, 2, targets=targets)
+    assert not adapters(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_network_of_maxima_alone_has_nothing_to_adapt() -> None:
+    with pytest.raises(ConversionError, match="no layer can have an update: the root module: an E"):
+        adapt(nn.EmbeddingBag(20, 8, mode="max"), 2)
 
 
 def test_every_layer_of_the_table_is_a_place() -> None:
