@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from sttp_manifold import cli
 from sttp_manifold.experiments import help_texts
 from sttp_manifold.experiments.methods import METHODS
+from sttp_manifold.experiments.shared_options import RATES, RUNS
 from sttp_manifold.experiments.specs import RunSpec
 from sttp_manifold.experiments.tasks import TASKS
 
@@ -39,6 +41,16 @@ def test_help_teaches():
         # Indented lines are broken by hand, for terminals of 80 columns.
         assert all(len(line) < 79 for line in text.splitlines() if line.startswith(" "))
     assert sttp().exit_code == 2
+
+
+def test_what_two_commands_share_has_one_order_and_one_group():
+    commands = get_command(cli.app).commands
+    compare, gan = (
+        {p.name: p.rich_help_panel for p in commands[c].params} for c in ("compare", "gan")
+    )
+    shared = [(name, panel) for name, panel in compare.items() if name in gan]
+    assert [(name, panel) for name, panel in gan.items() if name in compare] == shared
+    assert {panel for _, panel in shared} == {None, RATES, RUNS}
 
 
 def test_the_version_is_told():

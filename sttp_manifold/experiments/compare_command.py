@@ -127,6 +127,18 @@ def compare(
         ),
     ] = None,
     lr: shared.Rates = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="First choose each method's learning rate from the task's grid, on the "
+            "validation split and seeds of its own, and keep it with the task.",
+            rich_help_panel=shared.RATES,
+        ),
+    ] = False,
+    tuning_seeds: shared.TuningSeeds = None,
+    extensions: shared.Extensions = None,
+    tuned_file: shared.TunedFile = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = None,
     out: shared.Out = None,
@@ -134,17 +146,6 @@ def compare(
     shard: shared.ShardOf = None,
     dask: shared.Dask = None,
     tensorboard: shared.TensorBoard = False,
-    tune: Annotated[
-        bool,
-        typer.Option(
-            "--tune",
-            help="First choose each method's learning rate from the task's grid, on the "
-            "validation split and seeds of its own, and keep it with the task.",
-        ),
-    ] = False,
-    tuning_seeds: shared.TuningSeeds = None,
-    extensions: shared.Extensions = None,
-    tuned_file: shared.TunedFile = None,
     data_dir: shared.DataDir = None,
     quiet: shared.Quiet = False,
 ) -> None:

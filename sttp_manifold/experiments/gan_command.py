@@ -23,13 +23,6 @@ def gan(
             "any image set of Hugging Face at 16, 28, 32 or 48 pixels."
         ),
     ] = "gan-fashion-mnist-16",
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="small, for two cores; or published: widths 256 and 128, 5 steps of the "
-            "discriminator, 50,000 of the generator, bfloat16, for a GPU. Given options win."
-        ),
-    ] = "small",
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,6 +34,13 @@ def gan(
         list[str] | None, typer.Option(help="Ranks of the spectral weights. \\[16]")
     ] = None,
     seeds: Annotated[list[str] | None, typer.Option(help="Seeds, as in 0-2. \\[0,1,2]")] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="small, for two cores; or published: widths 256 and 128, 5 steps of the "
+            "discriminator, 50,000 of the generator, bfloat16, for a GPU. Given options win."
+        ),
+    ] = "small",
     steps: Annotated[
         int | None, typer.Option(help="Steps of the generator. \\[1500]", show_default=False)
     ] = None,
@@ -68,7 +68,6 @@ def gan(
         float | None,
         typer.Option(help="Rate of the generator's Adam. \\[0.001]", show_default=False),
     ] = None,
-    lr: shared.Rates = None,
     ema: Annotated[
         float | None,
         typer.Option(
@@ -98,6 +97,18 @@ def gan(
         str | None,
         typer.Option(help="Mixed precision: bfloat16. \\[none]", show_default=False),
     ] = None,
+    lr: shared.Rates = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="First choose each discriminator's rate from three, and keep it.",
+            rich_help_panel=shared.RATES,
+        ),
+    ] = False,
+    tuning_seeds: shared.TuningSeeds = None,
+    extensions: shared.Extensions = None,
+    tuned_file: shared.TunedFile = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = None,
     out: shared.Out = None,
@@ -105,15 +116,6 @@ def gan(
     shard: shared.ShardOf = None,
     dask: shared.Dask = None,
     tensorboard: shared.TensorBoard = False,
-    tune: Annotated[
-        bool,
-        typer.Option(
-            "--tune", help="First choose each discriminator's rate from three, and keep it."
-        ),
-    ] = False,
-    tuning_seeds: shared.TuningSeeds = None,
-    extensions: shared.Extensions = None,
-    tuned_file: shared.TunedFile = None,
     data_dir: shared.DataDir = None,
     quiet: shared.Quiet = False,
 ) -> None:

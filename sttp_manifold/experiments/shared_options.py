@@ -13,6 +13,8 @@ from sttp_manifold.experiments.options import numbers
 from sttp_manifold.experiments.records import Record
 
 __all__ = [
+    "RATES",
+    "RUNS",
     "Dask",
     "DataDir",
     "Device",
@@ -30,16 +32,30 @@ __all__ = [
     "tuning",
 ]
 
+RATES, RUNS = "Learning rates", "Runs"
+"""Groups of options in the help of both commands."""
+
 Rates = Annotated[
     list[str] | None,
-    typer.Option(help="Learning rate of all methods, or METHOD=RATE. \\[the tuned ones]"),
+    typer.Option(
+        help="Learning rate of all methods, or METHOD=RATE. \\[the tuned ones]",
+        rich_help_panel=RATES,
+    ),
 ]
-Device = Annotated[str, typer.Option(help="auto (a CUDA GPU if there is one), cpu or cuda.")]
+Device = Annotated[
+    str, typer.Option(help="auto (a CUDA GPU if there is one), cpu or cuda.", rich_help_panel=RUNS)
+]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32 or float64. \\[the task's]", show_default=False)
+    str | None,
+    typer.Option(
+        help="float32 or float64. \\[the task's]", show_default=False, rich_help_panel=RUNS
+    ),
 ]
 Out = Annotated[
-    Path | None, typer.Option(help="Folder to write to. \\[runs/TASK]", show_default=False)
+    Path | None,
+    typer.Option(
+        help="Folder to write to. \\[runs/TASK]", show_default=False, rich_help_panel=RUNS
+    ),
 ]
 Jobs = Annotated[
     int | None,
@@ -47,6 +63,7 @@ Jobs = Annotated[
         help="Runs at a time, one thread each; numbers do not depend on it. "
         "\\[one a core; one on a GPU]",
         show_default=False,
+        rich_help_panel=RUNS,
     ),
 ]
 ShardOf = Annotated[
@@ -55,6 +72,7 @@ ShardOf = Annotated[
         help="Do the third of sixteen parts, as in 3/16: one job of a batch system each, all "
         "with one --out. \\[all of it]",
         show_default=False,
+        rich_help_panel=RUNS,
     ),
 ]
 Dask = Annotated[
@@ -62,15 +80,22 @@ Dask = Annotated[
     typer.Option(
         help="Address of a Dask scheduler, on whose workers runs are done. \\[here]",
         show_default=False,
+        rich_help_panel=RUNS,
     ),
 ]
 TensorBoard = Annotated[
     bool,
-    typer.Option("--tensorboard", help="Log each run's curves to OUT/tensorboard as well."),
+    typer.Option(
+        "--tensorboard",
+        help="Log each run's curves to OUT/tensorboard as well.",
+        rich_help_panel=RUNS,
+    ),
 ]
 TuningSeeds = Annotated[
     list[str] | None,
-    typer.Option(help="Seeds to choose rates on, none of them reported. \\[1000,1001]"),
+    typer.Option(
+        help="Seeds to choose rates on, none of them reported. \\[1000,1001]", rich_help_panel=RATES
+    ),
 ]
 Extensions = Annotated[
     int | None,
@@ -78,6 +103,7 @@ Extensions = Annotated[
         help="With --tune: where the best rate is the first or last of a grid, go on beyond it by "
         "the grid's factor, a rate at a time, so many times at most. \\[2]",
         show_default=False,
+        rich_help_panel=RATES,
     ),
 ]
 TunedFile = Annotated[
@@ -85,12 +111,16 @@ TunedFile = Annotated[
     typer.Option(
         help="Read (with --tune: write) learning rates here instead of with the task.",
         show_default=False,
+        rich_help_panel=RATES,
     ),
 ]
 DataDir = Annotated[
-    Path | None, typer.Option(help="Folder of the task's data files.", show_default=False)
+    Path | None,
+    typer.Option(help="Folder of the task's data files.", show_default=False, rich_help_panel=RUNS),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, no table.", rich_help_panel=RUNS)
+]
 
 
 def leave(records: Sequence[Record]) -> None:
