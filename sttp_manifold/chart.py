@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sttp_manifold._arguments import explained_class
 from sttp_manifold.errors import ShapeError
+from sttp_manifold.frames.compiled import all_frames
 from sttp_manifold.frames.gauge import push_rotation
 from sttp_manifold.frames.householder import (
     full_frame,
@@ -30,7 +31,6 @@ from sttp_manifold.frames.householder import (
     reduced_size,
     unsigned_reflectors,
 )
-from sttp_manifold.frames.operator import all_frames
 from sttp_manifold.spectrum import SpectrumMap, hold_spectrum, spectrum_map
 from sttp_manifold.tt.contract import left_frame, mirror, mirrored_frame
 from sttp_manifold.tt.shape import TTShape

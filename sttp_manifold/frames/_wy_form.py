@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.functional import pad
 
 from sttp_manifold.errors import FrameOverflowError
 
@@ -80,15 +81,16 @@ def is_watched() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def _constants(r: int, like: Tensor) -> _Constants:
-    if is_watched() or isinstance(like, FakeTensor):
-        return _make_constants(r, like.dtype, like.device)
+def _constants(r: int, like: Tensor) -> _Constants | _Made:
     key = (r, like.dtype, like.device)
+    if is_watched() or isinstance(like, FakeTensor):
+        return _Made(*key)
     kept = _KEPT.get(key)
     if kept is None:
         # A tensor born in inference mode could not be used for a gradient later.
         with torch.inference_mode(False), torch.no_grad():
-            kept = _make_constants(*key)
+            made = _Made(*key)
+            kept = _Constants(*(getattr(made, name) for name in _Constants._fields))
         if type(kept.eye) is Tensor:  # not those of a tracer
             if len(_KEPT) >= _KEEP:
                 _KEPT.clear()
@@ -96,22 +98,52 @@ def _constants(r: int, like: Tensor) -> _Constants:
     return kept
 
 
-def _make_constants(r: int, dtype: torch.dtype, device: torch.device) -> _Constants:
-    rows, columns = torch.tril_indices(r, r, -1, device=device)
-    pack = rows * r + columns
-    numbers = torch.arange(pack.shape[0], device=device)
-    eye = torch.eye(r, dtype=dtype, device=device)
-    ones = torch.ones(r, r, dtype=dtype, device=device)
-    upper = ones.triu(1) + eye / 2
-    return _Constants(
-        torch.zeros(r * r, dtype=pack.dtype, device=device).index_copy(0, pack, numbers),
-        pack,
-        ones.tril(-1),
-        upper,
-        -upper.mT.contiguous(),
-        eye,
-        eye.new_ones(()),
-    )
+class _Made:
+    """The same, each made when it is asked for: a graph holds no more of them than it needs."""
+
+    def __init__(self, r: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._r, self._dtype, self._device = r, dtype, device
+
+    @property
+    def unpack(self) -> Tensor:
+        i = torch.arange(self._r, device=self._device)
+        return torch.where(i[:, None] > i, (i * (i - 1) // 2)[:, None] + i, 0).flatten()
+
+    @property
+    def pack(self) -> Tensor:
+        return _strictly_lower(self._r, self._device)
+
+    @property
+    def lower(self) -> Tensor:
+        return self._ones.tril(-1)
+
+    @property
+    def upper(self) -> Tensor:
+        return self._ones.triu(1) + self.eye / 2
+
+    @property
+    def minus(self) -> Tensor:
+        return -(self._ones.tril(-1) + self.eye / 2)
+
+    @property
+    def eye(self) -> Tensor:
+        return torch.eye(self._r, dtype=self._dtype, device=self._device)
+
+    @property
+    def one(self) -> Tensor:
+        return torch.ones((), dtype=self._dtype, device=self._device)
+
+    @property
+    def _ones(self) -> Tensor:
+        return torch.ones(self._r, self._r, dtype=self._dtype, device=self._device)
+
+
+def _strictly_lower(r: int, device: torch.device) -> Tensor:
+    """Flat positions, row by row, by arithmetic that a compiler puts into the gather."""
+    k = torch.arange(r * (r - 1) // 2, device=device)
+    i = ((8 * k + 1).sqrt() / 2 + 0.5).long()  # row k begins at i (i - 1) / 2, to rounding
+    i = i + (i * (i + 1) // 2 <= k).long() - (i * (i - 1) // 2 > k).long()
+    return i * r + k - i * (i - 1) // 2
 
 
 def strictly_lower(r: int, like: Tensor) -> Tensor:
@@ -261,7 +293,7 @@ class FullChart(Chart):
         # a one would round away small entries, at ten times the loss of orthogonality.
         gram = torch.bmm(_t(Y), Y)
         if torch.is_grad_enabled() or transforms_active() or is_watched():
-            Y = Y + torch.nn.functional.pad(constants.eye, (0, 0, 0, d - r))
+            Y = Y + pad(constants.eye, (0, 0, 0, d - r))
         else:
             Y.diagonal(dim1=-2, dim2=-1).add_(constants.one)
         top = Y[:, :r]
@@ -274,7 +306,10 @@ class FullChart(Chart):
         """See the base class."""
         Y, _, Zt = parts
         Q = torch.bmm(Zt, _t(Y)) if transposed else torch.bmm(Y, _t(Zt))
-        Q.diagonal(dim1=-2, dim2=-1).add_(_constants(Zt.shape[-1], Zt).one)
+        constants, below = _constants(Zt.shape[-1], Zt), Y.shape[1] - Y.shape[2]
+        if is_watched():  # inductor warns where it takes a diagonal
+            return Q + pad(constants.eye, (0, below, 0, 0) if transposed else (0, 0, 0, below))
+        Q.diagonal(dim1=-2, dim2=-1).add_(constants.one)
         return Q
 
     @staticmethod

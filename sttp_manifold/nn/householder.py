@@ -14,7 +14,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from sttp_manifold._arguments import explained
 from sttp_manifold.chart import ChartPoint, HouseholderChart
 from sttp_manifold.errors import ConversionError
-from sttp_manifold.frames.operator import is_wanted
+from sttp_manifold.frames.compiled import is_wanted
 from sttp_manifold.nn.layout import Layout, batch_map
 from sttp_manifold.nn.state import warn_once
 from sttp_manifold.nn.torch_state import has_values, in_onnx_export

@@ -16,7 +16,7 @@ from torch import nn
 
 from sttp_manifold.frames import full_frame, reduced_frame
 from sttp_manifold.frames._kernel_table import FrameTable, Placed
-from sttp_manifold.frames.operator import all_frames
+from sttp_manifold.frames.compiled import all_frames
 from sttp_manifold.nn import HouseholderWeight, compress
 
 
