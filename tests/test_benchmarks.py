@@ -229,4 +229,4 @@ def test_steps_under_compile_are_timed_beside_eager_ones() -> None:
     network, method, *numbers, operators = said.splitlines()[-1].strip("| ").split(" | ")
     assert (network, method) == ("64-128-64-10", "SVDP chart")
     assert all(float(number) > 0 for number in numbers)
-    assert int(operators) > 0
+    assert int(operators) == 0  # a compiler sees plain operations where there are no kernels
