@@ -189,10 +189,7 @@ def refit_costs(
             raise ConfigError(f"{file} is a folder; name a file, as in {file / 'costs.json'}")
         # Before a minute of timing, not after it.
         with replacing(file) as temporary:
-            try:
-                found = refit(temporary, repeats=repeats)
-            except RuntimeError as error:
-                raise ConfigError(f"{error}; try again when it is idle") from error
+            found = refit(temporary, repeats=repeats)
         console.print(str(found), soft_wrap=True)
         console.print(
             f"To use them: export {VARIABLE}={quote(str(file.resolve()))}", soft_wrap=True

@@ -18,6 +18,7 @@ __all__ = [
     "ShapeError",
     "SpectrumError",
     "SttpError",
+    "TimingError",
 ]
 
 
@@ -107,3 +108,7 @@ class ConversionError(SttpError, ValueError):
 
 class ConfigError(SttpError, ValueError):
     """An experiment setting that does not exist or contradicts another one."""
+
+
+class TimingError(SttpError, RuntimeError):
+    """Times from which nothing can be read, as those of a machine that is in use."""

@@ -19,7 +19,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from sttp_manifold.errors import ConfigError
+from sttp_manifold.errors import ConfigError, TimingError
 
 __all__ = ["ending", "err", "out", "prepare_streams", "show_pairs", "show_rates", "show_table"]
 
@@ -56,7 +56,7 @@ def prepare_streams() -> None:
 
 @contextmanager
 def ending(interrupted: str = "Stopped.") -> Iterator[None]:
-    """How a command ends: what is wrong with its settings is said, and is exit code 2.
+    """How a command ends: what is wrong with its settings, or cannot be timed, is said: exit code 2.
 
     An interrupt, and the signal that ends processes, is exit code 130. No traceback for either.
 
@@ -67,7 +67,7 @@ def ending(interrupted: str = "Stopped.") -> Iterator[None]:
         try:
             yield
             sys.stdout.flush()
-        except ConfigError as error:
+        except (ConfigError, TimingError) as error:
             _say(f"error: {error}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt:

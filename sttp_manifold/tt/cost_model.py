@@ -1,9 +1,9 @@
 """The cost model by which plans are chosen: amounts of work, and what each part of it costs.
 
 One floating-point operation of a large matrix product is the unit. The constants below were fitted
-on x86-64 cores with one thread; ``python -m sttp_manifold.tt.refit_costs`` fits them on another
-machine and writes them to a file, which is read when the environment variable ``STTP_COSTS`` names
-it, and never otherwise.
+on x86-64 cores with one thread; ``sttp refit-costs FILE`` fits them on another machine and writes
+them to a file, which is read when the environment variable ``STTP_COSTS`` names it, and never
+otherwise.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def read_costs(path: str | Path) -> Costs:
     Raises:
         ConfigError: no such file, or one that does not hold these constants.
     """
-    again = "python -m sttp_manifold.tt.refit_costs FILE writes one"
+    again = "sttp refit-costs FILE writes one"
     try:
         values = json.loads(Path(path).read_text())["costs"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Fit the constants of the cost model: ``python -m sttp_manifold.tt.refit_costs FILE``.
+"""Fit the constants of the cost model: what ``sttp refit-costs FILE`` does.
 
 Every plan of some linear maps is timed, and the constants are the non-negative least-squares fit
 of times to amounts of work, each time weighted by its inverse. Nothing changes until ``STTP_COSTS``
@@ -7,7 +7,6 @@ names the file.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sttp_manifold.tt.cost_model import VARIABLE, Costs, Work, write_costs
+from sttp_manifold.errors import TimingError
+from sttp_manifold.tt.cost_model import Costs, Work, write_costs
 from sttp_manifold.tt.decompose import orthogonalize
 from sttp_manifold.tt.plans import LinearPlan, linear_plans
 from sttp_manifold.tt.shape import TTShape
@@ -118,6 +118,9 @@ def fit(timed: Iterable[Timed], like: Costs | None = None) -> Costs:
     Args:
         timed: plans with their times.
         like: the constants that no linear map determines are taken from here.
+
+    Raises:
+        TimingError: if the times do not grow with the work, as on a machine that is in use.
     """
     from scipy.optimize import nnls
 
@@ -129,7 +132,10 @@ def fit(timed: Iterable[Timed], like: Costs | None = None) -> Costs:
     solution, _ = nnls((scaled / units).numpy(), torch.ones(len(rows)).double().numpy())
     flop, call, touch, permute = (torch.as_tensor(solution) / units).tolist()
     if flop <= 0:
-        raise RuntimeError("the times do not grow with the work: the machine is too busy to fit")
+        raise TimingError(
+            "the times do not grow with the work: the machine is too busy to fit; try again when "
+            "it is idle"
+        )
     like = Costs() if like is None else like
     return Costs(call / flop, touch / flop, permute / flop, like.channels, like.patch)
 
@@ -154,6 +160,9 @@ def refit(path: str | Path, *, repeats: int = 7) -> Costs:
 
     Returns:
         The constants.
+
+    Raises:
+        TimingError: if the times do not grow with the work; nothing is written then.
     """
     timed = [t for place in MAPS for t in time_plans(place, repeats=repeats)]
     found = fit(timed)
@@ -168,17 +177,3 @@ def refit(path: str | Path, *, repeats: int = 7) -> Costs:
     }
     write_costs(path, found, about)
     return found
-
-
-def main() -> None:
-    """Entry point of the command."""
-    parser = argparse.ArgumentParser(description="Fit the constants of the cost model.")
-    parser.add_argument("file", type=Path, help="the file to write")
-    parser.add_argument("--repeats", type=int, default=7, help="how often each plan is timed")
-    arguments = parser.parse_args()
-    print(refit(arguments.file, repeats=arguments.repeats))
-    print(f"To use them: export {VARIABLE}={arguments.file.resolve()}")
-
-
-if __name__ == "__main__":
-    main()
