@@ -111,7 +111,11 @@ class _Made:
 
     @property
     def pack(self) -> Tensor:
-        return _strictly_lower(self._r, self._device)
+        # By arithmetic, which a compiler puts into the gather.
+        k = torch.arange(self._r * (self._r - 1) // 2, device=self._device)
+        i = ((8 * k + 1).float().sqrt() / 2 + 0.5).long()  # row i begins at i (i - 1) / 2
+        i = i + (i * (i + 1) // 2 <= k).long() - (i * (i - 1) // 2 > k).long()  # rounded by one
+        return i * self._r + k - i * (i - 1) // 2
 
     @property
     def lower(self) -> Tensor:
@@ -136,14 +140,6 @@ class _Made:
     @property
     def _ones(self) -> Tensor:
         return torch.ones(self._r, self._r, dtype=self._dtype, device=self._device)
-
-
-def _strictly_lower(r: int, device: torch.device) -> Tensor:
-    """Flat positions, row by row, by arithmetic that a compiler puts into the gather."""
-    k = torch.arange(r * (r - 1) // 2, device=device)
-    i = ((8 * k + 1).sqrt() / 2 + 0.5).long()  # row k begins at i (i - 1) / 2, to rounding
-    i = i + (i * (i + 1) // 2 <= k).long() - (i * (i - 1) // 2 > k).long()
-    return i * r + k - i * (i - 1) // 2
 
 
 def strictly_lower(r: int, like: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from sttp_manifold.frames import full_frame, reduced_frame
+from sttp_manifold.frames._wy_form import _Made
 from sttp_manifold.frames.compiled import all_frames
 
 DOUBLE: Any = {"dtype": torch.float64}
@@ -115,3 +116,20 @@ def test_a_reflector_that_overflows_is_not_a_number(d: int, r: int) -> None:
     first, second = at_once(vector, sizes)
     assert first.isnan().any()
     assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("r", [1, 2, 3, 17, 300, 2500])
+def test_places_below_the_diagonal_are_torch_s_whatever_the_default_dtype(
+    r: int, dtype: torch.dtype
+) -> None:
+    rows, columns = torch.tril_indices(r, r, -1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        made = _Made(r, torch.float32, torch.device("cpu"))
+        assert torch.equal(made.pack, rows * r + columns)
+        inverse = made.unpack.index_select(0, rows * r + columns)
+        assert torch.equal(inverse, torch.arange(len(rows)))
+    finally:
+        torch.set_default_dtype(before)
