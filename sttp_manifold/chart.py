@@ -20,15 +20,14 @@ from torch import Tensor
 
 from sttp_manifold._arguments import explained_class
 from sttp_manifold.errors import ShapeError
+from sttp_manifold.frames._wy_form import chart_of
 from sttp_manifold.frames.compiled import all_frames
 from sttp_manifold.frames.gauge import push_rotation
 from sttp_manifold.frames.householder import (
     full_frame,
     full_reflectors,
-    full_size,
     reduced_frame,
     reduced_reflectors,
-    reduced_size,
     unsigned_reflectors,
 )
 from sttp_manifold.spectrum import SpectrumMap, hold_spectrum, spectrum_map
@@ -111,7 +110,7 @@ class HouseholderChart:
     def frame_sizes(self) -> tuple[int, ...]:
         """Parameters of each core; zero for a constant one."""
         return tuple(
-            full_size(d, r) if full else reduced_size(d, r)
+            chart_of(full).size(d, r)
             for (d, r), full in zip(self.shape.merged.frame_shapes, self.is_full, strict=True)
         )
 
@@ -150,7 +149,7 @@ class HouseholderChart:
         return tuple(left), tuple(right)
 
     def _cores_at_once(self, vector: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The same of joined coordinates, by one operator: for ``torch.compile``.
+        """The same of joined coordinates, as a compiler is given them.
 
         Shape:
             - vector: ``(sum(frame_sizes),)``, in float32 or float64

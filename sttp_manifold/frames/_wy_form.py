@@ -35,6 +35,7 @@ __all__ = [
     "FullChart",
     "Parts",
     "ReducedChart",
+    "chart_of",
     "explain_overflow",
     "is_watched",
     "poison_overflow",
@@ -203,6 +204,11 @@ class Chart:
     """From parameters to reflectors to parts to a frame, and from its cotangent back."""
 
     @staticmethod
+    def size(d: int, r: int) -> int:
+        """Parameters of a frame."""
+        raise NotImplementedError
+
+    @staticmethod
     def unpack(parameters: Tensor, d: int, r: int) -> Tensor:
         """Reflectors without their ones, ``(b, d, r)``; of a reduced chart ``(b, d - r, r)``."""
         raise NotImplementedError
@@ -254,6 +260,11 @@ def _symmetric_factor(W: Tensor, Zt: Tensor, upper: Tensor) -> Tensor:
 
 class FullChart(Chart):
     """Reflectors that are unit lower trapezoidal."""
+
+    @staticmethod
+    def size(d: int, r: int) -> int:
+        """See the base class."""
+        return d * r - r * (r + 1) // 2
 
     @staticmethod
     def unpack(parameters: Tensor, d: int, r: int) -> Tensor:
@@ -330,6 +341,11 @@ class ReducedChart(Chart):
     """Reflectors ``[I; B]``."""
 
     @staticmethod
+    def size(d: int, r: int) -> int:
+        """See the base class."""
+        return r * (d - r)
+
+    @staticmethod
     def unpack(parameters: Tensor, d: int, r: int) -> Tensor:
         """See the base class."""
         return parameters.view(parameters.shape[0], d - r, r)
@@ -377,3 +393,8 @@ class ReducedChart(Chart):
         W = torch.bmm(_t(torch.baddbmm(top, _t(B), bottom)), _t(Zt))
         K = _symmetric_factor(W, Zt, _constants(r, B).upper)
         return _add_product(torch.bmm(B, K), bottom, Zt)
+
+
+def chart_of(full: bool) -> type[Chart]:
+    """The full chart, or the reduced one."""
+    return FullChart if full else ReducedChart

@@ -1,4 +1,4 @@
-"""All frames of a vector of coordinates, as ``torch.compile`` is given them.
+"""All frames of a vector of coordinates, as ``torch.compile`` and ``torch.export`` are given them.
 
 Where there are kernels, one operator forms all frames, and a compiler need not look into it
 (:mod:`sttp_manifold.frames.operator`). Elsewhere they are plain operations, which it puts into one
@@ -12,7 +12,7 @@ A frame with a reflector whose squared norm overflows is NaN, as on an accelerat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,11 +22,10 @@ from sttp_manifold.frames._kernel_table import has_kernel, kernels_serve
 from sttp_manifold.frames._wy_form import (
     Chart,
     FullChart,
-    ReducedChart,
+    chart_of,
     poison_overflow,
     transforms_active,
 )
-from sttp_manifold.frames.householder import full_size, reduced_size
 from sttp_manifold.frames.operator import frames_by_kernels
 
 __all__ = ["all_frames", "is_wanted"]
@@ -36,14 +35,17 @@ _SMALL = 16
 
 
 def is_wanted() -> bool:
-    """Whether ``torch.compile`` writes down what is done, not for an export, nor a transform.
+    """Whether a compiler or an export writes down what is done, and no transform beside."""
+    return torch.compiler.is_compiling() and not transforms_active()
+
+
+def _takes_operators() -> bool:
+    """Whether a graph may call operators of this package: not one that is exported.
 
     A version of torch that cannot tell an export from a compilation gets plain operations.
     """
     exporting = getattr(torch.compiler, "is_exporting", None)
-    if exporting is None or not torch.compiler.is_compiling():
-        return False
-    return not exporting() and not transforms_active()
+    return exporting is not None and not exporting()
 
 
 def all_frames(
@@ -62,12 +64,9 @@ def all_frames(
     """
     # No coordinates: minus the identity. They are written here, where they are constants.
     frames = [-torch.eye(d, r, dtype=vector.dtype, device=vector.device) for d, r in shapes]
-    sizes = [
-        full_size(d, r) if whole else reduced_size(d, r)
-        for (d, r), whole in zip(shapes, full, strict=True)
-    ]
+    sizes = [chart_of(whole).size(d, r) for (d, r), whole in zip(shapes, full, strict=True)]
     held = [k for k, size in enumerate(sizes) if size]
-    kernels = kernels_serve(vector.device, vector.dtype)
+    kernels = kernels_serve(vector.device, vector.dtype) and _takes_operators()
     by_kernels = [k for k in held if kernels and has_kernel(*shapes[k])]
     others = [k for k in held if k not in by_kernels]
     parts = vector.split(sizes)
@@ -80,7 +79,8 @@ def all_frames(
     return frames
 
 
-class _Run(NamedTuple):
+@dataclass
+class _Run:
     """Equal frames that follow each other.
 
     Attributes:
@@ -97,12 +97,11 @@ class _Run(NamedTuple):
 
     @property
     def chart(self) -> type[Chart]:
-        return FullChart if self.full else ReducedChart
+        return chart_of(self.full)
 
     @property
     def numel(self) -> int:
-        size = full_size(self.d, self.r) if self.full else reduced_size(self.d, self.r)
-        return self.many * size
+        return self.many * self.chart.size(self.d, self.r)
 
     def reflectors(self, coordinates: Tensor) -> Tensor:
         """Those of the chart, without their ones."""
@@ -114,8 +113,9 @@ def _plain_frames(
 ) -> list[Tensor]:
     runs: list[_Run] = []
     for (d, r), whole in zip(shapes, full, strict=True):
-        if runs and runs[-1][1:] == (d, r, whole):
-            runs[-1] = _Run(runs[-1].many + 1, d, r, whole)
+        last = runs[-1] if runs else None
+        if last is not None and (last.d, last.r, last.full) == (d, r, whole):
+            runs[-1] = _Run(last.many + 1, d, r, whole)
         else:
             runs.append(_Run(1, d, r, whole))
     pieces = vector.split([run.numel for run in runs])

@@ -28,7 +28,7 @@ from torch import Tensor
 from sttp_manifold._arguments import explained
 from sttp_manifold.errors import ShapeError
 from sttp_manifold.frames._householder_autograd import full, reduced
-from sttp_manifold.frames._wy_form import strictly_lower
+from sttp_manifold.frames._wy_form import FullChart, ReducedChart, strictly_lower
 from sttp_manifold.tt.precision import is_half
 
 __all__ = [
@@ -44,13 +44,13 @@ __all__ = [
 @explained
 def full_size(d: int, r: int) -> int:
     """Parameters of the full chart, ``d r - r (r + 1) / 2``."""
-    return d * r - r * (r + 1) // 2
+    return FullChart.size(d, r)
 
 
 @explained
 def reduced_size(d: int, r: int) -> int:
     """Parameters of the reduced chart, ``r (d - r)``."""
-    return r * (d - r)
+    return ReducedChart.size(d, r)
 
 
 @explained

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.frames._kernel_table import FrameTable, Placed, kept_numbers
-from sttp_manifold.frames.householder import full_size, reduced_size
+from sttp_manifold.frames._wy_form import chart_of
 
 __all__ = ["frames_by_kernels"]
 
@@ -39,10 +39,6 @@ def frames_by_kernels(
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _size(d: int, r: int, full: bool) -> int:
-    return full_size(d, r) if full else reduced_size(d, r)
-
-
 @lru_cache(maxsize=256)
 def _table(
     rows: tuple[int, ...], columns: tuple[int, ...], full: tuple[bool, ...], device: torch.device
@@ -51,7 +47,7 @@ def _table(
     placed, start, place = [], 0, 0
     for d, r, whole in zip(rows, columns, full, strict=True):
         placed.append(Placed(start, place, d, r, whole, False))
-        start, place = start + _size(d, r, whole), place + d * r
+        start, place = start + chart_of(whole).size(d, r), place + d * r
     return FrameTable(placed, device)
 
 
@@ -101,7 +97,7 @@ def _(
 
 @_back.register_fake
 def _(gradient: Tensor, vector: Tensor, kept: Tensor, *sizes: list[Any]) -> Tensor:
-    return kept.new_empty(sum(map(_size, *sizes)))
+    return torch.empty_like(vector, memory_format=torch.contiguous_format)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

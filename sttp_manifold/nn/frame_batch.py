@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from sttp_manifold.frames._wy_form import (
-    FullChart,
     Parts,
-    ReducedChart,
+    chart_of,
     refuse_overflow,
 )
 from sttp_manifold.nn.batch_plan import Bucket, Plan
@@ -241,7 +240,7 @@ def _leaves(plan: Plan, joined: Tensor) -> tuple[list[Tensor], _Saved]:
         if bucket.entries:
             leaves.append(next(formed))
             continue
-        chart = FullChart if bucket.full else ReducedChart
+        chart = chart_of(bucket.full)
         Y = numbers.view(bucket.count, bucket.rows, bucket.r)
         parts = chart.parts(Y, refuse_overflow)
         saved.append(parts)
@@ -281,5 +280,5 @@ def _pull_back_frames(
         G = G.view(bucket.count, bucket.r, bucket.d).transpose(1, 2)
     else:
         G = G.view(bucket.count, bucket.d, bucket.r)
-    chart = FullChart if bucket.full else ReducedChart
+    chart = chart_of(bucket.full)
     return chart.pull_back(parts, G).reshape(-1)
