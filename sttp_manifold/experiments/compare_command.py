@@ -127,15 +127,7 @@ def compare(
         ),
     ] = None,
     lr: shared.Rates = None,
-    tune: Annotated[
-        bool,
-        typer.Option(
-            "--tune",
-            help="First choose each method's learning rate from the task's grid, on the "
-            "validation split and seeds of its own, and keep it with the task.",
-            rich_help_panel=shared.RATES,
-        ),
-    ] = False,
+    tune: shared.Tune = False,
     tuning_seeds: shared.TuningSeeds = None,
     extensions: shared.Extensions = None,
     tuned_file: shared.TunedFile = None,

@@ -98,14 +98,7 @@ def gan(
         typer.Option(help="Mixed precision: bfloat16. \\[none]", show_default=False),
     ] = None,
     lr: shared.Rates = None,
-    tune: Annotated[
-        bool,
-        typer.Option(
-            "--tune",
-            help="First choose each discriminator's rate from three, and keep it.",
-            rich_help_panel=shared.RATES,
-        ),
-    ] = False,
+    tune: shared.Tune = False,
     tuning_seeds: shared.TuningSeeds = None,
     extensions: shared.Extensions = None,
     tuned_file: shared.TunedFile = None,

@@ -26,6 +26,7 @@ __all__ = [
     "Rates",
     "ShardOf",
     "TensorBoard",
+    "Tune",
     "TunedFile",
     "TuningSeeds",
     "leave",
@@ -89,6 +90,15 @@ TensorBoard = Annotated[
         "--tensorboard",
         help="Log each run's curves to OUT/tensorboard as well.",
         rich_help_panel=RUNS,
+    ),
+]
+Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune",
+        help="First choose each method's learning rate from the task's grid, on the "
+        "validation split and seeds of its own, and keep it with the task.",
+        rich_help_panel=RATES,
     ),
 ]
 TuningSeeds = Annotated[

@@ -50,7 +50,10 @@ def places_meant(model: nn.Module, targets: Targets) -> tuple[dict[Place, str], 
         reasons = {place: why_none_beside(place.module) for place in known}
         left = [f"{show(known[place])}: {why}" for place, why in reasons.items() if why]
         if len(left) == len(known):
-            raise ConversionError(f"no layer can have an update: {listed(left)}")
+            raise ConversionError(
+                f"no layer can have an update: {listed(left)}; adapt needs a layer such as "
+                "nn.Linear beside them"
+            )
         return {place: name for place, name in known.items() if not reasons[place]}, left
     several = [targets] if isinstance(targets, str) or callable(targets) else list(targets)
     if not several:
