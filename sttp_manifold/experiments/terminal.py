@@ -56,7 +56,7 @@ def prepare_streams() -> None:
 
 @contextmanager
 def ending(interrupted: str = "Stopped.") -> Iterator[None]:
-    """How a command ends: what is wrong with its settings, or cannot be timed, is said: exit code 2.
+    """How a command ends: what is wrong with its settings, or cannot be timed, is exit code 2.
 
     An interrupt, and the signal that ends processes, is exit code 130. No traceback for either.
 

@@ -232,22 +232,22 @@ class TTShape:
 
     # -- sizes ----------------------------------------------------------------------------------
 
-    @_cached
+    @property
     def d_out(self) -> int:
         """Rows of ``W``, the product of ``out_modes``."""
         return math.prod(self.out_modes)
 
-    @_cached
+    @property
     def d_in(self) -> int:
         """Columns of ``W``, the product of ``in_modes``."""
         return math.prod(self.in_modes)
 
-    @_cached
+    @property
     def rank(self) -> int:
         """Centre rank ``r``, the length of the spectrum."""
         return self.ranks[len(self.out_modes)]
 
-    @_cached
+    @property
     def numel(self) -> int:
         """Elements of the dense weight, ``d_out * d_in``."""
         return self.d_out * self.d_in
