@@ -10,12 +10,9 @@ from __future__ import annotations
 import warnings
 
 with warnings.catch_warnings():
-    warnings.filterwarnings(
-        "ignore", message=r"`torch\.jit\.script` is deprecated", category=DeprecationWarning
-    )
-    warnings.filterwarnings(
-        "ignore", message=r"`torch\.jit\.script` is not supported", category=DeprecationWarning
-    )
+    # A DeprecationWarning until torch 2.13, a FutureWarning after it; the second is Python 3.14's.
+    warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated")
+    warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is not supported")
     import geoopt
 
 from geoopt import Euclidean, EuclideanStiefel, ManifoldParameter, ManifoldTensor, ProductManifold

@@ -166,7 +166,7 @@ class RiemannianWeight(SpectralWeight):
         )
 
     def _value_of(self, tensors: Sequence[Tensor]) -> SpectralTT:
-        point, *values = (tensor.to(computing_dtype(tensor.dtype)) for tensor in tensors)
+        point, *values = [tensor.to(computing_dtype(tensor.dtype)) for tensor in tensors]
         if not values:
             return self.manifold.unpack(point)
         return SpectralTT(*self._own_manifold.cores(point, lambda _: values[0]), shape=self.shape)

@@ -23,7 +23,7 @@ from sttp_manifold.manifolds.cost import ManifoldCost
 from sttp_manifold.tt import SPECTRA
 
 # geoopt's SymmetricPositiveDefinite compiles its matrix functions when they are called.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
 
 DTYPES = [torch.float64, torch.float32]
 A = normal(3, 6, 6)

@@ -23,7 +23,7 @@ from sttp_manifold.manifolds.geometry import geometry_of, plain
 
 D = torch.float64
 # geoopt compiles some of SymmetricPositiveDefinite when it is first called.
-pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script`:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script`")
 rows = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
 own = pytest.mark.parametrize("row", OURS.values(), ids=OURS)
 hessians = pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_third_derivatives(chart):
 
 
 # torch's own forward mode loads decompositions by a deprecated function.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @parametrized
 def test_every_jacobian_and_hessian_product_agrees(chart):
     frame, size = CHARTS[chart]

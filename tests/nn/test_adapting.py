@@ -587,7 +587,7 @@ def test_updates_are_formed_together() -> None:
     assert not remove_adapter(model)._forward_pre_hooks
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 def test_the_rest_of_the_package_and_torch_take_it() -> None:
     model = trained(adapt(net(), 3, ["3", "5"]))
     x, y = image(), model(image())

@@ -188,13 +188,13 @@ def test_a_transformer_of_torch_takes_no_fast_path(batch_first: bool, norm_first
 
 def traced(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
         return torch.jit.trace(model, x)
 
 
 def scripted(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
         return torch.jit.script(model)
 
 

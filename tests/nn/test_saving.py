@@ -250,7 +250,7 @@ def test_a_single_layer_a_weight_and_a_network_without_spectral_ones(tmp_path: P
     assert torch.equal(load(path, into=copy.deepcopy(plain))[0].weight, plain[0].weight)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 def test_a_compiled_network_is_its_own(tmp_path: Path) -> None:
     model = net()
     save(torch.compile(model), tmp_path / "a.safetensors")

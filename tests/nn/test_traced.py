@@ -12,7 +12,7 @@ from sttp_manifold.nn import SpectralConv2d, SpectralLinear, compress
 
 # The second says that sizes become constants, which those of a weight are.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 

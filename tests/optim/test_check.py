@@ -144,7 +144,7 @@ def one_process():
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_zero_redundancy(one_process):
     from torch.distributed.optim import ZeroRedundancyOptimizer
 

@@ -14,7 +14,7 @@ from sttp_manifold.optim.minimize import METHODS
 
 D = torch.float64
 # geoopt compiles some of SymmetricPositiveDefinite when it is first called.
-pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script`:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script`")
 
 
 def problem(row: Row, batch: tuple[int, ...], dtype: torch.dtype = D):
