@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 import torch
 from benchmark_scripts import BENCHMARKS, run_script
+from calls import counted
+
+from sttp_manifold._geoopt import EuclideanStiefel, ManifoldParameter
+from sttp_manifold.optim import RiemannianAdam
 
 ROWS = {
     "frame map",
@@ -230,3 +234,25 @@ def test_steps_under_compile_are_timed_beside_eager_ones() -> None:
     assert (network, method) == ("64-128-64-10", "SVDP chart")
     assert all(float(number) > 0 for number in numbers)
     assert int(operators) == 0  # a compiler sees plain operations where there are no kernels
+
+
+def test_the_products_of_a_step_are_those_that_the_optimizer_calls(script: Any) -> None:
+    floor: ModuleType = script("step_floor")
+    for kind, many in floor.PRODUCTS.items():
+        frames = [
+            ManifoldParameter(torch.linalg.qr(torch.randn(24, 4))[0], manifold=EuclideanStiefel())
+            for _ in range(3)
+        ]
+        for frame in frames:
+            frame.grad = torch.randn(24, 4)
+        step = RiemannianAdam(frames, 1e-3, second_moment=kind).step
+        calls = counted(step)
+        assert calls["bmm"] + calls["baddbmm"] + calls["baddbmm_"] == many
+
+
+@pytest.mark.slow
+def test_products_are_timed_beside_adam() -> None:
+    said = run_script("step_floor.py", "--turns", "1", seconds=300)
+    rows = [line.strip("| ").split(" | ") for line in said.splitlines() if line.startswith("|")]
+    assert [row[0].split()[0] for row in rows[2:]] == ["torch", "6", "6", "8", "8"]
+    assert all(float(row[1]) > 0 for row in rows[2:])

@@ -41,8 +41,12 @@ def has_values(*tensors: Tensor) -> bool:
     return not any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in tensors)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def in_onnx_export() -> bool:
-    """Whether a network is being written down for ONNX."""
+    """Whether a network is being written down for ONNX.
+
+    Asked where it runs: in a trace, ``torch.onnx.is_in_onnx_export()`` is always False.
+    """
     exporting = getattr(torch.compiler, "is_exporting", None)
     watched = torch.jit.is_tracing() or (exporting is not None and exporting())
     return watched and torch.onnx.is_in_onnx_export()
