@@ -20,11 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sttp_manifold.frames._wy_form import (
-    Parts,
-    chart_of,
-    refuse_overflow,
-)
+from sttp_manifold.frames._wy_form import Parts, chart_of, refuse_overflow
 from sttp_manifold.nn.batch_plan import Bucket, Plan
 from sttp_manifold.nn.chain_products import Trace, contracted, pulled_back
 from sttp_manifold.nn.torch_state import graph_is_kept, is_batched, outside_autocast

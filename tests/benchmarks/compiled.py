@@ -21,6 +21,7 @@ from training import METHODS
 from sttp_manifold.experiments.models import ResNet
 from sttp_manifold.nn import compress
 
+LONG = "ResNet-20"
 # Network, size of one input, batch, rank.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] = {
     "64-128-64-10": (
@@ -56,9 +57,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] =
         16,
         8,
     ),
-    "ResNet-20": (lambda: ResNet(20), (3, 32, 32), 8, 16),
+    LONG: (lambda: ResNet(20), (3, 32, 32), 8, 16),
 }
-LONG = "ResNet-20"
 
 
 def works(model: nn.Module, x: Tensor) -> tuple[Work, Work]:

@@ -50,21 +50,24 @@ def stack(n: int, d: int, r: int) -> Stack:
     return Stack(frames, gradients, X, G, torch.empty(n, r, r), zeros, zeros.clone())
 
 
+def multiply(X: Tensor, G: Tensor, S: Tensor, many: int) -> None:
+    """``X^T G`` and ``X S`` in turn."""
+    for _ in range(many // 2):
+        torch.bmm(X.mT, G, out=S)
+        torch.bmm(X, S, out=G)
+
+
 def products(stacks: list[Stack], many: int) -> None:
-    """``X^T G`` and ``X S`` in turn, of every stack."""
+    """So many products of every stack."""
     for one in stacks:
-        for _ in range(many // 2):
-            torch.bmm(one.X.mT, one.G, out=one.S)
-            torch.bmm(one.X, one.S, out=one.G)
+        multiply(one.X, one.G, one.S, many)
 
 
 def bare_step(stacks: list[Stack], many: int) -> None:
     """The same, with passes over memory as few as there can be."""
     for one in stacks:
         X, G = torch.stack(one.frames), torch.stack(one.gradients)
-        for _ in range(many // 2):
-            torch.bmm(X.mT, G, out=one.S)
-            torch.bmm(X, one.S, out=G)
+        multiply(X, G, one.S, many)
         one.momentum.lerp_(G, 0.1)
         if many == PRODUCTS["frame"]:
             norms = torch.linalg.vector_norm(G, dim=(1, 2), keepdim=True)

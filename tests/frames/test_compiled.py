@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
-from sttp_manifold.frames import full_frame, reduced_frame
+from sttp_manifold.frames import compiled, full_frame, reduced_frame
 from sttp_manifold.frames._wy_form import _Made
 from sttp_manifold.frames.compiled import all_frames
 
@@ -133,3 +133,34 @@ def test_places_below_the_diagonal_are_torch_s_whatever_the_default_dtype(
         assert torch.equal(inverse, torch.arange(len(rows)))
     finally:
         torch.set_default_dtype(before)
+
+
+class Frames(torch.nn.Module):
+    """Some frames, as a network forms them."""
+
+    def forward(self, vector: Tensor) -> list[Tensor]:
+        return at_once(vector, MIXED)
+
+
+def operators_of(graph: torch.fx.Graph) -> list[str]:
+    return [str(node.target) for node in graph.nodes if "sttp_manifold" in str(node.target)]
+
+
+def test_where_there_are_kernels_a_graph_has_them_unless_it_is_exported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiled, "kernels_serve", lambda device, dtype: True)
+    vector, graphs = vector_of(MIXED), []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph.graph)
+        return lambda *inputs: [torch.empty(d, r) for d, r, _ in MIXED]
+
+    torch._dynamo.reset()
+    torch.compile(Frames(), backend=keep, fullgraph=True)(vector)
+    assert len(operators_of(graphs[0])) == 1
+    for strict in (False, True):
+        exported = torch.export.export(Frames(), (vector,), strict=strict)
+        assert not operators_of(exported.graph)
+        for frame, wanted in zip(exported.module()(vector), one_by_one(vector, MIXED), strict=True):
+            torch.testing.assert_close(frame, wanted, rtol=1e-10, atol=1e-10)
